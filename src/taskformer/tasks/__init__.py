@@ -1,0 +1,36 @@
+"""Tasks: what a network predicts per pixel, how that is learned, measured and drawn.
+
+To add one, write a file with a class that has ``@register("name")`` and import it here.
+"""
+
+from taskformer.tasks.base import IGNORE_INDEX, Geometry, Task
+from taskformer.tasks.classification import Classification
+from taskformer.tasks.depth import Depth
+from taskformer.tasks.edges import Edges
+from taskformer.tasks.maps import LabelMapTask, ValueMapTask
+from taskformer.tasks.normals import Normals
+from taskformer.tasks.registry import build_task, build_tasks, register, registered
+from taskformer.tasks.regression import Regression
+from taskformer.tasks.saliency import Saliency
+from taskformer.tasks.segmentation import HUMAN_PARTS, HumanParts, SemanticSegmentation
+
+__all__ = [
+    "HUMAN_PARTS",
+    "IGNORE_INDEX",
+    "Classification",
+    "Depth",
+    "Edges",
+    "Geometry",
+    "HumanParts",
+    "LabelMapTask",
+    "Normals",
+    "Regression",
+    "Saliency",
+    "SemanticSegmentation",
+    "Task",
+    "ValueMapTask",
+    "build_task",
+    "build_tasks",
+    "register",
+    "registered",
+]

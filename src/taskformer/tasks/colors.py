@@ -1,0 +1,74 @@
+"""Colours of label maps, values and normals."""
+
+import colorsys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: A dark blue that is neither a grey value nor a class colour.
+INVALID_COLOR = (20, 20, 40)
+
+_GOLDEN_RATIO = 0.618033988749895
+
+
+def distinct_colors(count: int) -> NDArray[np.uint8]:
+    """Make bright colours that differ from each other and from :data:`INVALID_COLOR`.
+
+    Hues walk by the golden ratio, so that colours of neighbouring ids are far apart; brightness and saturation
+    change too. The first colours do not depend on the count.
+
+    Args:
+        count: Number of colours.
+
+    Returns:
+        RGB colours ``(count, 3)``.
+    """
+    colors = []
+    for index in range(count):
+        hue = (0.6 + index * _GOLDEN_RATIO) % 1
+        value = (1.0, 0.75, 0.5)[index % 3]
+        saturation = (0.55, 0.9)[index // 3 % 2]
+        colors.append(colorsys.hsv_to_rgb(hue, saturation, value))
+    return np.asarray(np.round(np.array(colors).reshape(count, 3) * 255), dtype=np.uint8)
+
+
+def color_scale(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    """Draw values with the viridis colour map: purple at ``low`` and below, yellow at ``high`` and above.
+
+    Args:
+        values: Map ``(H, W)``, not finite where invalid.
+        low: Value at the purple end; may be larger than ``high``.
+        high: Value at the yellow end.
+
+    Returns:
+        RGB image ``(H, W, 3)``.
+    """
+    # Importing OpenCV takes a while, and training without pictures does without it.
+    import cv2
+
+    levels = unit_to_byte((values.astype(np.float64) - low) / (high - low))
+    colors = cv2.applyColorMap(np.ascontiguousarray(levels), cv2.COLORMAP_VIRIDIS)
+    return darken_invalid(np.ascontiguousarray(colors[..., ::-1]), np.isfinite(values))
+
+
+def gray_scale(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Draw values in [0, 1], map ``(H, W)``, from black to white."""
+    return darken_invalid(np.repeat(unit_to_byte(values)[..., None], 3, axis=-1), np.isfinite(values))
+
+
+def normal_colors(vectors: NDArray[Any]) -> NDArray[np.uint8]:
+    """Draw unit vectors ``(3, H, W)`` as RGB ``(n + 1) / 2``."""
+    valid = np.isfinite(vectors).all(axis=0)
+    return darken_invalid(np.moveaxis(unit_to_byte((vectors + 1) / 2), 0, -1), valid)
+
+
+def darken_invalid(image: NDArray[np.uint8], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return the image ``(H, W, 3)`` with :data:`INVALID_COLOR` where ``valid`` ``(H, W)`` is false."""
+    return np.where(valid[..., None], image, np.array(INVALID_COLOR, dtype=np.uint8))
+
+
+def unit_to_byte(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Map [0, 1] to 0..255, clipping what lies outside; values that are not finite become 0."""
+    finite = np.where(np.isfinite(values), values, 0)
+    return np.asarray(np.round(np.clip(finite, 0, 1) * 255), dtype=np.uint8)

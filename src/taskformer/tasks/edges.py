@@ -1,0 +1,76 @@
+"""Semantic or occlusion edges."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics import Metric
+
+from taskformer.errors import ConfigError
+from taskformer.metrics.edges import TolerantFMeasure
+from taskformer.tasks.base import IGNORE_INDEX, Geometry
+from taskformer.tasks.colors import gray_scale
+from taskformer.tasks.losses import edge_cross_entropy
+from taskformer.tasks.maps import ValueMapTask, plane
+from taskformer.tasks.registry import register
+
+
+@register("edges")
+class Edges(ValueMapTask):
+    """Edges; targets ``(B, 1, H, W)`` float32 in [0, 1], NaN where invalid.
+
+    The defaults are those of NYUD-v2; PASCAL-Context uses a weight of 0.95 and a distance of 0.0075.
+
+    Args:
+        name: The task's name.
+        positive_weight: Weight of edges in the loss, in (0, 1); the rest has ``1 - positive_weight``.
+        max_dist: Tolerance of the F-measure as a fraction of the image diagonal.
+        loss_weight: Weight of the task's loss in the sum.
+    """
+
+    geometry: ClassVar[Geometry] = "value"
+    headline: ClassVar[str] = "f_tolerant"
+    units: ClassVar[dict[str, str]] = {"f_tolerant": "%", "threshold": ""}
+    higher_is_better: ClassVar[bool] = True
+
+    def __init__(
+        self, name: str, positive_weight: float = 0.8, max_dist: float = 0.011, loss_weight: float = 50.0
+    ) -> None:
+        if not (0 < positive_weight < 1 and max_dist >= 0):
+            message = (
+                f"task {name!r} needs positive_weight in (0, 1) and max_dist of at least 0, "
+                f"got {positive_weight} and {max_dist}"
+            )
+            raise ConfigError(message)
+        super().__init__(name, 1, loss_weight)
+        self.positive_weight = positive_weight
+        self.max_dist = max_dist
+
+    def check(self, target: Tensor, output: Tensor) -> Tensor:
+        """Return edges as ``(B, 1, H, W)`` float32; integer maps of 0, 1 and 255 (invalid) are accepted."""
+        if not target.is_floating_point():
+            target = torch.where(target == IGNORE_INDEX, torch.nan, target.float())
+        return super().check(target, output)
+
+    def _loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return edge_cross_entropy(output, target, self.positive_weight)
+
+    def _metrics(self) -> dict[str, Metric]:
+        return {"tolerant": TolerantFMeasure(self.max_dist)}
+
+    def decode(self, output: Tensor) -> Tensor:
+        """Return the probability of an edge ``(B, 1, H, W)`` float32."""
+        return output.float().sigmoid()
+
+    def colorize(self, values: NDArray[Any]) -> NDArray[np.uint8]:
+        """Draw probabilities or edges in [0, 1] in white on black."""
+        return gray_scale(plane(self, values))
+
+    def constant(self, targets: list[Tensor]) -> Tensor:
+        """Return the logit ``(1,)`` of the share of edge pixels."""
+        values = self.values(targets)
+        share = values[torch.isfinite(values)].double().mean().nan_to_num(0.0)
+        # Inside the metric's thresholds, where predicting edges everywhere still counts.
+        return torch.logit(share, eps=0.02).float().view(1)

@@ -1,0 +1,67 @@
+"""Surface normals."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric
+
+from taskformer.errors import InvalidTargetError
+from taskformer.metrics.normals import AngularError, unit_vectors
+from taskformer.tasks.base import Geometry
+from taskformer.tasks.colors import normal_colors
+from taskformer.tasks.losses import normals_l1
+from taskformer.tasks.maps import ValueMapTask
+from taskformer.tasks.registry import register
+
+
+@register("normals")
+class Normals(ValueMapTask):
+    """Surface normals; targets ``(B, 3, H, W)`` float32 unit vectors, NaN where invalid.
+
+    In the camera's frame x points right, y down and z into the scene.
+
+    Args:
+        name: The task's name.
+        loss_weight: Weight of the task's loss in the sum.
+    """
+
+    geometry: ClassVar[Geometry] = "vector"
+    headline: ClassVar[str] = "mean_angle"
+    units: ClassVar[dict[str, str]] = {
+        "mean_angle": "deg",
+        "median_angle": "deg",
+        "within_11.25": "%",
+        "within_22.5": "%",
+        "within_30": "%",
+    }
+    higher_is_better: ClassVar[bool] = False
+
+    def __init__(self, name: str, loss_weight: float = 10.0) -> None:
+        super().__init__(name, 3, loss_weight)
+
+    def _loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return normals_l1(output, target)
+
+    def _metrics(self) -> dict[str, Metric]:
+        return {"angular_error": AngularError()}
+
+    def decode(self, output: Tensor) -> Tensor:
+        """Return unit vectors ``(B, 3, H, W)`` float32."""
+        return unit_vectors(output.float())
+
+    def colorize(self, values: NDArray[Any]) -> NDArray[np.uint8]:
+        """Draw unit vectors ``(3, H, W)`` as RGB ``(n + 1) / 2``."""
+        if values.ndim != 3 or values.shape[0] != 3:
+            message = f"task {self.name!r} draws vectors (3, H, W), got {values.shape}"
+            raise InvalidTargetError(message)
+        return normal_colors(values)
+
+    def constant(self, targets: list[Tensor]) -> Tensor:
+        """Return the normalised mean normal ``(3,)``."""
+        vectors = self.values(targets)
+        total = vectors[torch.isfinite(vectors).all(dim=1)].double().sum(dim=0)
+        return F.normalize(total, dim=0).float()

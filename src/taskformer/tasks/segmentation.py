@@ -1,0 +1,74 @@
+"""Semantic segmentation and human parts."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import Tensor
+from torchmetrics import Metric
+
+from taskformer.metrics.segmentation import MeanIoU, SegmentationScores
+from taskformer.tasks.losses import cross_entropy
+from taskformer.tasks.maps import LabelMapTask
+from taskformer.tasks.registry import register
+
+HUMAN_PARTS = ("background", "head", "torso", "upper arms", "lower arms", "upper legs", "lower legs")
+
+
+@register("semseg")
+class SemanticSegmentation(LabelMapTask):
+    """Which class each pixel belongs to; targets are class ids ``(B, H, W)`` int64, 255 where invalid.
+
+    Args:
+        name: The task's name.
+        classes: Class names in the order of their ids.
+        colors: One RGB colour per class, 0..255; distinct colours by default.
+        loss_weight: Weight of the task's loss in the sum.
+    """
+
+    headline: ClassVar[str] = "mIoU"
+    units: ClassVar[dict[str, str]] = {"mIoU": "%", "pixel_accuracy": "%"}
+
+    def __init__(
+        self,
+        name: str,
+        classes: Sequence[str],
+        colors: Sequence[Sequence[int]] | None = None,
+        loss_weight: float = 1.0,
+    ) -> None:
+        super().__init__(name, classes, colors, loss_weight)
+
+    def _loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return cross_entropy(output, target)
+
+    def _metrics(self) -> dict[str, Metric]:
+        return {"segmentation": SegmentationScores(self.channels)}
+
+
+@register("human_parts")
+class HumanParts(LabelMapTask):
+    """Which body part each pixel belongs to; targets are part ids ``(B, H, W)`` int64, 255 where invalid.
+
+    Args:
+        name: The task's name.
+        classes: Part names in the order of their ids; by default the background and the six parts of the literature.
+        colors: One RGB colour per part, 0..255; distinct colours by default.
+        loss_weight: Weight of the task's loss in the sum.
+    """
+
+    headline: ClassVar[str] = "mIoU"
+    units: ClassVar[dict[str, str]] = {"mIoU": "%"}
+
+    def __init__(
+        self,
+        name: str,
+        classes: Sequence[str] = HUMAN_PARTS,
+        colors: Sequence[Sequence[int]] | None = None,
+        loss_weight: float = 2.0,
+    ) -> None:
+        super().__init__(name, classes, colors, loss_weight)
+
+    def _loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return cross_entropy(output, target)
+
+    def _metrics(self) -> dict[str, Metric]:
+        return {"segmentation": MeanIoU(self.channels)}
