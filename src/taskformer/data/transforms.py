@@ -1,0 +1,515 @@
+"""Augmentations that keep every label true to its image. The only file that imports albumentations.
+
+Albumentations moves masks but knows nothing of metres or vectors: mirrored normals keep their sign, a zoomed room keeps
+its depth, padding becomes class 0. The transforms here move the pixels *and* correct the values, each by the
+``geometry`` of its task; photometric transforms are albumentations' own.
+
+How each one treats a pinhole camera with focal length ``f`` and principal point ``c`` (pixels; x right, y down, z into
+the scene; ``depth`` is z). After it, the depth map back-projected with the *new* camera has exactly the new normals:
+
+===================== ========================== ======================== ===================
+transform             depth                      normals                  new camera
+===================== ========================== ======================== ===================
+RandomHorizontalFlip  same                       x negated                c.x -> width-1-c.x
+RandomCrop, Pad       same                       same                     c shifts
+RandomRotate          same                       turn with the pixels     c turns
+Resize                same                       same                     f, c grow per axis
+RandomScale(s)        divided by s               same                     f, c grow by s
+===================== ========================== ======================== ===================
+
+The rotation is about the optical axis when ``c`` is the image centre; only then is the new camera the old one. Zooming
+shows a scene ``1/s`` the size through a lens ``s`` times as long, and is exact as that. Read as the *same* lens moved
+closer, the usual reason for the augmentation, it is approximate: only surfaces that face the camera agree, any other
+would need the normal ``(x, y, s*z)`` and would show new occlusions. The published recipes leave normals alone, as here.
+
+All maps are sampled at the nearest pixel, so no value is made up; pixels from outside are 255 or NaN.
+"""
+
+import os
+import random
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import cv2
+import numpy as np
+import torch
+from lightning.fabric.utilities.seed import pl_worker_init_function
+from numpy.typing import NDArray
+from torch import Tensor
+
+from taskformer.errors import ConfigError, InvalidTargetError, UnknownNameError
+from taskformer.tasks import IGNORE_INDEX, Edges, Task
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the internet for a newer version
+import albumentations as A
+
+#: What a pipeline is made of: transforms of this module, photometric ones of albumentations, ``OneOf`` etc. of them.
+Transform: TypeAlias = A.BasicTransform | A.BaseCompose
+
+Array: TypeAlias = NDArray[Any]
+Sample: TypeAlias = dict[str, Any]
+#: A task's ``geometry``, or ``"lines"`` for edge maps, which are thickened before they shrink.
+Kind: TypeAlias = Literal["label", "value", "lines", "depth", "vector"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+#: The mean colour as 8-bit RGB: what padding looks like, close to 0 after normalisation.
+MEAN_COLOR = (124, 116, 104)
+
+_TWINS = {
+    "HorizontalFlip": "RandomHorizontalFlip",
+    "RandomScale": "RandomScale",
+    "RandomResizedCrop": "RandomScale and RandomCrop",
+    "RandomSizedCrop": "RandomScale and RandomCrop",
+    "Affine": "RandomScale or RandomRotate",
+    "ShiftScaleRotate": "RandomScale or RandomRotate",
+    "Rotate": "RandomRotate",
+    "SafeRotate": "RandomRotate",
+    "RandomCrop": "RandomCrop",
+    "CenterCrop": "RandomCrop",
+    "PadIfNeeded": "Pad",
+    "Pad": "Pad",
+    "Resize": "Resize",
+    "LongestMaxSize": "Resize",
+    "SmallestMaxSize": "Resize",
+}
+
+
+def flip_normals(normals: Array) -> Array:
+    """Negate x of the vectors ``(..., 3)`` of a mirrored image (the pixels are moved elsewhere)."""
+    flipped: Array = normals * np.array([-1, 1, 1], dtype=normals.dtype)
+    return flipped
+
+
+def rotate_normals(normals: Array, matrix: Array) -> Array:
+    """Turn x and y of vectors ``(..., 3)`` by the ``(2, 2)`` rotation that moved the pixels."""
+    turned = normals.copy()
+    turned[..., :2] = normals[..., :2] @ matrix.T.astype(normals.dtype)
+    return turned
+
+
+def zoom_depth(depth: Array, scale: float) -> Array:
+    """Divide depth in metres by the factor by which the image grew: what looks larger is closer."""
+    return np.divide(depth, scale, dtype=depth.dtype)
+
+
+def unit_vectors(vectors: Array) -> Array:
+    """Scale vectors ``(..., 3)`` to unit length; those without a direction become NaN."""
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    valid = length > 1e-6
+    return np.where(valid, vectors / np.where(valid, length, 1), np.nan).astype(vectors.dtype)
+
+
+class SpatialTransform(A.DualTransform):  # type: ignore[misc]  # albumentations is untyped
+    """Base of transforms that move pixels. Subclasses say how the image moves and how a map does.
+
+    Args:
+        p: Probability that the transform is applied.
+    """
+
+    # Albumentations' own mask targets stay unsupported: it knows no kinds, so it could only treat them wrongly.
+    _targets = (A.core.type_definitions.Targets.IMAGE,)
+
+    def __init__(self, p: float = 1.0) -> None:
+        super().__init__(p=p)
+
+    def declare(self, kinds: Mapping[str, Kind]) -> None:
+        """Tell the transform the names and kinds of the maps that come with the image."""
+        for name, kind in kinds.items():
+            self._key2func[name] = partial(self.apply_to_map, kind=kind)
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Draw what is random, once for the image and all its maps (albumentations' hook)."""
+        del data
+        return self.draw(*params["shape"][:2])
+
+    def draw(self, height: int, width: int) -> dict[str, Any]:
+        """Draw what is random for an image of this size from ``self.py_random``; nothing by default."""
+        del height, width
+        return {}
+
+    @abstractmethod
+    def apply(self, img: Array, **params: Any) -> Array:
+        """Move the image ``(H, W, 3)``."""
+
+    @abstractmethod
+    def apply_to_map(self, pixels: Array, kind: Kind, **params: Any) -> Array:
+        """Move a map ``(H, W)`` or ``(H, W, C)`` and correct its values."""
+
+
+class RandomHorizontalFlip(SpatialTransform):
+    """Mirror left and right; normals are mirrored too.
+
+    Args:
+        p: Probability of a flip.
+    """
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__(p=p)
+
+    def apply(self, img: Array, **_: Any) -> Array:
+        """Mirror the image."""
+        return img[:, ::-1]
+
+    def apply_to_map(self, pixels: Array, kind: Kind, **_: Any) -> Array:
+        """Mirror the map."""
+        mirrored = pixels[:, ::-1]
+        return flip_normals(mirrored) if kind == "vector" else mirrored
+
+
+class RandomScale(SpatialTransform):
+    """Zoom by a random factor, the same in x and y; depth is divided by it.
+
+    Labels and normals keep their values: exact for a scene ``1/s`` the size seen through a focal length of ``s*f``,
+    approximate for the same lens moved closer (see the top of this module).
+
+    Args:
+        low: Smallest factor.
+        high: Largest factor.
+        p: Probability that the transform is applied.
+    """
+
+    def __init__(self, low: float = 0.5, high: float = 2.0, p: float = 1.0) -> None:
+        super().__init__(p=p)
+        if not 0 < low <= high:
+            msg = f"RandomScale needs 0 < low <= high, got low={low} and high={high}"
+            raise ConfigError(msg)
+        self.low = low
+        self.high = high
+
+    def draw(self, height: int, width: int) -> dict[str, Any]:
+        """Draw the factor and the new size."""
+        scale = self.py_random.uniform(self.low, self.high)
+        return {"scale": scale, "size": (max(1, round(height * scale)), max(1, round(width * scale)))}
+
+    def apply(self, img: Array, **params: Any) -> Array:
+        """Resize the image."""
+        return _resize_image(img, *params["size"])
+
+    def apply_to_map(self, pixels: Array, kind: Kind, **params: Any) -> Array:
+        """Resize the map."""
+        resized = _resize_map(pixels, kind, *params["size"])
+        return zoom_depth(resized, params["scale"]) if kind == "depth" else resized
+
+
+class RandomRotate(SpatialTransform):
+    """Turn the image about its centre; normals turn with it, corners that come from outside are invalid.
+
+    Args:
+        degrees: Largest angle, drawn from ``[-degrees, degrees]``.
+        p: Probability that the transform is applied.
+    """
+
+    def __init__(self, degrees: float = 10.0, p: float = 1.0) -> None:
+        super().__init__(p=p)
+        self.degrees = degrees
+
+    def draw(self, height: int, width: int) -> dict[str, Any]:
+        """Draw the angle and find the pixel that each new pixel comes from."""
+        angle = self.py_random.uniform(-self.degrees, self.degrees)
+        matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
+        # A rotation's inverse is its transpose: source = R^T (target - shift), as row vectors (target - shift) R.
+        target = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1)
+        x, y = np.moveaxis(np.rint((target - matrix[:, 2]) @ matrix[:, :2]).astype(int), -1, 0)
+        outside = (x < 0) | (x >= width) | (y < 0) | (y >= height)
+        return {"matrix": matrix, "source": (y.clip(0, height - 1), x.clip(0, width - 1)), "outside": outside}
+
+    def apply(self, img: Array, **params: Any) -> Array:
+        """Turn the image."""
+        size = (img.shape[1], img.shape[0])
+        return cv2.warpAffine(img, params["matrix"], size, flags=cv2.INTER_LINEAR, borderValue=MEAN_COLOR)
+
+    def apply_to_map(self, pixels: Array, kind: Kind, **params: Any) -> Array:
+        """Turn the map."""
+        turned = _pick(pixels, *params["source"])
+        turned[params["outside"]] = _invalid_value(pixels)
+        return rotate_normals(turned, params["matrix"][:, :2]) if kind == "vector" else turned
+
+
+class RandomCrop(SpatialTransform):
+    """Cut out a window at random; a side that is already smaller is left as it is (follow with :class:`Pad`).
+
+    Args:
+        height: Height of the window in pixels.
+        width: Width of the window in pixels.
+        p: Probability that the transform is applied.
+    """
+
+    def __init__(self, height: int, width: int, p: float = 1.0) -> None:
+        super().__init__(p=p)
+        self.height = height
+        self.width = width
+
+    def draw(self, height: int, width: int) -> dict[str, Any]:
+        """Draw the window."""
+        top = self.py_random.randint(0, max(0, height - self.height))
+        left = self.py_random.randint(0, max(0, width - self.width))
+        return {"window": (slice(top, top + self.height), slice(left, left + self.width))}
+
+    def apply(self, img: Array, **params: Any) -> Array:
+        """Cut the image."""
+        return _pick(img, *params["window"])
+
+    def apply_to_map(self, pixels: Array, kind: Kind, **params: Any) -> Array:
+        """Cut the map."""
+        del kind
+        return _pick(pixels, *params["window"])
+
+
+class Pad(SpatialTransform):
+    """Pad to at least this size: the image with ImageNet's mean colour, every map with invalid pixels.
+
+    Args:
+        height: Smallest height in pixels.
+        width: Smallest width in pixels.
+        position: Where the image lies in the padded one.
+    """
+
+    def __init__(self, height: int, width: int, position: Literal["center", "random"] = "center") -> None:
+        super().__init__(p=1.0)
+        self.height = height
+        self.width = width
+        self.position = position
+
+    def draw(self, height: int, width: int) -> dict[str, Any]:
+        """Draw the borders."""
+        return {"borders": (self._split(self.height - height), self._split(self.width - width))}
+
+    def _split(self, missing: int) -> tuple[int, int]:
+        missing = max(0, missing)
+        before = missing // 2 if self.position == "center" else self.py_random.randint(0, missing)
+        return before, missing - before
+
+    def apply(self, img: Array, **params: Any) -> Array:
+        """Pad the image."""
+        (top, bottom), (left, right) = params["borders"]
+        return cv2.copyMakeBorder(img, top, bottom, left, right, cv2.BORDER_CONSTANT, value=MEAN_COLOR)
+
+    def apply_to_map(self, pixels: Array, kind: Kind, **params: Any) -> Array:
+        """Pad the map."""
+        del kind
+        widths = [*params["borders"], (0, 0)][: pixels.ndim]
+        return np.pad(pixels, widths, constant_values=_invalid_value(pixels))
+
+
+class Resize(SpatialTransform):
+    """Resize the whole image; depth keeps its values, for this changes the sensor's pixels and not the view.
+
+    Args:
+        height: New height in pixels.
+        width: New width in pixels.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__(p=1.0)
+        self.height = height
+        self.width = width
+
+    def apply(self, img: Array, **_: Any) -> Array:
+        """Resize the image."""
+        return _resize_image(img, self.height, self.width)
+
+    def apply_to_map(self, pixels: Array, kind: Kind, **_: Any) -> Array:
+        """Resize the map."""
+        return _resize_map(pixels, kind, self.height, self.width)
+
+
+class PhotoMetricDistortion(A.Sequential):  # type: ignore[misc]  # albumentations is untyped
+    """Change brightness, contrast, saturation and hue, each with its own coin toss.
+
+    The defaults are the recipe of the multi-task dense-prediction literature (SSD's distortion).
+
+    Args:
+        brightness: Largest shift of 8-bit values.
+        contrast: Largest relative change of contrast.
+        saturation: Largest relative change of saturation.
+        hue: Largest shift of the hue in degrees.
+        p: Probability of each of the four.
+    """
+
+    def __init__(
+        self,
+        brightness: float = 32.0,
+        contrast: float = 0.5,
+        saturation: float = 0.5,
+        hue: float = 36.0,
+        p: float = 0.5,
+    ) -> None:
+        same = {"brightness": (1, 1), "contrast": (1, 1), "saturation": (1, 1), "hue": (0, 0), "p": p}
+        turn = hue / 360
+        steps = [
+            A.RandomBrightnessContrast(brightness_limit=brightness / 255, contrast_limit=0, p=p),
+            A.ColorJitter(**{**same, "contrast": (1 - contrast, 1 + contrast)}),
+            A.ColorJitter(**{**same, "saturation": (1 - saturation, 1 + saturation)}),
+            A.ColorJitter(**{**same, "hue": (-turn, turn)}),
+        ]
+        super().__init__(steps, p=1.0)
+
+
+class TaskCompose:
+    """Apply transforms to an image and all its targets, then normalise and turn everything into tensors.
+
+    The random stream starts from torch's seed, in the main process and in every loader worker: same seed, same run, and
+    workers and epochs differ. (Albumentations by itself repeats one stream in every worker and epoch, and when it
+    is seeded gives all transforms *equal* streams, so that say large zooms always come with a flip.)
+
+    Args:
+        transforms: What to do, in order, to the uint8 image and the raw targets. They are copied.
+        tasks: The tasks by name; targets of other names are refused.
+
+    Raises:
+        ConfigError: If a stock transform would move pixels without correcting depth, vectors and invalid pixels.
+    """
+
+    def __init__(self, transforms: Sequence[Transform], tasks: Mapping[str, Task]) -> None:
+        self.tasks = dict(tasks)
+        chain = deepcopy(list(transforms))
+        self._kinds = {name: kind for name, task in tasks.items() if (kind := _kind(task))}
+        for transform in _leaves(chain):
+            _refuse_uncorrected(transform)
+        self._compose = A.Compose(chain, additional_targets=dict.fromkeys(self._kinds, "mask"), strict=True)
+        for transform in _leaves(chain):
+            if isinstance(transform, SpatialTransform):
+                transform.declare(self._kinds)
+        self._torch_seed: int | None = None
+
+    def set_random_seed(self, seed: int) -> None:
+        """Start the random stream afresh; one stream is shared by all transforms, so their draws are independent."""
+        self._torch_seed = torch.initial_seed()
+        self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Transform one sample.
+
+        Args:
+            sample: ``{"image": (H, W, 3) uint8 RGB, "targets": {task: array of the same H, W}, "meta": {...}}``.
+
+        Returns:
+            The same keys with ``image`` ``(3, H', W')`` float32, ImageNet-normalised, integer targets
+            ``(H', W')`` int64 and the others ``(C, H', W')`` float32. Nothing shares memory with the input.
+
+        Raises:
+            UnknownNameError: If there is a target for which there is no task.
+            InvalidTargetError: If a target's size or type is wrong.
+        """
+        if self._torch_seed != torch.initial_seed():  # the first call of this process
+            self.set_random_seed(torch.initial_seed())
+        image, targets = sample["image"], sample["targets"]
+        maps = {name: self._checked(name, target, image) for name, target in targets.items() if self._has_pixels(name)}
+        moved = self._compose(image=image.copy(), **maps)
+        tensors = {name: self._to_tensor(name, moved.get(name, target)) for name, target in targets.items()}
+        return {"image": normalize(moved["image"]), "targets": tensors, "meta": dict(sample["meta"])}
+
+    def _has_pixels(self, name: str) -> bool:
+        """Whether the target is a map that moves with the image, and not one label for all of it."""
+        if name not in self.tasks:
+            kind = "target"
+            raise UnknownNameError(kind, name, self.tasks)
+        return name in self._kinds
+
+    def _checked(self, name: str, target: Array, image: Array) -> Array:
+        """Return the map, float64 as float32, or say what is wrong with it."""
+        label = self._kinds[name] == "label"
+        if target.shape[:2] != image.shape[:2]:
+            msg = f"the target {name!r} has the size {target.shape[:2]}, its image {image.shape[:2]} (height, width)"
+            raise InvalidTargetError(msg)
+        if target.dtype.kind not in ("iu" if label else "f"):
+            wanted = "integers, 255 where invalid" if label else "floats, NaN where invalid"
+            msg = f"the target {name!r} has the type {target.dtype}; data sets must give {wanted}"
+            raise InvalidTargetError(msg)
+        squeezed = target[..., 0] if target.ndim == 3 and target.shape[2] == 1 else target
+        return squeezed if label else squeezed.astype(np.float32)
+
+    def _to_tensor(self, name: str, target: Array) -> Tensor:
+        kind = self._kinds.get(name)
+        if kind == "label":
+            return torch.from_numpy(target.astype(np.int64))
+        if kind == "vector":
+            target = unit_vectors(target)
+        if kind is not None:
+            target = np.atleast_3d(target).transpose(2, 0, 1)
+        return torch.from_numpy(np.array(target, dtype=np.float32, order="C"))
+
+
+def normalize(image: Array) -> Tensor:
+    """Turn uint8 RGB ``(H, W, 3)`` into a float32 tensor ``(3, H, W)``, normalised with ImageNet's mean and deviation.
+
+    Raises:
+        InvalidTargetError: If the image is anything else, for instance already normalised by the pipeline.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        msg = f"images must stay uint8 RGB (H, W, 3), they are normalised last; got {image.dtype} {image.shape}"
+        raise InvalidTargetError(msg)
+    mean, std = (np.array(values, dtype=np.float32) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    normalized = (image.astype(np.float32) / 255 - mean) / std
+    return torch.from_numpy(np.ascontiguousarray(normalized.transpose(2, 0, 1)))
+
+
+def worker_init(worker_id: int) -> None:
+    """Prepare a loader worker: Lightning's seeds, different for every rank, worker and epoch; one OpenCV thread.
+
+    :class:`TaskCompose` takes its random stream from the torch seed set here.
+    """
+    pl_worker_init_function(worker_id)
+    cv2.setNumThreads(0)
+
+
+def _leaves(transforms: Sequence[Transform]) -> Iterator[A.BasicTransform]:
+    """Walk through ``OneOf``, ``Sequential``, ... down to the single transforms."""
+    for transform in transforms:
+        if isinstance(transform, A.BaseCompose):
+            yield from _leaves(transform.transforms)
+        else:
+            yield transform
+
+
+def _refuse_uncorrected(transform: A.BasicTransform) -> None:
+    if isinstance(transform, SpatialTransform | A.ImageOnlyTransform | A.NoOp):
+        return
+    name = type(transform).__name__
+    twin = _TWINS.get(name)
+    advice = f"use {twin}" if twin else "write it as a SpatialTransform"
+    msg = (
+        f"albumentations' {name} moves pixels but corrects neither depth nor normals nor invalid pixels; "
+        f"{advice} from taskformer.data.transforms"
+    )
+    raise ConfigError(msg)
+
+
+def _kind(task: Task) -> Kind | None:
+    if task.geometry == "image":
+        return None
+    return "lines" if isinstance(task, Edges) else task.geometry
+
+
+def _invalid_value(pixels: Array) -> float:
+    return np.nan if pixels.dtype.kind == "f" else IGNORE_INDEX
+
+
+def _pick(pixels: Array, rows: Array | slice, columns: Array | slice) -> Array:
+    chosen: Array = pixels[rows, columns]
+    return chosen
+
+
+def _resize_image(image: Array, height: int, width: int) -> Array:
+    shrinks = height * width < image.shape[0] * image.shape[1]
+    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR))
+
+
+def _resize_map(pixels: Array, kind: Kind, height: int, width: int) -> Array:
+    """Sample the map at the centres of the new pixels, as the image is (OpenCV's nearest is half a pixel off)."""
+    old_height, old_width = pixels.shape[:2]
+    if kind == "lines":
+        pixels = _thicken(pixels, -(-old_height // height), -(-old_width // width))
+    rows = ((np.arange(height) + 0.5) * old_height / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * old_width / width).astype(int)
+    return _pick(pixels, rows[:, None], columns)
+
+
+def _thicken(lines: Array, rows: int, columns: int) -> Array:
+    """Widen lines so that thin ones survive when only every ``rows``-th row and ``columns``-th column is kept."""
+    thick = cv2.dilate(np.nan_to_num(lines), np.ones((rows, columns), dtype=np.uint8))
+    return np.where(np.isnan(lines), np.float32(np.nan), thick)
