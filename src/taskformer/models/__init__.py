@@ -1,0 +1,8 @@
+"""Networks in plain torch: backbones, heads, and the two put together. Nothing here knows Lightning."""
+
+from taskformer.models.backbones import Backbone
+from taskformer.models.baseline import BaselineHead
+from taskformer.models.mqtransformer import MQTransformerHead
+from taskformer.models.network import DenseNetwork
+
+__all__ = ["Backbone", "BaselineHead", "DenseNetwork", "MQTransformerHead"]

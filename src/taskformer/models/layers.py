@@ -1,0 +1,72 @@
+"""Layers that both heads share. All tasks run at once: their axis is folded into the batch or the channels."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Resample ``(B, C, h, w)`` bilinearly to ``(B, C, *size)``."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+class TaskProjection(nn.Module):
+    """One linear projection per task of all maps of a scale, brought to the finest of their sizes.
+
+    This is concatenation, bilinear upsampling and a 1x1 convolution in another order: both steps are linear and the
+    interpolation weights sum to one, so each map is projected at its own small size first (exactly the same, with
+    several times fewer operations).
+
+    Args:
+        in_channels: Channels of the maps that make up the scale, finest first.
+        num_tasks: Number of tasks T.
+        channels: Channels C per task.
+    """
+
+    def __init__(self, in_channels: Sequence[int], num_tasks: int, channels: int) -> None:
+        super().__init__()
+        self.num_tasks = num_tasks
+        self.levels = nn.ModuleList(
+            nn.Conv2d(width, num_tasks * channels, kernel_size=1, bias=i == 0) for i, width in enumerate(in_channels)
+        )
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Project maps ``(B, C_i, H_i, W_i)`` to ``(B, T, C, H, W)``, the size of the first."""
+        projected = [level(feature) for level, feature in zip(self.levels, features, strict=True)]
+        finest = projected[0]
+        for coarser in projected[1:]:
+            finest = finest + resize(coarser, finest.shape[-2:])
+        result: Tensor = finest.unflatten(1, (self.num_tasks, -1))
+        return result
+
+
+class TaskPredictor(nn.Module):
+    """Per-task 3x3 convolution, batch norm and ReLU (one grouped convolution), then 1x1 to the task's channels.
+
+    Args:
+        tasks: Task name to output channels.
+        channels: Channels that arrive for each task.
+        hidden: Channels between the two layers.
+    """
+
+    def __init__(self, tasks: Mapping[str, int], channels: int, hidden: int) -> None:
+        super().__init__()
+        count = len(tasks)
+        self.bottleneck = nn.Sequential(
+            nn.Conv2d(count * channels, count * hidden, kernel_size=3, padding=1, groups=count, bias=False),
+            nn.BatchNorm2d(count * hidden),
+            nn.ReLU(inplace=True),
+        )
+        layers = {name: nn.Conv2d(hidden, out, kernel_size=1) for name, out in tasks.items()}
+        for layer in layers.values():
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # it has a bias
+        self.logits = nn.ModuleDict(layers)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+        """Predict from ``(B, T, C, h, w)`` at ``size``: ``{task: (B, C_task, *size)}``."""
+        hidden = self.bottleneck(x.flatten(1, 2)).unflatten(1, (len(self.logits), -1))  # (B, T, hidden, h, w)
+        return {name: resize(layer(hidden[:, i]), size) for i, (name, layer) in enumerate(self.logits.items())}

@@ -1,0 +1,33 @@
+"""A whole network: backbone, head, and the padding that lets it take any image size."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from taskformer.models.backbones import Backbone
+
+
+class DenseNetwork(nn.Module):
+    """Image to one raw map per task at the image's own resolution, for any height and width.
+
+    Args:
+        backbone: The encoder.
+        head: Builds the head from the backbone's ``channels`` and ``strides``; the head maps
+            ``(features, size) -> {task: (B, C_task, *size)}``.
+    """
+
+    def __init__(self, backbone: Backbone, head: Callable[[list[int], list[int]], nn.Module]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head(backbone.channels, backbone.strides)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Predict from ``(B, 3, H, W)`` ImageNet-normalised: ``{task: (B, C_task, H, W)}`` raw outputs."""
+        height, width = image.shape[-2:]
+        step = max(self.backbone.strides)
+        # Zero is the mean colour after normalisation.
+        padded = F.pad(image, (0, -width % step, 0, -height % step))
+        size = (padded.shape[-2], padded.shape[-1])
+        outputs: dict[str, Tensor] = self.head(self.backbone(padded), size)
+        return {task: output[..., :height, :width] for task, output in outputs.items()}
