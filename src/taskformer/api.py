@@ -1,0 +1,68 @@
+"""The Python interface: build a model and data from configurations, load a trained one."""
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from taskformer.data import MultiTaskDataModule
+from taskformer.errors import WeightsError
+from taskformer.modules import MultiTaskModule
+
+
+def from_config(*configs: str | Path, overrides: Sequence[str] = ()) -> tuple[MultiTaskModule, MultiTaskDataModule]:
+    """Build model and data exactly as the command line would.
+
+    Args:
+        configs: YAML files, e.g. ``configs/model/mqtransformer.yaml`` and ``configs/data/rooms.yaml``; later ones win.
+        overrides: Flags as on the command line, e.g. ``["--model.init_args.embed_dim=32"]``.
+
+    Returns:
+        The LightningModule and the LightningDataModule.
+
+    Raises:
+        ConfigError: If a file, class or key is wrong.
+    """
+    from taskformer.commands.trainer import TaskformerCLI
+
+    arguments = [argument for config in configs for argument in ("--config", str(config))]
+    cli = TaskformerCLI(args=[*arguments, *overrides], run=False)
+    return cli.model, cli.datamodule
+
+
+def load(path: str | Path, map_location: str = "cpu") -> MultiTaskModule:
+    """Load a trained model, of whichever class it is, ready to predict.
+
+    Args:
+        path: A run folder (its best checkpoint is taken, or else the last) or a checkpoint file.
+        map_location: Device to load to.
+
+    Raises:
+        WeightsError: If there is no checkpoint, or it was not written by taskformer.
+    """
+    file = _checkpoint_file(Path(path))
+    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    module_name, _, class_name = str(checkpoint.get("taskformer_class", "")).rpartition(".")
+    if not module_name:
+        msg = f"{file} does not name its model's class; only checkpoints of `taskformer fit` can be loaded"
+        raise WeightsError(msg)
+    cls = getattr(importlib.import_module(module_name), class_name, None)
+    if not (isinstance(cls, type) and issubclass(cls, MultiTaskModule)):
+        msg = f"{file} names {module_name}.{class_name}, which is not a model of taskformer; load files you trust"
+        raise WeightsError(msg)
+    hyper_parameters = checkpoint["hyper_parameters"]
+    # The checkpoint fills every tensor: nothing has to be downloaded or read first.
+    model = cls(**(hyper_parameters | {"weights": "random"}))
+    model.load_state_dict(checkpoint["state_dict"])
+    return model.to(map_location).eval()
+
+
+def _checkpoint_file(path: Path) -> Path:
+    """Find the checkpoint that a path means."""
+    candidates = [path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")] if path.is_dir() else [path]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    msg = f"no checkpoint at {str(path)!r}; expected a .ckpt file or a run folder with checkpoints/best.ckpt in it"
+    raise WeightsError(msg)

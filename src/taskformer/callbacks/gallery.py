@@ -1,0 +1,100 @@
+"""Pictures of what the network sees, should see and predicts, for every task and whatever the logger."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from taskformer.callbacks.run_folder import is_fitting, run_folder
+from taskformer.files import replacing
+from taskformer.modules.base import MEAN, STD, MultiTaskModule
+
+Picture = NDArray[np.uint8]
+HEADER = 16
+GAP = 2
+
+
+class Gallery(Callback):
+    """Draw a few fixed images with target and prediction of every task to ``gallery/*.png`` in the run folder.
+
+    Args:
+        images: How many images, spread evenly over the split.
+        every_n_epochs: Draw the validation images every so many epochs; the test images are always drawn.
+        width: Width in pixels at which each picture is drawn.
+    """
+
+    def __init__(self, images: int = 6, every_n_epochs: int = 5, width: int = 160) -> None:
+        self.images = images
+        self.every_n_epochs = every_n_epochs
+        self.width = width
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the validation images now and then."""
+        if not is_fitting(trainer):
+            self._draw(trainer, pl_module, trainer.val_dataloaders, "val")
+        elif (trainer.current_epoch + 1) % self.every_n_epochs == 0 and not trainer.sanity_checking:
+            self._draw(trainer, pl_module, trainer.val_dataloaders, f"epoch_{trainer.current_epoch + 1:03d}")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the test images."""
+        self._draw(trainer, pl_module, trainer.test_dataloaders, "test")
+
+    def _draw(self, trainer: Trainer, module: LightningModule, loader: Any, name: str) -> None:
+        """Draw and save one gallery, and pass it on to loggers that take pictures."""
+        folder = run_folder(trainer)
+        if folder is None or not isinstance(module, MultiTaskModule):
+            return
+        count = min(self.images, len(loader.dataset))
+        indices = np.linspace(0, len(loader.dataset) - 1, count).round().astype(int)
+        rows = [draw_sample(module, loader.dataset[int(index)]) for index in indices]
+        sheet = contact_sheet(column_names(module), rows, self.width)
+        path = folder / "gallery" / f"{name}.png"
+        with replacing(path) as temporary:
+            sheet.save(temporary)
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_image"):
+                logger.log_image(key=f"gallery/{name}", images=[str(path)])
+
+
+def column_names(module: MultiTaskModule) -> list[str]:
+    """Headings of a gallery's columns."""
+    pixel_tasks = [name for name, task in module.tasks.items() if task.geometry != "image"]
+    return ["image", *(heading for name in pixel_tasks for heading in (f"{name}: target", "prediction"))]
+
+
+@torch.no_grad()
+def draw_sample(module: MultiTaskModule, sample: dict[str, Any]) -> list[Picture]:
+    """Draw one sample: the image, then target and prediction of every pixel task, each ``(H, W, 3)`` uint8."""
+    image: Tensor = sample["image"]
+    training = module.training
+    module.eval()
+    predictions = module.decode(module(image.unsqueeze(0).to(module.device)))
+    module.train(training)
+    pixels = ((image.cpu() * STD + MEAN).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    pictures: list[Picture] = [pixels]
+    for name, task in module.tasks.items():
+        if task.geometry != "image":
+            pictures.append(task.colorize(sample["targets"][name].cpu().numpy()))
+            pictures.append(task.colorize(predictions[name][0].float().cpu().numpy()))
+    return pictures
+
+
+def contact_sheet(headings: Sequence[str], rows: Sequence[Sequence[Picture]], width: int) -> Image.Image:
+    """Lay pictures out in rows and columns of one width, with a heading above each column."""
+    heights = [round(width * row[0].shape[0] / row[0].shape[1]) for row in rows]
+    sheet = Image.new("RGB", ((width + GAP) * len(headings) - GAP, HEADER + sum(heights) + GAP * len(rows)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, heading in enumerate(headings):
+        draw.text((column * (width + GAP) + 3, 2), heading, fill="black")
+    top = HEADER
+    for row, height in zip(rows, heights, strict=True):
+        for column, picture in enumerate(row):
+            tile = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
+            sheet.paste(tile, (column * (width + GAP), top))
+        top += height + GAP
+    return sheet

@@ -1,0 +1,77 @@
+"""The run folder: everything needed to know what a run was and to get its numbers again."""
+
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
+
+from taskformer._version import __version__
+from taskformer.files import write_json, write_text
+
+PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "albumentations", "jsonargparse", "numpy")
+
+
+class RunFolder(SaveConfigCallback):
+    """Write ``config.yaml`` and ``environment.json`` into the run folder when training or evaluation starts.
+
+    Lightning's own callback writes to the logger's folder, which different wandb runs share.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the files; the evaluation of a run leaves its training configuration alone."""
+        folder = Path(trainer.default_root_dir)
+        text = self.parser.dump(self.config, skip_none=False)
+        if stage == "fit" or not (folder / "config.yaml").exists():
+            write_text(folder / "config.yaml", text)
+            write_json(folder / "environment.json", environment())
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.config.update(yaml.safe_load(text), allow_val_change=True)
+
+
+def run_folder(trainer: Trainer) -> Path | None:
+    """Folder that this process may write to; None in ``fast_dev_run`` and on all processes but the first."""
+    if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
+        return None
+    return Path(trainer.default_root_dir)
+
+
+def is_fitting(trainer: Trainer) -> bool:
+    """Whether this is ``fit`` (also during its validation epochs) and not an evaluation on its own."""
+    return trainer.state.fn == TrainerFn.FITTING
+
+
+def environment() -> dict[str, Any]:
+    """Describe code, packages and machine."""
+    return {
+        "taskformer": __version__,
+        "git_revision": git_revision(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "command": sys.argv,
+        "packages": {name: version(name) for name in PACKAGES},
+    }
+
+
+def git_revision() -> str | None:
+    """Commit of the source, marked ``-dirty`` where files differ from it; None outside a git checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

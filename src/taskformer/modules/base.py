@@ -1,0 +1,223 @@
+"""The LightningModule of every model: losses, metrics, optimizer and prediction; subclasses only build the network."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import AdamW
+from torchmetrics import MetricCollection
+
+from taskformer.errors import UnknownNameError
+from taskformer.models.layers import resize
+from taskformer.modules.schedules import PolyLR
+from taskformer.tasks import build_tasks
+
+MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+
+Batch = dict[str, Any]
+#: ``{task: {metric: value}}``
+Results = dict[str, dict[str, float]]
+
+
+class MultiTaskModule(LightningModule):
+    """Train, validate, test and predict with one network and any set of tasks.
+
+    Args:
+        tasks: Task name to its plain description, see :func:`taskformer.tasks.build_tasks`.
+        network: Maps ``(B, 3, H, W)`` ImageNet-normalised images to ``{task: raw output}``.
+        loss_weights: Weight of some tasks' losses; the others keep their defaults.
+        optimizer: Builds the optimizer from parameter groups.
+        lr_scheduler: Builds the schedule from the optimizer; stepped after every batch. None: constant rate.
+        backbone_lr_scale: Learning rate of the backbone over that of the head.
+
+    Attributes:
+        tasks: The tasks by name.
+        network: The network.
+        results: The metrics of the last evaluation by stage (``"val"``, ``"test"``).
+    """
+
+    def __init__(
+        self,
+        tasks: Mapping[str, Mapping[str, Any]],
+        network: nn.Module,
+        loss_weights: Mapping[str, float] | None,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None,
+        backbone_lr_scale: float,
+    ) -> None:
+        super().__init__()
+        self.tasks = build_tasks(tasks)
+        self.network = network
+        self.loss_weights = {name: task.loss_weight for name, task in self.tasks.items()}
+        for name, weight in (loss_weights or {}).items():
+            if name not in self.tasks:
+                kind = "task in loss_weights"
+                raise UnknownNameError(kind, name, self.tasks)
+            self.loss_weights[name] = weight
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.backbone_lr_scale = backbone_lr_scale
+        self.metrics = nn.ModuleDict(
+            {
+                stage: nn.ModuleDict({name: task.metrics() for name, task in self.tasks.items()})
+                for stage in ("val", "test")
+            }
+        )
+        self.results: dict[str, Results] = {}
+        # Height and width of the training images, kept in checkpoints: photographs are predicted at this scale.
+        self.train_size: Tensor
+        self.register_buffer("train_size", torch.zeros(2, dtype=torch.int64))
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Predict raw outputs from ``(B, 3, H, W)`` ImageNet-normalised images."""
+        outputs: dict[str, Tensor] = self.network(image)
+        return outputs
+
+    def compute_losses(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Compute each task's unweighted loss, and their weighted sum as ``"total"``."""
+        losses = {name: task.loss(outputs[name], targets[name]) for name, task in self.tasks.items()}
+        total = sum((self.loss_weights[name] * loss for name, loss in losses.items()), start=torch.zeros(()))
+        return losses | {"total": total}
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Note the size of the training images."""
+        if batch_idx == 0:
+            self.train_size.copy_(torch.tensor(batch["image"].shape[-2:]))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the weighted loss of a batch."""
+        losses = self.compute_losses(self(batch["image"]), batch["targets"])
+        self._log_losses("train", losses, len(batch["image"]))
+        return losses["total"]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Update the validation metrics."""
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Update the test metrics."""
+        self._evaluate("test", batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Return decoded maps."""
+        return self.decode(self(batch["image"]))
+
+    def decode(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Turn raw outputs into class ids, metres, unit vectors, ..."""
+        return {name: task.decode(outputs[name]) for name, task in self.tasks.items()}
+
+    @torch.no_grad()
+    def predict_image(self, image: str | Path | NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """Predict decoded maps of one photograph.
+
+        The network sees it at the scale it was trained at (the shorter sides agree); raw outputs are brought back to
+        the photograph's own resolution before they are decoded.
+
+        Args:
+            image: A file, or an RGB array ``(H, W, 3)`` uint8.
+
+        Returns:
+            ``{task: map}``, each ``(H, W)`` or ``(C, H, W)``.
+        """
+        pixels = np.asarray(Image.open(image).convert("RGB")) if isinstance(image, str | Path) else image
+        tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+        normalised = ((tensor - MEAN) / STD).unsqueeze(0).to(self.device)  # (1, 3, H, W)
+        height, width = normalised.shape[-2:]
+        zoom = min(self.train_size.tolist()) / min(height, width) or 1.0
+        size = (round(height * zoom), round(width * zoom))
+        training = self.training
+        self.eval()
+        outputs = self(F.interpolate(normalised, size=size, mode="bilinear", align_corners=False, antialias=True))
+        self.train(training)
+        maps = self.decode({name: resize(output, (height, width)) for name, output in outputs.items()})
+        return {name: values.squeeze(0).cpu().numpy() for name, values in maps.items()}
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute and log the validation metrics."""
+        self._finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Compute and log the test metrics."""
+        self._finish("test")
+
+    def configure_optimizers(self) -> Any:
+        """Build optimizer and schedule over backbone and head parameters, with and without weight decay."""
+        optimizer = self.optimizer(self._parameter_groups())
+        for group in optimizer.param_groups:
+            group["lr"] *= group.pop("lr_scale")
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler = self.lr_scheduler(optimizer)
+        if isinstance(scheduler, PolyLR) and scheduler.total_steps is None:
+            scheduler.total_steps = int(self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note the class, so that :func:`taskformer.load` finds it."""
+        checkpoint["taskformer_class"] = f"{type(self).__module__}.{type(self).__qualname__}"
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """Split parameters by learning rate (backbone, head) and weight decay (none for norms, biases and queries)."""
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.network.named_parameters():
+            decays = parameter.ndim >= 2 and not name.endswith(("queries", "_pos", "_embed", "_token"))
+            groups.setdefault((name.startswith("backbone."), decays), []).append(parameter)
+        return [
+            {
+                "params": parameters,
+                "lr_scale": self.backbone_lr_scale if in_backbone else 1.0,
+                **({} if decays else {"weight_decay": 0.0}),
+            }
+            for (in_backbone, decays), parameters in groups.items()
+        ]
+
+    def _evaluate(self, stage: str, batch: Batch) -> None:
+        """Update the metrics of a stage and log its losses."""
+        outputs = self(batch["image"])
+        self._log_losses(stage, self.compute_losses(outputs, batch["targets"]), len(batch["image"]))
+        for name, metrics in self._stage_metrics(stage):
+            output = outputs[name].float()
+            metrics.update(output, self.tasks[name].check(batch["targets"][name], output))
+
+    def _finish(self, stage: str) -> None:
+        """Compute, log and reset the metrics of a stage."""
+        results: Results = {}
+        for name, metrics in self._stage_metrics(stage):
+            results[name] = {metric: float(value) for metric, value in metrics.compute().items()}
+            metrics.reset()
+            # The values are reduced over processes already; averaging equal numbers changes nothing.
+            self.log_dict({f"{stage}/{name}/{key}": value for key, value in results[name].items()}, sync_dist=True)
+        if not self.trainer.sanity_checking:
+            self.results[stage] = results
+
+    def _stage_metrics(self, stage: str) -> Iterable[tuple[str, MetricCollection]]:
+        """Iterate over the metrics of a stage by task."""
+        metrics: Any = self.metrics[stage]
+        return metrics.items()  # type: ignore[no-any-return]
+
+    def _log_losses(self, stage: str, losses: Mapping[str, Tensor], batch_size: int) -> None:
+        """Log the total and each task's loss."""
+        training = stage == "train"
+        options: dict[str, Any] = {"batch_size": batch_size, "sync_dist": not training}
+        self.log(f"{stage}/loss", losses["total"], prog_bar=True, on_step=training, on_epoch=True, **options)
+        parts = {f"{stage}/loss/{name}": loss for name, loss in losses.items() if name != "total"}
+        self.log_dict(parts, on_step=False, on_epoch=True, **options)
+
+
+def default_optimizer(parameters: Any) -> AdamW:
+    """AdamW with a learning rate of 1e-3 and a weight decay of 1e-4."""
+    return AdamW(parameters, lr=1e-3, weight_decay=1e-4)
+
+
+def output_channels(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Channels that the network must give each task."""
+    return {name: task.channels for name, task in build_tasks(tasks).items()}

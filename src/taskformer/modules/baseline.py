@@ -1,0 +1,45 @@
+"""The plain multi-task baseline as a LightningModule."""
+
+from functools import partial
+from typing import Any
+
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+
+from taskformer.models import Backbone, BaselineHead, DenseNetwork
+from taskformer.modules.base import MultiTaskModule, default_optimizer, output_channels
+from taskformer.modules.schedules import PolyLR
+
+
+class Baseline(MultiTaskModule):
+    """A backbone with one plain head per task: the single-task reference with one task, the MTL baseline with several.
+
+    Args:
+        tasks: Task name to its plain description; filled in from the data module.
+        backbone: Name of any timm encoder.
+        weights: ``"random"``, ``"timm"`` (downloaded), ``"bundled"`` (offline, EfficientNet-Lite0) or a file.
+        embed_dim: Channels per task after the projection.
+        backbone_drop_path: Stochastic depth rate of the backbone.
+        head_dim: Channels before each task's last layer.
+        loss_weights: Weight of some tasks' losses; the others keep their defaults.
+        optimizer: Builds the optimizer from parameter groups.
+        lr_scheduler: Builds the schedule from the optimizer, stepped after every batch; None: constant rate.
+        backbone_lr_scale: Learning rate of the backbone over that of the head.
+    """
+
+    def __init__(
+        self,
+        tasks: dict[str, dict[str, Any]],
+        backbone: str = "resnet18",
+        weights: str = "random",
+        embed_dim: int = 256,
+        backbone_drop_path: float = 0.0,
+        head_dim: int = 64,
+        loss_weights: dict[str, float] | None = None,
+        optimizer: OptimizerCallable = default_optimizer,
+        lr_scheduler: LRSchedulerCallable | None = PolyLR,
+        backbone_lr_scale: float = 1.0,
+    ) -> None:
+        head = partial(BaselineHead, output_channels(tasks), embed_dim=embed_dim, head_dim=head_dim)
+        network = DenseNetwork(Backbone(backbone, weights, backbone_drop_path), head)
+        super().__init__(tasks, network, loss_weights, optimizer, lr_scheduler, backbone_lr_scale)
+        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])

@@ -1,0 +1,91 @@
+"""The program itself: help, version, unknown commands, and photographs."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import taskformer
+from taskformer.cli import COMMANDS, main
+from taskformer.errors import WeightsError
+
+
+def test_help_lists_every_command_without_importing_torch():
+    code = "import sys; from taskformer.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(f"  {name} " in done.stdout for name in COMMANDS)
+
+
+def test_the_module_runs_like_the_program():
+    done = subprocess.run([sys.executable, "-m", "taskformer", "--version"], capture_output=True, text=True)
+    assert done.stdout.strip() == f"taskformer {taskformer.__version__}"
+
+
+def test_an_unknown_command_is_corrected(capsys):
+    with pytest.raises(SystemExit):
+        main(["prdict"])
+    assert "unknown command 'prdict' (did you mean 'predict'?)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as done:
+        main([command, "--help"])
+    assert done.value.code == 0
+    assert "usage" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """An untrained model, saved as `fit` saves it."""
+    import torch
+
+    from taskformer.modules import Baseline
+
+    model = Baseline({"depth": {}, "semseg": {"classes": ["a", "b"]}}, embed_dim=8, head_dim=4)
+    path = tmp_path_factory.mktemp("model") / "model.ckpt"
+    state = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
+    model.on_save_checkpoint(state)
+    torch.save(state, path)
+    return path
+
+
+def test_photographs_are_predicted_into_pictures_and_values(checkpoint, tmp_path):
+    (tmp_path / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("a.jpg", "b.png"):
+        Image.fromarray(rng.integers(0, 256, (40, 56, 3), dtype=np.uint8)).save(tmp_path / "photos" / name)
+    main(["predict", str(checkpoint), str(tmp_path / "photos"), f"--out={tmp_path / 'out'}"])
+    for name in "ab":
+        depth = np.load(tmp_path / "out" / "raw" / "depth" / f"{name}.npy")
+        assert depth.shape == (1, 40, 56)
+        with Image.open(tmp_path / "out" / "depth" / f"{name}.png") as picture:
+            assert picture.size == (56, 40)
+        assert set(np.unique(np.load(tmp_path / "out" / "raw" / "semseg" / f"{name}.npy"))) <= {0, 1}
+    assert (tmp_path / "out" / "overview.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"), [(["nowhere.jpg"], "no image at 'nowhere.jpg'"), (["."], "no image at '.'")]
+)
+def test_missing_photographs_are_explained(checkpoint, paths, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["predict", str(checkpoint), *paths])
+    assert message in capsys.readouterr().err
+
+
+def test_files_that_are_no_models_are_refused(tmp_path):
+    import torch
+
+    with pytest.raises(WeightsError, match="no checkpoint at"):
+        taskformer.load(tmp_path)
+    torch.save({"state_dict": {}}, tmp_path / "x.ckpt")
+    with pytest.raises(WeightsError, match="does not name its model's class"):
+        taskformer.load(tmp_path / "x.ckpt")
+    torch.save({"taskformer_class": "subprocess.Popen", "hyper_parameters": {}}, tmp_path / "y.ckpt")
+    with pytest.raises(WeightsError, match=r"subprocess.Popen, which is not a model of taskformer"):
+        taskformer.load(tmp_path / "y.ckpt")

@@ -1,0 +1,95 @@
+"""Every file in configs/ says what it should: it parses, its classes exist, and it builds."""
+
+import random
+from pathlib import Path
+
+import pytest
+import yaml
+
+import taskformer
+from taskformer.commands.trainer import TaskformerCLI
+from taskformer.data import RoomsDataModule
+from taskformer.modules import Baseline, MQTransformer
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
+PARTIAL = {  # kind of config to what completes it
+    "model": ["configs/data/rooms.yaml"],
+    "data": ["configs/model/mqtransformer.yaml"],
+    "trainer": ["configs/model/mqtransformer.yaml", "configs/data/rooms.yaml"],
+    "logger": ["configs/model/mqtransformer.yaml", "configs/data/rooms.yaml"],
+    "experiment": [],
+}
+
+
+def config_files(*kinds):
+    return [str(path.relative_to(ROOT)) for kind in kinds for path in sorted((CONFIGS / kind).rglob("*.yaml"))]
+
+
+@pytest.fixture(autouse=True)
+def _in_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def parse(command_line):
+    """Parse a command line of ``fit`` without running it."""
+    return TaskformerCLI(args=command_line, run=False)
+
+
+def without_run_settings(path, tmp_path):
+    """A configuration less what only ``fit`` on the machine it was meant for understands."""
+    config = yaml.safe_load(Path(path).read_text())
+    for key in ("accelerator", "devices", "strategy", "precision", "sync_batchnorm"):
+        config.get("trainer", {}).pop(key, None)
+    copy = tmp_path / "config.yaml"
+    copy.write_text(yaml.safe_dump(config))
+    return str(copy)
+
+
+@pytest.mark.parametrize("path", config_files(*PARTIAL))
+def test_every_config_builds_a_model_and_data(path, tmp_path):
+    kind = Path(path).parts[1]
+    model, data = taskformer.from_config(*PARTIAL[kind], without_run_settings(path, tmp_path))
+    assert list(model.tasks) == data.task_names
+
+
+def test_no_config_is_left_out():
+    known = config_files(*PARTIAL, "sweeps")
+    assert sorted(str(path.relative_to(ROOT)) for path in CONFIGS.rglob("*.yaml")) == sorted(known)
+
+
+def test_models_and_data_swap_by_one_config():
+    for name, cls in {"mqtransformer": MQTransformer, "baseline": Baseline}.items():
+        model, data = taskformer.from_config(f"configs/model/{name}.yaml", "configs/data/rooms.yaml")
+        assert isinstance(model, cls)
+        assert isinstance(data, RoomsDataModule)
+
+
+def test_overrides_win():
+    model, _ = taskformer.from_config(
+        "configs/model/mqtransformer.yaml", "configs/data/rooms.yaml", overrides=["--model.init_args.embed_dim=32"]
+    )
+    assert model.network.head.queries.shape[-1] == 32
+
+
+@pytest.mark.parametrize("path", config_files("sweeps"))
+def test_sweeps_expand_to_command_lines_that_parse(path):
+    sweep = yaml.safe_load(Path(path).read_text())
+    model, _ = taskformer.from_config("configs/model/mqtransformer.yaml", "configs/data/rooms.yaml")
+    stages = ("val/loss", *(f"val/{name}/{task.headline}" for name, task in model.tasks.items()))
+    assert sweep["metric"]["name"] in stages
+    rng = random.Random(0)
+    for _ in range(3):
+        values = {
+            name: rng.choice(spec["values"]) if "values" in spec else rng.uniform(spec["min"], spec["max"])
+            for name, spec in sweep["parameters"].items()
+        }
+        swept = [f"--{name}={value}" for name, value in values.items()]  # what wandb makes of ${args}
+        fixed = [part for part in sweep["command"] if part.startswith("--")]
+        cli = parse([*fixed, *swept])
+        assert cli.config.seed_everything == values["seed_everything"]
+        assert cli.model.hparams.embed_dim == values["model.init_args.embed_dim"]
+        assert cli.config.model.init_args.optimizer.init_args.lr == pytest.approx(
+            values["model.init_args.optimizer.init_args.lr"]
+        )
+        assert sweep["command"][2:5] == ["-m", "taskformer", "fit"]
