@@ -26,6 +26,10 @@ class DatasetNotFoundError(TaskformerError, FileNotFoundError):
     """A data set's files are not where the configuration says."""
 
 
+class CorruptFileError(TaskformerError, ValueError):
+    """A file that does not hold what its name promises."""
+
+
 class InvalidTargetError(TaskformerError, ValueError):
     """A label map whose shape, type or values do not fit its task."""
 

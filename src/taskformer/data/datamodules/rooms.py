@@ -27,7 +27,7 @@ class RoomsDataModule(MultiTaskDataModule):
     name = "rooms"
     offers: ClassVar[dict[str, dict[str, Any]]] = {
         "semseg": {"classes": list(CLASSES), "colors": [list(color) for color in COLORS]},
-        "depth": {"max_depth": 10.0},
+        "depth": {"max_depth": 7.0},
         "normals": {},
         "edges": {"positive_weight": 0.8},
         "saliency": {},
