@@ -3,22 +3,25 @@
 ``import taskformer`` is quick; torch and Lightning are imported when something that needs them is first used.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from taskformer._version import __version__
 
 if TYPE_CHECKING:
-    from taskformer.api import from_config, load
+    from taskformer.checkpoints import load
+    from taskformer.commands.trainer import from_config
 
 __all__ = ["__version__", "from_config", "load"]
 
+_FUNCTIONS = {"from_config": "taskformer.commands.trainer", "load": "taskformer.checkpoints"}
+_PACKAGES = ("callbacks", "data", "metrics", "models", "modules", "tasks")
+
 
 def __getattr__(name: str) -> Any:
-    import importlib
-
-    if name in ("from_config", "load"):
-        return getattr(importlib.import_module("taskformer.api"), name)
-    if name in ("callbacks", "data", "metrics", "models", "modules", "tasks"):
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
+    if name in _PACKAGES:
         return importlib.import_module(f"taskformer.{name}")
     message = f"module 'taskformer' has no attribute {name!r}"
     raise AttributeError(message)

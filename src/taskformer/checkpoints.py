@@ -1,34 +1,12 @@
-"""The Python interface: build a model and data from configurations, load a trained one."""
+"""Loading trained models."""
 
 import importlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from taskformer.data import MultiTaskDataModule
 from taskformer.errors import WeightsError
 from taskformer.modules import MultiTaskModule
-
-
-def from_config(*configs: str | Path, overrides: Sequence[str] = ()) -> tuple[MultiTaskModule, MultiTaskDataModule]:
-    """Build model and data exactly as the command line would.
-
-    Args:
-        configs: YAML files, e.g. ``configs/model/mqtransformer.yaml`` and ``configs/data/rooms.yaml``; later ones win.
-        overrides: Flags as on the command line, e.g. ``["--model.init_args.embed_dim=32"]``.
-
-    Returns:
-        The LightningModule and the LightningDataModule.
-
-    Raises:
-        ConfigError: If a file, class or key is wrong.
-    """
-    from taskformer.commands.trainer import TaskformerCLI
-
-    arguments = [argument for config in configs for argument in ("--config", str(config))]
-    cli = TaskformerCLI(args=[*arguments, *overrides], run=False)
-    return cli.model, cli.datamodule
 
 
 def load(path: str | Path, map_location: str = "cpu") -> MultiTaskModule:

@@ -84,16 +84,17 @@ class ResultsTable(Callback):
         folder = run_folder(trainer)
         if folder is None:
             return
-        record = {"protocol": "standard", "epoch": trainer.current_epoch, "tasks": results}
+        record: dict[str, Any] = {"protocol": "standard", "tasks": results}
         record |= {"constant": constant} if constant else {}
+        record |= {"epoch": trainer.current_epoch} if is_fitting(trainer) else {}
         _merge_json(folder / "metrics.json", stage, record)
+        if self.json:
+            write_json(Path(self.json), {stage: record})
         if quiet:
             return
         write_text(folder / "results.md", markdown_table(module.tasks, results, constant))
         write_text(folder / "results.tex", latex_table(module.tasks, results, constant))
         write_text(folder / "model_card.md", model_card(trainer, module, stage, constant))
-        if self.json:
-            write_json(Path(self.json), {stage: record})
         Console().print(screen_table(f"{stage}, protocol standard", module.tasks, results, constant))
         Console().print(f"run folder: {folder}\ngallery:    {folder / 'gallery' / f'{stage}.png'}", soft_wrap=True)
 

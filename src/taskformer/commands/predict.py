@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
-from taskformer.api import load
 from taskformer.callbacks.gallery import contact_sheet
+from taskformer.checkpoints import load
 from taskformer.errors import DatasetNotFoundError
 from taskformer.files import replacing
 

@@ -1,8 +1,12 @@
-"""``taskformer fit|validate|test``: any model x any data set through LightningCLI, each run in a folder of its own."""
+"""``taskformer fit|validate|test``: any model x any data set through LightningCLI, each run in a folder of its own.
+
+:func:`from_config` builds the same objects for Python.
+"""
 
 import inspect
 import os
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,6 +31,24 @@ RUN_NAME_VARIABLE = "TASKFORMER_RUN_NAME"
 def main(argv: list[str]) -> None:
     """Run ``fit``, ``validate`` or ``test``."""
     TaskformerCLI(args=argv)
+
+
+def from_config(*configs: str | Path, overrides: Sequence[str] = ()) -> tuple[MultiTaskModule, MultiTaskDataModule]:
+    """Build model and data exactly as the command line would.
+
+    Args:
+        configs: YAML files, e.g. ``configs/model/mqtransformer.yaml`` and ``configs/data/rooms.yaml``; later ones win.
+        overrides: Flags as on the command line, e.g. ``["--model.init_args.embed_dim=32"]``.
+
+    Returns:
+        The LightningModule and the LightningDataModule.
+
+    Raises:
+        ConfigError: If a file, class or key is wrong.
+    """
+    arguments = [argument for config in configs for argument in ("--config", str(config))]
+    cli = TaskformerCLI(args=[*arguments, *overrides], run=False)
+    return cli.model, cli.datamodule
 
 
 class TaskformerParser(LightningArgumentParser):
