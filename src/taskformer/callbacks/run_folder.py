@@ -32,7 +32,9 @@ class RunFolder(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the files; the evaluation of a run leaves its training configuration alone."""
         folder = Path(trainer.default_root_dir)
-        text = self.parser.dump(self.config, skip_none=False)
+        config = self.config.clone()
+        config.ckpt_path = config.json = config.results.json = None  # of this call, not of the run
+        text = self.parser.dump(config, skip_none=False)
         if stage == "fit" or not (folder / "config.yaml").exists():
             write_text(folder / "config.yaml", text)
             write_json(folder / "environment.json", environment())

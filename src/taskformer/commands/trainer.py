@@ -3,23 +3,24 @@
 :func:`from_config` builds the same objects for Python.
 """
 
-import inspect
+import logging
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 from taskformer.callbacks import Gallery, ResultsTable, RunFolder
+from taskformer.commands.parser import TaskformerParser
 from taskformer.data import MultiTaskDataModule
-from taskformer.errors import ConfigError, UnknownNameError, suggest
+from taskformer.errors import ConfigError
 from taskformer.modules import MultiTaskModule
 
 # LightningCLI calls functions that jsonargparse has renamed; that is between the two of them, not for our users.
@@ -30,6 +31,9 @@ RUN_NAME_VARIABLE = "TASKFORMER_RUN_NAME"
 
 def main(argv: list[str]) -> None:
     """Run ``fit``, ``validate`` or ``test``."""
+    # What Lightning 2.6 says about torch's internals and its own products is nothing our users can act on.
+    warnings.filterwarnings("ignore", message="`isinstance.treespec, LeafSpec.` is deprecated")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)
     TaskformerCLI(args=argv)
 
 
@@ -51,20 +55,12 @@ def from_config(*configs: str | Path, overrides: Sequence[str] = ()) -> tuple[Mu
     return cli.model, cli.datamodule
 
 
-class TaskformerParser(LightningArgumentParser):
-    """LightningCLI's parser with short errors: the reason and the nearest right name, not pages of usage."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise the reason as a :class:`ConfigError`."""
-        raise ConfigError(explain(message, self)) from ex
-
-
 class TaskformerCLI(LightningCLI):
     """LightningCLI with linked tasks, run folders, results table and gallery.
 
     Args:
         args: Command line, e.g. ``["fit", "--config", "configs/experiment/demo.yaml"]``.
-        run: False: only build ``model``, ``datamodule`` and ``trainer``; ``args`` then has no subcommand.
+        run: False: only build ``model`` and ``datamodule``; ``args`` then has no subcommand.
     """
 
     def __init__(self, args: list[str], run: bool = True) -> None:
@@ -74,6 +70,7 @@ class TaskformerCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=RunFolder if run else None,
+            trainer_defaults={"max_epochs": 20},
             seed_everything_default=0,
             parser_class=TaskformerParser,
             auto_configure_optimizers=False,
@@ -133,10 +130,10 @@ class TaskformerCLI(LightningCLI):
             if "init_args" in logger and logger.init_args.get("save_dir", "") in (".", None):
                 logger.init_args.save_dir = str(folder)
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the Trainer with everything it writes below the run folder."""
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Build the Trainer with everything it writes below the run folder; None where nothing runs."""
         if self.subcommand is None:
-            return super().instantiate_trainer(logger=False, **kwargs)
+            return None
         config = self.config[self.subcommand]
         if config.trainer.fast_dev_run:  # leaves nothing behind
             return super().instantiate_trainer(logger=False, **kwargs)
@@ -165,60 +162,6 @@ class TaskformerCLI(LightningCLI):
             raise ConfigError(msg)
 
 
-def explain(message: str, parser: LightningArgumentParser) -> str:
-    """Shorten a parser error to its reason and add the nearest right name."""
-    if wrong := re.search(r"dot import path string: (\S+)", message):
-        classes = [cls.__name__ for base in (MultiTaskModule, MultiTaskDataModule) for cls in _subclasses(base)]
-        return str(UnknownNameError("class", wrong[1], classes))
-    if wrong := re.search(r"(?:Option|Key) '([\w.]+)' is not|not accept option '([\w.]+)'", message):
-        name = wrong[1] or wrong[2]
-        return f"{_key(message)}unknown setting {name!r}{_nearest_setting(name, _flags(parser))}"
-    # Of the errors of a union's members the last is always that the value is not null.
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-    start = next((k + 1 for k, line in enumerate(lines) if line.startswith("Errors:")), 0)
-    reasons = [line for line in lines[start:] if not re.match(r"Expected a <class 'NoneType'>|Given value", line)]
-    reason = " ".join(reasons)
-    unknown = re.search(r"[Uu]nrecogni[sz]ed arguments: -*([\w.]+)", reason)
-    hint = suggest(unknown[1], _flags(parser)) if unknown else ""
-    return f"{_key(message) if start else ''}{reason}{hint}"
-
-
-def _key(message: str) -> str:
-    """Where in the configuration the error is."""
-    found = re.match(r'\s*Parser key "([^"]+)"', message)
-    return f"{found[1]}: " if found else ""
-
-
-def _nearest_setting(name: str, flags: set[str]) -> str:
-    """Suggest the right name for a setting, whose mistake may be in its first part or its last."""
-    groups = {flag.split(".")[0] for flag in flags}
-    first, *rest = name.split(".")
-    if rest and first not in groups:
-        return suggest(first, groups)
-    return suggest(name, flags) or suggest(name.rsplit(".", 1)[-1], _settings())
-
-
-def _flags(parser: LightningArgumentParser) -> set[str]:
-    """Dotted names of the settings of a parser and its subcommands, e.g. ``trainer.max_epochs``."""
-    flags = {action.dest for action in parser._actions}
-    for action in parser._actions:
-        if isinstance(action.choices, dict):
-            flags |= {flag for subparser in action.choices.values() for flag in _flags(subparser)}
-    return flags
-
-
-def _settings() -> set[str]:
-    """Every name that a setting of some model or data set has."""
-    classes = [cls for base in (MultiTaskModule, MultiTaskDataModule) for cls in _subclasses(base)]
-    return {name for cls in classes for name in inspect.signature(cls).parameters}
-
-
-def _subclasses(base: type) -> list[type]:
-    """All concrete classes below a base class."""
-    children: list[type] = base.__subclasses__()
-    return children + [cls for child in children for cls in _subclasses(child)]
-
-
 def _task_specs(data: MultiTaskDataModule) -> dict[str, dict[str, Any]]:
     """Describe the data's tasks to the model, in plain types so that checkpoints stay safe to load."""
     return data.task_specs
@@ -231,7 +174,7 @@ def _run_name(command: str, config: Any) -> str:
     if int(os.environ.get("LOCAL_RANK", "0")) > 0 and RUN_NAME_VARIABLE in os.environ:
         return os.environ[RUN_NAME_VARIABLE]  # processes that the first one started share its folder
     parts = [re.sub("DataModule$", "", config[key].class_path.rsplit(".", 1)[-1]).lower() for key in ("model", "data")]
-    name = "-".join([*parts, datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")])
+    name = "-".join([*parts, datetime.now().astimezone().strftime("%Y%m%d-%H%M%S-%f")[:-3]])
     os.environ[RUN_NAME_VARIABLE] = name
     return name
 
