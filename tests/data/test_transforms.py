@@ -35,7 +35,10 @@ from taskformer.data.transforms import (
 from taskformer.errors import ConfigError, InvalidTargetError, UnknownNameError
 from taskformer.tasks import build_tasks
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "data").glob("*.yaml"))
+#: Every configuration with a pipeline of its own.
+CONFIGS = sorted(
+    p for p in (Path(__file__).parents[2] / "configs").rglob("*.yaml") if "train_transforms" in p.read_text()
+)
 HEIGHT, WIDTH = 96, 128
 TILTED = facing(30, 40)
 NAMES = [str(label) for label in range(13)]
@@ -71,7 +74,7 @@ def pipeline(name):
         return SINGLE[name]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--transforms", type=list[Transform])
-    data = yaml.safe_load((CONFIGS[0].parent / name).read_text())["data"]
+    data = yaml.safe_load(next(path for path in CONFIGS if path.name == name).read_text())["data"]
     config = parser.parse_object({"transforms": data["init_args"].get("train_transforms", [])})
     return parser.instantiate(config).transforms
 
