@@ -8,9 +8,12 @@ a counterpart (door, person) count as wrong, pixels of NYU classes without one (
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 import taskformer
@@ -21,46 +24,81 @@ NYU13 = ["", "bed", "books", "ceiling", "chair", "floor", "furniture", "objects"
 NYU13 += ["wall", "window"]
 #: NYU class to the room classes that mean the same.
 SAME = {
-    "bed": ["bed"], "ceiling": ["ceiling"], "chair": ["chair"], "floor": ["floor"], "furniture": ["cabinet", "shelf"],
-    "objects": ["lamp", "plant", "prop"], "sofa": ["sofa"], "table": ["table"], "tv": ["appliance"], "wall": ["wall"],
+    "bed": ["bed"],
+    "ceiling": ["ceiling"],
+    "chair": ["chair"],
+    "floor": ["floor"],
+    "furniture": ["cabinet", "shelf"],
+    "objects": ["lamp", "plant", "prop"],
+    "sofa": ["sofa"],
+    "table": ["table"],
+    "tv": ["appliance"],
+    "wall": ["wall"],
     "window": ["window"],
-}  # fmt: skip
+}
+NAMES = list(SAME)
 
 
-def main(run: Path, photos: Path) -> None:
-    """Predict, score and print."""
-    model = taskformer.load(run)
-    classes: list[str] = list(model.hparams["tasks"]["semseg"]["classes"])
-    names = list(SAME)
-    truth_lut = np.array([names.index(name) if name in SAME else -1 for name in NYU13])
-    guess_lut = np.array([next((i for i, n in enumerate(names) if c in SAME[n]), len(names)) for c in classes])
-    confusion = np.zeros((len(names), len(names) + 1), dtype=np.int64)
-    depth_errors = {"as predicted": [], "scaled to the median": [], "constant 2.7 m": []}
-    inside = (slice(BORDER, -BORDER), slice(BORDER, -BORDER))
+def score(model: Any, photos: Path) -> dict[str, float]:
+    """Predict and score semseg and depth.
+
+    Args:
+        model: What :func:`taskformer.load` returns.
+        photos: Folder of the photographs and their labels.
+
+    Returns:
+        Scores by name; shares as fractions, depth errors in metres.
+    """
+    lookup = class_lookup(model.hparams["tasks"]["semseg"]["classes"])
+    confusion = np.zeros((len(NAMES), len(NAMES) + 1), dtype=np.int64)
+    predicted, measured = [], []
     for file in sorted((photos / "rgb").glob("*.png")):
         maps = model.predict_image(file)
-        truth = truth_lut[np.asarray(Image.open(photos / "semseg13" / file.name))[inside]]
-        guess = guess_lut[maps["semseg"][inside]]
-        np.add.at(confusion, (truth[truth >= 0], guess[truth >= 0]), 1)
-        depth = np.asarray(Image.open(photos / "depth_mm" / file.name))[inside] / 1000.0
-        predicted = maps["depth"][0][inside]
-        valid = depth > 0
-        scaled = predicted * np.median(depth[valid]) / np.median(predicted[valid])
-        for name, values in zip(depth_errors, (predicted, scaled, np.full_like(depth, 2.7)), strict=True):
-            depth_errors[name].append((values - depth)[valid])
-    hits = np.diag(confusion[:, : len(names)])
-    union = confusion.sum(1) + confusion[:, : len(names)].sum(0) - hits
+        truth = np.array([NAMES.index(n) if n in SAME else -1 for n in NYU13])[read(photos / "semseg13" / file.name)]
+        known = truth >= 0
+        np.add.at(confusion, (truth[known], lookup[inside(maps["semseg"])][known]), 1)
+        predicted.append(inside(maps["depth"][0]))
+        measured.append(read(photos / "depth_mm" / file.name) / 1000.0)
+    depth, truth_depth = np.stack(predicted), np.stack(measured)
+    scale = np.median(truth_depth, axis=(1, 2), keepdims=True) / np.median(depth, axis=(1, 2), keepdims=True)
+    hits = np.diag(confusion[:, :-1])
+    union = confusion.sum(1) + confusion[:, :-1].sum(0) - hits
     present = confusion.sum(1) > 0
-    iou = hits / np.maximum(union, 1)
-    print(f"semseg: mIoU {iou[present].mean():.3f} over {present.sum()} classes, "
-          f"pixel accuracy {hits.sum() / confusion.sum():.3f}")  # fmt: skip
-    print("  " + ", ".join(f"{name} {value:.2f}" for name, value in zip(names, iou, strict=True)))
-    print(f"  always wall: pixel accuracy {confusion[names.index('wall')].sum() / confusion.sum():.3f}")
-    for name, errors in depth_errors.items():
-        print(f"depth, {name}: RMSE {np.sqrt(np.mean(np.concatenate(errors) ** 2)):.3f} m")
+    iou = hits[present] / union[present]
+    return {
+        "semseg mIoU": float(iou.mean()),
+        "semseg pixel accuracy": hits.sum() / confusion.sum(),
+        "pixel accuracy of 'all wall'": confusion[NAMES.index("wall")].sum() / confusion.sum(),
+        "depth RMSE": rmse(depth - truth_depth),
+        "depth RMSE, scaled to the median": rmse(depth * scale - truth_depth),
+        "depth RMSE of the best constant": rmse(truth_depth.mean() - truth_depth),
+        **{f"IoU {name}": float(v) for name, v in zip(np.array(NAMES)[present], iou, strict=True)},
+    }
+
+
+def class_lookup(classes: Sequence[str]) -> NDArray[np.int64]:
+    """Position in NAMES of each room class; one past the end where there is none."""
+    return np.array([next((i for i, n in enumerate(NAMES) if c in SAME[n]), len(NAMES)) for c in classes])
+
+
+def read(path: Path) -> NDArray[Any]:
+    """Read a label map without the frame."""
+    with Image.open(path) as image:
+        return inside(np.asarray(image))
+
+
+def inside(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Cut the frame off ``(H, W)``."""
+    return pixels[BORDER:-BORDER, BORDER:-BORDER]
+
+
+def rmse(errors: NDArray[np.float64]) -> float:
+    """Root of the mean square over all pixels."""
+    return float(np.sqrt(np.mean(errors**2)))
 
 
 if __name__ == "__main__":
-    arguments = [Path(argument) for argument in sys.argv[1:]]
-    defaults = [ROOT / "runs" / "demo", ROOT.parent / "shared" / "data" / "nyu10"]
-    main(*(arguments + defaults[len(arguments) :]))
+    given = [Path(argument) for argument in sys.argv[1:]]
+    run, folder = (given + [ROOT / "runs" / "demo", ROOT.parent / "shared" / "data" / "nyu10"][len(given) :])[:2]
+    for title, value in score(taskformer.load(run), folder).items():
+        print(f"{title:<36} {value:.3f}")

@@ -1,0 +1,52 @@
+"""The benchmark on photographs, checked with a model that knows the answers."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+PHOTOS = ROOT.parent / "shared" / "data" / "nyu10"
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from real_photos import NYU13, score  # noqa: E402 - benchmarks are scripts, not a package
+
+CLASSES = [
+    "wall",
+    "floor",
+    "ceiling",
+    "window",
+    "bed",
+    "sofa",
+    "chair",
+    "table",
+    "cabinet",
+    "appliance",
+    "prop",
+    "door",
+]
+ROOM_CLASS = {"furniture": "cabinet", "objects": "prop", "tv": "appliance"}
+
+
+def oracle(depth_factor=1.0):
+    def predict(file):
+        labels = np.asarray(Image.open(PHOTOS / "semseg13" / file.name))
+        depth = np.asarray(Image.open(PHOTOS / "depth_mm" / file.name)) / 1000
+        names = [ROOM_CLASS.get(name, name) for name in NYU13]
+        lookup = np.array([CLASSES.index(name) if name in CLASSES else 0 for name in names])
+        return {"semseg": lookup[labels], "depth": depth[None] * depth_factor}
+
+    return SimpleNamespace(hparams={"tasks": {"semseg": {"classes": CLASSES}}}, predict_image=predict)
+
+
+@pytest.mark.skipif(not PHOTOS.exists(), reason=f"the photographs of {PHOTOS.name} are not here")
+def test_the_truth_scores_perfectly_and_a_wrong_scale_only_fails_unscaled():
+    perfect, doubled = score(oracle(), PHOTOS), score(oracle(2.0), PHOTOS)
+    assert perfect["semseg mIoU"] == perfect["semseg pixel accuracy"] == 1
+    assert perfect["depth RMSE"] == 0
+    assert doubled["depth RMSE"] > 2
+    assert doubled["depth RMSE, scaled to the median"] == pytest.approx(0, abs=1e-9)
+    assert 0.1 < perfect["pixel accuracy of 'all wall'"] < 0.6
