@@ -55,7 +55,7 @@ def test_a_run_folder_holds_everything(runs):
 def test_the_loss_of_every_step_is_logged(runs):
     with (runs / "first" / "logs" / "fit" / "metrics.csv").open() as handle:
         rows = list(csv.DictReader(handle))
-    steps = [float(row["train/loss_step"]) for row in rows if row["train/loss_step"]]
+    steps = [float(row["train/loss"]) for row in rows if row["train/loss"]]
     assert len(steps) == 2
     assert np.isfinite(steps).all()
     assert any(row["val/semseg/mIoU"] for row in rows)

@@ -205,12 +205,19 @@ class MultiTaskModule(LightningModule):
         return metrics.items()  # type: ignore[no-any-return]
 
     def _log_losses(self, stage: str, losses: Mapping[str, Tensor], batch_size: int) -> None:
-        """Log the total and each task's loss."""
-        training = stage == "train"
-        options: dict[str, Any] = {"batch_size": batch_size, "sync_dist": not training}
-        self.log(f"{stage}/loss", losses["total"], prog_bar=True, on_step=training, on_epoch=True, **options)
+        """Log the total (at every step of training) and each task's loss (means over the epoch)."""
+        step = stage == "train"
+        self.log(
+            f"{stage}/loss",
+            losses["total"],
+            prog_bar=True,
+            on_step=step,
+            on_epoch=not step,
+            sync_dist=not step,
+            batch_size=batch_size,
+        )
         parts = {f"{stage}/loss/{name}": loss for name, loss in losses.items() if name != "total"}
-        self.log_dict(parts, on_step=False, on_epoch=True, **options)
+        self.log_dict(parts, on_step=False, on_epoch=True, sync_dist=True, batch_size=batch_size)
 
 
 def default_optimizer(parameters: Any) -> AdamW:
