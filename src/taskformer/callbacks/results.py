@@ -64,8 +64,7 @@ class ResultsTable(Callback):
         """Fit every task's constant to training targets."""
         if not self.constant or not isinstance(module, MultiTaskModule):
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        dataset = data.evaluation_dataset("train")
+        dataset = _data(trainer).evaluation_dataset("train")
         indices = np.linspace(0, len(dataset) - 1, min(CONSTANT_IMAGES, len(dataset))).round().astype(int)
         targets = [dataset[int(index)]["targets"] for index in indices]
         for name, task in module.tasks.items():
@@ -144,7 +143,7 @@ def model_card(trainer: Trainer, module: MultiTaskModule, stage: str, constant: 
     """Describe the model next to its numbers."""
     parameters = sum(parameter.numel() for parameter in module.network.parameters())
     settings = {key: value for key, value in module.hparams.items() if key != "tasks"}
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    data = _data(trainer)
     return "\n".join(
         [
             f"# {type(module).__name__} on {data.name if data else 'unknown data'}",
@@ -159,6 +158,11 @@ def model_card(trainer: Trainer, module: MultiTaskModule, stage: str, constant: 
             markdown_table(module.tasks, module.results[stage], constant),
         ]
     )
+
+
+def _data(trainer: Trainer) -> Any:
+    """The run's data module."""
+    return trainer.datamodule  # type: ignore[attr-defined]  # the Trainer gets it when it starts
 
 
 def _floats(values: dict[str, torch.Tensor]) -> dict[str, float]:

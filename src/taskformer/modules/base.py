@@ -202,7 +202,7 @@ class MultiTaskModule(LightningModule):
     def _stage_metrics(self, stage: str) -> Iterable[tuple[str, MetricCollection]]:
         """Iterate over the metrics of a stage by task."""
         metrics: Any = self.metrics[stage]
-        return metrics.items()  # type: ignore[no-any-return]
+        return metrics.items()  # type: ignore[no-any-return]  # a ModuleDict does not say of what
 
     def _log_losses(self, stage: str, losses: Mapping[str, Tensor], batch_size: int) -> None:
         """Log the total (at every step of training) and each task's loss (means over the epoch)."""
