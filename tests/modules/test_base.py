@@ -93,3 +93,17 @@ def test_poly_schedule_follows_its_formula(power, warmup, expected):
         optimizer.step()
         schedule.step()
     assert [rates[0] / 2, rates[10] / 2, rates[20] / 2, rates[40] / 2] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("cls", [MQTransformer, Baseline])
+def test_tasks_about_the_whole_image_train_and_predict_beside_maps(cls):
+    model = cls({"class_scene": {"classes": ["kitchen", "office", "bath"]}, "depth": {}}, embed_dim=8, head_dim=4)
+    outputs = model(torch.randn(2, 3, 40, 50))
+    assert outputs["class_scene"].shape == (2, 3)
+    target = torch.tensor([[0.2, 0.8, 0.0], [torch.nan] * 3])  # the second image has no label
+    loss = model.compute_losses(outputs, {"class_scene": target, "depth": torch.ones(2, 1, 40, 50)})["class_scene"]
+    expected = -(target[0] * outputs["class_scene"][0].log_softmax(0)).sum()
+    torch.testing.assert_close(loss, expected)
+    maps = model.predict_image(torch.zeros(40, 50, 3, dtype=torch.uint8).numpy())
+    assert maps["depth"].shape == (1, 40, 50)
+    assert maps["class_scene"].shape == (3,)

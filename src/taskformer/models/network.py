@@ -1,6 +1,6 @@
 """A whole network: backbone, head, and the padding that lets it take any image size."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,19 +15,27 @@ class DenseNetwork(nn.Module):
         backbone: The encoder.
         head: Builds the head from the backbone's ``channels`` and ``strides``; the head maps
             ``(features, size) -> {task: (B, C_task, *size)}``.
+        image_tasks: Tasks with one answer for the whole image (classification): the mean of their map.
     """
 
-    def __init__(self, backbone: Backbone, head: Callable[[list[int], list[int]], nn.Module]) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: Callable[[list[int], list[int]], nn.Module],
+        image_tasks: Collection[str] = (),
+    ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.image_tasks = frozenset(image_tasks)
         self.head = head(backbone.channels, backbone.strides)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Predict from ``(B, 3, H, W)`` ImageNet-normalised: ``{task: (B, C_task, H, W)}`` raw outputs."""
+        """Predict raw outputs from ``(B, 3, H, W)`` ImageNet-normalised: ``(B, C_task, H, W)``, or ``(B, C_task)``."""
         height, width = image.shape[-2:]
         step = max(self.backbone.strides)
         # Zero is the mean colour after normalisation.
         padded = F.pad(image, (0, -width % step, 0, -height % step))
         size = (padded.shape[-2], padded.shape[-1])
         outputs: dict[str, Tensor] = self.head(self.backbone(padded), size)
-        return {task: output[..., :height, :width] for task, output in outputs.items()}
+        maps = {task: output[..., :height, :width] for task, output in outputs.items()}
+        return {task: x.mean((2, 3)) if task in self.image_tasks else x for task, x in maps.items()}

@@ -139,7 +139,7 @@ class MultiTaskModule(LightningModule):
         self.eval()
         outputs = self(F.interpolate(normalised, size=size, mode="bilinear", align_corners=False, antialias=True))
         self.train(training)
-        maps = self.decode({name: resize(output, (height, width)) for name, output in outputs.items()})
+        maps = self.decode({name: resize(x, (height, width)) if x.ndim == 4 else x for name, x in outputs.items()})
         return {name: values.squeeze(0).cpu().numpy() for name, values in maps.items()}
 
     def on_validation_epoch_end(self) -> None:
@@ -224,6 +224,11 @@ class MultiTaskModule(LightningModule):
 def default_optimizer(parameters: Any) -> AdamW:
     """AdamW with a learning rate of 1e-3 and a weight decay of 1e-4."""
     return AdamW(parameters, lr=1e-3, weight_decay=1e-4)
+
+
+def image_tasks(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Tasks whose answer is about the whole image and not its pixels."""
+    return [name for name, task in build_tasks(tasks).items() if task.geometry == "image"]
 
 
 def output_channels(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:

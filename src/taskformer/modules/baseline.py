@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
 from taskformer.models import Backbone, BaselineHead, DenseNetwork
-from taskformer.modules.base import MultiTaskModule, default_optimizer, output_channels
+from taskformer.modules.base import MultiTaskModule, default_optimizer, image_tasks, output_channels
 from taskformer.modules.schedules import PolyLR
 
 
@@ -40,6 +40,6 @@ class Baseline(MultiTaskModule):
         backbone_lr_scale: float = 1.0,
     ) -> None:
         head = partial(BaselineHead, output_channels(tasks), embed_dim=embed_dim, head_dim=head_dim)
-        network = DenseNetwork(Backbone(backbone, weights, backbone_drop_path), head)
+        network = DenseNetwork(Backbone(backbone, weights, backbone_drop_path), head, image_tasks(tasks))
         super().__init__(tasks, network, loss_weights, optimizer, lr_scheduler, backbone_lr_scale)
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])

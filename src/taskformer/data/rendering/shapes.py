@@ -6,13 +6,12 @@ All have unit width, depth and height in the model frame of `meshes.Model` and a
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from taskformer.data.rendering.meshes import Floats, Model, Part, write_mesh
+from taskformer.files import replacing
 
 CREAM = (0.93, 0.89, 0.78)
 METAL = (0.45, 0.43, 0.4)
@@ -129,10 +128,8 @@ def generated_models(cache: Path) -> list[Model]:
         parts = []
         for index, (triangles, color) in enumerate(meshes):
             path = folder / f"{index}.ply"
-            descriptor, work = tempfile.mkstemp(suffix=".tmp", dir=folder)
-            os.close(descriptor)
-            area = write_mesh(Path(work), triangles)
-            Path(work).replace(path)
+            with replacing(path) as work:
+                area = write_mesh(work, triangles)
             # The first part, a shade or the whole thing, is always the one that a new colour goes to.
             parts.append(Part(f"{key}/{index}.ply", color, area=area if index else area + 1e3))
         models.append(Model(key, name, pool, (1.0, 1.0, 1.0), top=1.0, parts=tuple(parts)))
