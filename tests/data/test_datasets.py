@@ -1,14 +1,17 @@
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from miniature_rooms import write_rooms
+from miniature_rooms import save, write_rooms
+from torch.utils.data import DataLoader
 
+from taskformer.data.datamodules.base import collate
 from taskformer.data.datamodules.rooms import RoomsDataModule
 from taskformer.data.datasets import MultiTaskDataset, Rooms
 from taskformer.data.transforms import TaskCompose
-from taskformer.errors import ConfigError, DatasetNotFoundError
+from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError
 from taskformer.tasks import build_tasks
 
 TASKS = build_tasks(RoomsDataModule.offers)
@@ -26,13 +29,24 @@ class Unlabelled(MultiTaskDataset):
     def _ids(self):
         return ["a", "b"]
 
-    def _load(self, index):
-        targets = {"depth": np.ones((4, 5), np.float32)} if index else {}
-        return {"image": np.zeros((4, 5, 3), np.uint8), "targets": targets, "meta": {"id": self.ids[index]}}
+    def files(self, index):
+        path = self.root / "x"
+        return {"image": path, "depth": path} if index else {"image": path}
+
+    def decode(self, key, files):
+        if key == "image":
+            return np.zeros((4, 5, 3), np.uint8)
+        return np.ones((4, 5), np.float32) if key in files else None
 
 
-def test_tasks_without_a_label_are_all_invalid():
-    first, second = Unlabelled("nowhere", "train", TASKS, TaskCompose([], TASKS))
+@pytest.fixture
+def unlabelled(tmp_path):
+    (tmp_path / "x").write_bytes(b"")
+    return tmp_path
+
+
+def test_tasks_without_a_label_are_all_invalid(unlabelled):
+    first, second = Unlabelled(unlabelled, "train", TASKS, TaskCompose([], TASKS))
     assert first["targets"].keys() == second["targets"].keys() == TASKS.keys()
     assert first["targets"]["depth"].isnan().all()
     assert (second["targets"]["depth"] == 1).all()
@@ -40,8 +54,8 @@ def test_tasks_without_a_label_are_all_invalid():
     assert second["targets"]["normals"].shape == (3, 4, 5)
 
 
-def test_without_a_transform_samples_stay_numpy():
-    sample = Unlabelled("nowhere", "train", TASKS)[0]
+def test_without_a_transform_samples_stay_numpy(unlabelled):
+    sample = Unlabelled(unlabelled, "train", TASKS)[0]
     assert sample["targets"] == {}
     assert sample["image"].dtype == np.uint8
 
@@ -75,8 +89,80 @@ def test_a_missing_folder_is_explained(tmp_path):
 
 def test_a_missing_map_is_explained(root):
     (root / "depth" / "val_0.png").unlink()
-    with pytest.raises(DatasetNotFoundError, match=r"depth/val_0\.png does not exist"):
+    with pytest.raises(DatasetNotFoundError, match=r"depth/val_0\.png .*cannot be read \(No such file"):
         Rooms(root, "val", TASKS)[0]
+
+
+def break_file(root, name="val_1"):
+    path = root / "depth" / f"{name}.png"
+    path.write_bytes(path.read_bytes()[:-20])
+    return path
+
+
+def test_a_broken_map_stops_with_its_name(root):
+    path = break_file(root)
+    dataset = Rooms(root, "val", TASKS)
+    assert dataset[0]["meta"]["id"] == "val_0"
+    with pytest.raises(CorruptFileError, match=rf"{path} .* is truncated or no image"):
+        dataset[1]
+
+
+@pytest.fixture
+def log(tmp_path):
+    """A log file that loader processes write to as well."""
+    handler = logging.FileHandler(tmp_path / "log")
+    logging.getLogger("taskformer").addHandler(handler)
+    yield tmp_path / "log"
+    logging.getLogger("taskformer").removeHandler(handler)
+    handler.close()
+
+
+def test_a_broken_map_is_skipped_the_same_way_everywhere_and_logged_once(root, log):
+    path = break_file(root)
+    dataset = Rooms(root, "val", TASKS, TaskCompose([], TASKS), on_error="skip")
+    epochs = [
+        [name for batch in DataLoader(dataset, num_workers=workers, collate_fn=collate) for name in batch["meta"]["id"]]
+        for workers in (0, 2, 2, 0)
+    ]
+    assert epochs == [["val_0", "val_2", "val_2"]] * 4
+    assert log.read_text().count(str(path)) == 1
+
+
+def test_loader_processes_log_a_broken_map_once(root, log):
+    path = break_file(root)
+    dataset = Rooms(root, "val", TASKS, TaskCompose([], TASKS), on_error="skip")
+    for _ in range(2):
+        list(DataLoader(dataset, num_workers=2, collate_fn=collate))
+    assert log.read_text().count(str(path)) == 1
+
+
+def test_nothing_but_broken_maps_is_an_error(root):
+    for name in ("val_0", "val_1", "val_2"):
+        break_file(root, name)
+    with pytest.raises(DatasetNotFoundError, match="no image of the split 'val'"):
+        Rooms(root, "val", TASKS, on_error="skip")[0]
+
+
+def test_a_map_of_another_size_than_its_image_is_refused(root):
+    save(root / "semseg" / "val_0.png", np.zeros((8, 9), np.uint8))
+    with pytest.raises(CorruptFileError, match=r"semseg/val_0.png: the semseg map is 8x9 and its image .* 8x10"):
+        Rooms(root, "val", TASKS)[0]
+
+
+def test_size_resizes_image_and_maps_and_keeps_their_values(root):
+    sample = Rooms(root, "val", TASKS, size=(4, 5))[0]
+    full = Rooms(root, "val", TASKS)[0]
+    assert sample["meta"]["size"] == sample["image"].shape[:2] == (4, 5)
+    assert {target.shape[:2] for target in sample["targets"].values()} == {(4, 5)}
+    assert (sample["targets"]["semseg"] == full["targets"]["semseg"][1::2, 1::2]).all()
+    assert set(np.unique(sample["targets"]["depth"])) <= set(np.unique(full["targets"]["depth"]))
+
+
+def test_files_read_elsewhere_give_the_same_sample(root):
+    dataset = Rooms(root, "val", TASKS, TaskCompose([], TASKS))
+    streamed = dataset.sample(dataset.read_files(1), dataset.meta(1))
+    assert (streamed["image"] == dataset[1]["image"]).all()
+    assert streamed["meta"] == dataset[1]["meta"]
 
 
 def test_other_classes_are_refused(root):

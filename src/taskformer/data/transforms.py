@@ -37,11 +37,23 @@ import cv2
 import numpy as np
 import torch
 from lightning.fabric.utilities.seed import pl_worker_init_function
-from numpy.typing import NDArray
 from torch import Tensor
 
+from taskformer.data.geometry import (
+    Array,
+    Kind,
+    flip_normals,
+    invalid_value,
+    map_kind,
+    pick,
+    resize_image,
+    resize_map,
+    rotate_normals,
+    unit_vectors,
+    zoom_depth,
+)
 from taskformer.errors import ConfigError, InvalidTargetError, UnknownNameError
-from taskformer.tasks import IGNORE_INDEX, Edges, Task
+from taskformer.tasks import Task
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the internet for a newer version
 import albumentations as A
@@ -49,10 +61,7 @@ import albumentations as A
 #: What a pipeline is made of: transforms of this module, photometric ones of albumentations, ``OneOf`` etc. of them.
 Transform: TypeAlias = A.BasicTransform | A.BaseCompose
 
-Array: TypeAlias = NDArray[Any]
 Sample: TypeAlias = dict[str, Any]
-#: A task's ``geometry``, or ``"lines"`` for edge maps, which are thickened before they shrink.
-Kind: TypeAlias = Literal["label", "value", "lines", "depth", "vector"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -76,31 +85,6 @@ _TWINS = {
     "LongestMaxSize": "Resize",
     "SmallestMaxSize": "Resize",
 }
-
-
-def flip_normals(normals: Array) -> Array:
-    """Negate x of the vectors ``(..., 3)`` of a mirrored image (the pixels are moved elsewhere)."""
-    flipped: Array = normals * np.array([-1, 1, 1], dtype=normals.dtype)
-    return flipped
-
-
-def rotate_normals(normals: Array, matrix: Array) -> Array:
-    """Turn x and y of vectors ``(..., 3)`` by the ``(2, 2)`` rotation that moved the pixels."""
-    turned = normals.copy()
-    turned[..., :2] = normals[..., :2] @ matrix.T.astype(normals.dtype)
-    return turned
-
-
-def zoom_depth(depth: Array, scale: float) -> Array:
-    """Divide depth in metres by the factor by which the image grew: what looks larger is closer."""
-    return np.divide(depth, scale, dtype=depth.dtype)
-
-
-def unit_vectors(vectors: Array) -> Array:
-    """Scale vectors ``(..., 3)`` to unit length; those without a direction become NaN."""
-    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    valid = length > 1e-6
-    return np.where(valid, vectors / np.where(valid, length, 1), np.nan).astype(vectors.dtype)
 
 
 class SpatialTransform(A.DualTransform):  # type: ignore[misc]  # albumentations is untyped
@@ -187,11 +171,11 @@ class RandomScale(SpatialTransform):
 
     def apply(self, img: Array, **params: Any) -> Array:
         """Resize the image."""
-        return _resize_image(img, *params["size"])
+        return resize_image(img, *params["size"])
 
     def apply_to_map(self, pixels: Array, kind: Kind, **params: Any) -> Array:
         """Resize the map."""
-        resized = _resize_map(pixels, kind, *params["size"])
+        resized = resize_map(pixels, kind, *params["size"])
         return zoom_depth(resized, params["scale"]) if kind == "depth" else resized
 
 
@@ -224,8 +208,8 @@ class RandomRotate(SpatialTransform):
 
     def apply_to_map(self, pixels: Array, kind: Kind, **params: Any) -> Array:
         """Turn the map."""
-        turned = _pick(pixels, *params["source"])
-        turned[params["outside"]] = _invalid_value(pixels)
+        turned = pick(pixels, *params["source"])
+        turned[params["outside"]] = invalid_value(pixels)
         return rotate_normals(turned, params["matrix"][:, :2]) if kind == "vector" else turned
 
 
@@ -251,12 +235,12 @@ class RandomCrop(SpatialTransform):
 
     def apply(self, img: Array, **params: Any) -> Array:
         """Cut the image."""
-        return _pick(img, *params["window"])
+        return pick(img, *params["window"])
 
     def apply_to_map(self, pixels: Array, kind: Kind, **params: Any) -> Array:
         """Cut the map."""
         del kind
-        return _pick(pixels, *params["window"])
+        return pick(pixels, *params["window"])
 
 
 class Pad(SpatialTransform):
@@ -292,7 +276,7 @@ class Pad(SpatialTransform):
         """Pad the map."""
         del kind
         widths = [*params["borders"], (0, 0)][: pixels.ndim]
-        return np.pad(pixels, widths, constant_values=_invalid_value(pixels))
+        return np.pad(pixels, widths, constant_values=invalid_value(pixels))
 
 
 class Resize(SpatialTransform):
@@ -310,11 +294,11 @@ class Resize(SpatialTransform):
 
     def apply(self, img: Array, **_: Any) -> Array:
         """Resize the image."""
-        return _resize_image(img, self.height, self.width)
+        return resize_image(img, self.height, self.width)
 
     def apply_to_map(self, pixels: Array, kind: Kind, **_: Any) -> Array:
         """Resize the map."""
-        return _resize_map(pixels, kind, self.height, self.width)
+        return resize_map(pixels, kind, self.height, self.width)
 
 
 class PhotoMetricDistortion(A.Sequential):  # type: ignore[misc]  # albumentations is untyped
@@ -367,7 +351,7 @@ class TaskCompose:
     def __init__(self, transforms: Sequence[Transform], tasks: Mapping[str, Task]) -> None:
         self.tasks = dict(tasks)
         chain = deepcopy(list(transforms))
-        self._kinds = {name: kind for name, task in tasks.items() if (kind := _kind(task))}
+        self._kinds = {name: kind for name, task in tasks.items() if (kind := map_kind(task))}
         for transform in _leaves(chain):
             _refuse_uncorrected(transform)
         self._compose = A.Compose(chain, additional_targets=dict.fromkeys(self._kinds, "mask"), strict=True)
@@ -477,39 +461,3 @@ def _refuse_uncorrected(transform: A.BasicTransform) -> None:
         f"{advice} from taskformer.data.transforms"
     )
     raise ConfigError(msg)
-
-
-def _kind(task: Task) -> Kind | None:
-    if task.geometry == "image":
-        return None
-    return "lines" if isinstance(task, Edges) else task.geometry
-
-
-def _invalid_value(pixels: Array) -> float:
-    return np.nan if pixels.dtype.kind == "f" else IGNORE_INDEX
-
-
-def _pick(pixels: Array, rows: Array | slice, columns: Array | slice) -> Array:
-    chosen: Array = pixels[rows, columns]
-    return chosen
-
-
-def _resize_image(image: Array, height: int, width: int) -> Array:
-    shrinks = height * width < image.shape[0] * image.shape[1]
-    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR))
-
-
-def _resize_map(pixels: Array, kind: Kind, height: int, width: int) -> Array:
-    """Sample the map at the centres of the new pixels, as the image is (OpenCV's nearest is half a pixel off)."""
-    old_height, old_width = pixels.shape[:2]
-    if kind == "lines":
-        pixels = _thicken(pixels, -(-old_height // height), -(-old_width // width))
-    rows = ((np.arange(height) + 0.5) * old_height / height).astype(int)
-    columns = ((np.arange(width) + 0.5) * old_width / width).astype(int)
-    return _pick(pixels, rows[:, None], columns)
-
-
-def _thicken(lines: Array, rows: int, columns: int) -> Array:
-    """Widen lines so that thin ones survive when only every ``rows``-th row and ``columns``-th column is kept."""
-    thick = cv2.dilate(np.nan_to_num(lines), np.ones((rows, columns), dtype=np.uint8))
-    return np.where(np.isnan(lines), np.float32(np.nan), thick)

@@ -11,9 +11,9 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from taskformer.data.datasets.base import MultiTaskDataset, Sample
+from taskformer.data.datasets.base import MultiTaskDataset, OnError, Sample
 from taskformer.errors import ConfigError, UnknownNameError
-from taskformer.tasks import Task, build_tasks
+from taskformer.tasks import IGNORE_INDEX, Task, build_tasks
 
 if TYPE_CHECKING:
     from taskformer.data.transforms import Transform
@@ -29,10 +29,16 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         num_workers: Loader processes; 0 loads in the main one.
         train_transforms: Augmentations of the training split, from :mod:`taskformer.data.transforms` and photometric
             ones from albumentations. Normalisation and conversion to tensors always follow.
+        eval_transforms: What is done to images outside training, e.g. padding to a common size.
+        size: Height and width that images and maps are resized to when they are loaded; None keeps theirs.
+        on_error: What a missing or broken file does: ``raise`` stops at once, ``skip`` logs it once and goes on.
+        cache_dir: Folder for decoded samples, built once and read instead of the files; None reads the files.
+        cache_gb: Largest size of the cached samples of one split in gigabytes; the rest is read from the files.
 
     Attributes:
-        name: Short name of the data set, for folders and tables.
+        name: Short name of the data set, for folders, tables and commands.
         offers: Specification of every task the data set has labels for, see :func:`taskformer.tasks.build_tasks`.
+        published: Number of images of each split that the data set's owners publish.
 
     Raises:
         UnknownNameError: If a task is not offered.
@@ -40,6 +46,7 @@ class MultiTaskDataModule(LightningDataModule, ABC):
 
     name: str
     offers: ClassVar[dict[str, dict[str, Any]]]
+    published: ClassVar[dict[str, int]] = {}
 
     def __init__(
         self,
@@ -48,42 +55,62 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         batch_size: int = 8,
         num_workers: int = 0,
         train_transforms: list[Transform] | None = None,
+        eval_transforms: list[Transform] | None = None,
+        size: tuple[int, int] | None = None,
+        on_error: OnError = "raise",
+        cache_dir: str | None = None,
+        cache_gb: float = 20.0,
     ) -> None:
         super().__init__()
         self.root = root
-        self.task_names = list(self.offers) if tasks is None else list(tasks)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.train_transforms = train_transforms or []
+        self.eval_transforms = eval_transforms or []
+        self.size = size
+        self.on_error = on_error
+        self.cache_dir = cache_dir
+        self.cache_gb = cache_gb
         self.datasets: dict[str, MultiTaskDataset] = {}
+        offered = self.task_offers()
+        self.task_names = list(offered) if tasks is None else list(tasks)
         for task in self.task_names:
-            if task not in self.offers:
+            if task not in offered:
                 kind = f"task of {type(self).__name__}"
-                raise UnknownNameError(kind, task, self.offers)
+                raise UnknownNameError(kind, task, offered)
+
+    def task_offers(self) -> dict[str, dict[str, Any]]:
+        """Return the specification of every task that there are labels for, given the options."""
+        return self.offers
 
     @property
     def task_specs(self) -> dict[str, dict[str, Any]]:
         """The chosen tasks as plain dictionaries, which the command line hands to the model."""
-        return {name: dict(self.offers[name]) for name in self.task_names}
+        offered = self.task_offers()
+        return {name: dict(offered[name]) for name in self.task_names}
+
+    def available(self) -> list[str]:
+        """Return the offered tasks that there are files for; tools that look at data use all of these."""
+        return list(self.task_offers())
+
+    def splits(self) -> list[str]:
+        """Return the names of the splits that differ."""
+        return ["train", "val", "test"]
 
     @abstractmethod
     def dataset(self, split: str, tasks: dict[str, Task], transform: Any) -> MultiTaskDataset:
         """Build the data set of ``"train"``, ``"val"`` or ``"test"``."""
 
-    def eval_transforms(self) -> list[Transform]:
-        """Return what is done to images outside training; nothing by default."""
-        return []
-
     def setup(self, stage: str) -> None:
         """Build the splits that ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"`` needs."""
         splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}[stage]
         for split in splits:
-            steps = self.train_transforms if split == "train" else self.eval_transforms()
+            steps = self.train_transforms if split == "train" else self.eval_transforms
             self.datasets[split] = self._transformed(split, steps)
 
     def evaluation_dataset(self, split: str) -> MultiTaskDataset:
         """Build a split without augmentation, also that of training."""
-        return self._transformed(split, self.eval_transforms())
+        return self._transformed(split, self.eval_transforms)
 
     def _transformed(self, split: str, steps: list[Transform]) -> MultiTaskDataset:
         from taskformer.data.transforms import TaskCompose  # albumentations takes seconds to import
@@ -127,17 +154,45 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         )
 
 
+def data_modules() -> dict[str, type[MultiTaskDataModule]]:
+    """Return every data module by the short name of its data set."""
+    found: dict[str, type[MultiTaskDataModule]] = {}
+    pending = MultiTaskDataModule.__subclasses__()
+    while pending:
+        cls = pending.pop(0)
+        pending += cls.__subclasses__()
+        found |= {cls.name: cls} if hasattr(cls, "name") else {}
+    return found
+
+
 def collate(samples: list[Sample]) -> Sample:
-    """Stack samples of one size into a batch; ``meta`` becomes a dictionary of plain lists."""
+    """Stack samples into a batch; ``meta`` becomes a dictionary of plain lists, None where a sample lacks an entry.
+
+    Images of different sizes are padded on the right and at the bottom to the largest: with 0, the mean colour, and
+    invalid pixels. The network sees that border; evaluation whose results must not depend on which images share a
+    batch therefore gives all images one size (``eval_transforms``).
+    """
     first = samples[0]
+    keys = dict.fromkeys(key for sample in samples for key in sample["meta"])
     return {
-        "image": _stack([sample["image"] for sample in samples]),
-        "targets": {name: _stack([sample["targets"][name] for sample in samples]) for name in first["targets"]},
-        "meta": {key: [sample["meta"][key] for sample in samples] for key in first["meta"]},
+        "image": _stack([sample["image"] for sample in samples], 0.0),
+        "targets": {name: _stack_targets([sample["targets"][name] for sample in samples]) for name in first["targets"]},
+        "meta": {key: [sample["meta"].get(key) for sample in samples] for key in keys},
     }
 
 
-def _stack(tensors: list[Tensor]) -> Tensor:
+def _stack_targets(targets: list[Tensor]) -> Tensor:
+    return _stack(targets, np.nan if targets[0].is_floating_point() else IGNORE_INDEX)
+
+
+def _stack(tensors: list[Tensor], fill: float) -> Tensor:
     # numpy, because torch would wake its threads for a small copy: on busy processors that took four times as long
     # as everything else.
-    return torch.from_numpy(np.stack([tensor.numpy() for tensor in tensors]))
+    arrays = [tensor.numpy() for tensor in tensors]
+    shape = tuple(max(sizes) for sizes in zip(*(array.shape for array in arrays), strict=True))
+    if all(array.shape == shape for array in arrays):
+        return torch.from_numpy(np.stack(arrays))
+    stacked = np.full((len(arrays), *shape), fill, dtype=arrays[0].dtype)
+    for place, array in zip(stacked, arrays, strict=True):
+        place[tuple(slice(length) for length in array.shape)] = array
+    return torch.from_numpy(stacked)

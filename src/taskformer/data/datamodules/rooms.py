@@ -8,6 +8,7 @@ from taskformer.data.datamodules.base import MultiTaskDataModule
 from taskformer.data.datasets.rooms import CLASSES, COLORS, PARTS, Rooms
 
 if TYPE_CHECKING:
+    from taskformer.data.datasets.base import OnError
     from taskformer.data.transforms import Transform
     from taskformer.tasks import Task
 
@@ -22,6 +23,9 @@ class RoomsDataModule(MultiTaskDataModule):
         batch_size: Images per batch and device.
         num_workers: Loader processes; 0 loads in the main one.
         train_transforms: Augmentations of the training split, see :class:`MultiTaskDataModule`.
+        eval_transforms: What is done to images outside training.
+        size: Height and width that images and maps are resized to when they are loaded; None keeps theirs.
+        on_error: What a missing or broken file does: ``raise`` stops at once, ``skip`` logs it once and goes on.
     """
 
     name = "rooms"
@@ -34,6 +38,7 @@ class RoomsDataModule(MultiTaskDataModule):
         "human_parts": {"classes": list(PARTS)},
         "reshading": {},
     }
+    published: ClassVar[dict[str, int]] = {"train": 440, "val": 100, "test": 100}
 
     def __init__(
         self,
@@ -42,9 +47,12 @@ class RoomsDataModule(MultiTaskDataModule):
         batch_size: int = 8,
         num_workers: int = 0,
         train_transforms: list[Transform] | None = None,
+        eval_transforms: list[Transform] | None = None,
+        size: tuple[int, int] | None = None,
+        on_error: OnError = "raise",
     ) -> None:
-        super().__init__(root, tasks, batch_size, num_workers, train_transforms)
+        super().__init__(root, tasks, batch_size, num_workers, train_transforms, eval_transforms, size, on_error)
 
     def dataset(self, split: str, tasks: dict[str, Task], transform: Any) -> Rooms:
         """Build one split."""
-        return Rooms(self.root, split, tasks, transform)
+        return Rooms(self.root, split, tasks, transform, self.size, self.on_error)

@@ -1,20 +1,37 @@
 """What all data sets share: they only know a folder's layout; tasks and transforms are given to them."""
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
+import torch
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from taskformer.errors import DatasetNotFoundError
+from taskformer.data.geometry import map_kind, resize_image, resize_map
+from taskformer.data.images import File
+from taskformer.errors import CorruptFileError, DatasetNotFoundError, TaskformerError
 from taskformer.tasks import Task
 
 Sample: TypeAlias = dict[str, Any]
+OnError: TypeAlias = Literal["raise", "skip"]
+#: Name of the entry of a sample's files that holds the image.
+IMAGE = "image"
+
+logger = logging.getLogger(__name__)
+
+
+class RawSamples(Protocol):
+    """Decoded samples kept somewhere quicker than their files, see :mod:`taskformer.data.cache`."""
+
+    def get(self, index: int) -> Sample | None:
+        """Return a raw sample, or None if it is not there."""
 
 
 class MultiTaskDataset(Dataset[Sample], ABC):
-    """Images with one label map per task. Subclasses read the files: :meth:`_ids` and :meth:`_load`.
+    """Images with one label map per task. Subclasses name the files (:meth:`files`) and read them (:meth:`decode`).
 
     Args:
         root: The data set's folder.
@@ -22,9 +39,13 @@ class MultiTaskDataset(Dataset[Sample], ABC):
         tasks: The tasks to load, by name.
         transform: Turns a raw sample into tensors, usually a :class:`taskformer.data.transforms.TaskCompose`;
             ``None`` gives the raw numpy arrays and only the labels that the image has.
+        size: Height and width that images and maps are resized to when they are loaded; None keeps theirs.
+        on_error: What a missing or broken file does: ``"raise"`` stops at once; ``"skip"`` logs the file once and takes
+            the next image that can be read in its place, the same one in every epoch and process.
 
     Attributes:
         ids: Identifier of each image, in order.
+        cache: Where :meth:`raw` looks before it reads files.
 
     Raises:
         DatasetNotFoundError: If the files are not there.
@@ -36,26 +57,60 @@ class MultiTaskDataset(Dataset[Sample], ABC):
         split: str,
         tasks: Mapping[str, Task],
         transform: Callable[[Sample], Sample] | None = None,
+        size: tuple[int, int] | None = None,
+        on_error: OnError = "raise",
     ) -> None:
         self.root = Path(root)
         self.split = split
         self.tasks = dict(tasks)
         self.transform = transform
+        self.size = size
+        self.on_error = on_error
+        self.cache: RawSamples | None = None
         self.ids = self._ids()
+        # Shared between loader processes, so that a broken file is logged by the first one only.
+        self._logged = torch.zeros(len(self.ids), dtype=torch.bool).share_memory_() if on_error == "skip" else None
 
     @abstractmethod
-    def _ids(self) -> list[str]:
+    def _ids(self) -> Sequence[str]:
         """Return the identifiers of the split's images."""
 
     @abstractmethod
-    def _load(self, index: int) -> Sample:
-        """Read one sample.
+    def files(self, index: int) -> dict[str, Path]:
+        """Return the files of a sample: ``"image"``, the tasks' names, and whatever else :meth:`decode` needs.
+
+        A label that the image does not have is left out; a file that ought to exist is named even if it does not.
+        """
+
+    @abstractmethod
+    def decode(self, key: str, files: Mapping[str, File]) -> NDArray[Any] | None:
+        """Turn files into the image or a task's target.
+
+        Args:
+            key: ``"image"`` or a task's name.
+            files: What :meth:`files` named, read.
 
         Returns:
-            ``{"image": (H, W, 3) uint8 RGB, "targets": {task: array of the same H, W}, "meta": {"id", "size", ...}}``.
-            Labels are integers, 255 where invalid; other targets float32, NaN where invalid: depth ``(H, W)`` in
-            metres, normals ``(H, W, 3)``. A task that the image has no label for is left out.
+            The image ``(H, W, 3)`` uint8 RGB, or a target of the same ``(H, W)``: labels are integers, 255 where
+            invalid; others float32, NaN where invalid: depth ``(H, W)`` in metres, normals ``(H, W, 3)`` unit vectors
+            (x right, y down, z into the scene), whole-image targets ``(K,)``. None if there is no label.
+
+        Raises:
+            CorruptFileError: If a file does not hold what it should.
         """
+
+    def meta(self, index: int) -> dict[str, Any]:
+        """Return plain facts about a sample; ``"size"``, the loaded height and width, is added."""
+        return {"id": self.ids[index]}
+
+    def problems(self) -> Iterator[str]:
+        """Find faults of the split as a whole, one sentence each; for ``taskformer data verify``."""
+        yield from ()
+
+    def faults(self, key: str, files: Mapping[str, File], target: NDArray[Any]) -> Iterator[str]:
+        """Find faults of one decoded map that only this data set knows of; for ``taskformer data verify``."""
+        del key, files, target
+        yield from ()
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -63,14 +118,81 @@ class MultiTaskDataset(Dataset[Sample], ABC):
 
     def __getitem__(self, index: int) -> Sample:
         """Return one sample, transformed; tasks without a label are all invalid."""
-        sample = self._load(index)
+        if self.on_error == "raise":
+            return self._finish(self.raw(index))
+        for shift in range(len(self)):
+            try:
+                return self._finish(self.raw((index + shift) % len(self)))
+            except (CorruptFileError, DatasetNotFoundError) as error:
+                self._log_once((index + shift) % len(self), error)
+        msg = f"no image of the split {self.split!r} in {self.root} can be read; see the files logged above"
+        raise DatasetNotFoundError(msg)
+
+    def raw(self, index: int) -> Sample:
+        """Return ``{"image", "targets", "meta"}`` as numpy arrays, before the transform."""
+        cached = self.cache.get(index) if self.cache else None
+        return cached or self._decode_all(self.read_files(index), self.meta(index))
+
+    def sample(self, files: Mapping[str, File], meta: Mapping[str, Any]) -> Sample:
+        """Return a sample like ``self[index]`` from files that were read elsewhere, e.g. from a stream."""
+        return self._finish(self._decode_all(files, meta))
+
+    def read_files(self, index: int) -> dict[str, File]:
+        """Read the files of a sample."""
+        contents = {}
+        for key, path in self.files(index).items():
+            try:
+                contents[key] = File(str(path), path.read_bytes())
+            except OSError as error:
+                msg = (
+                    f"{type(self).__name__}: {path} of the split {self.split!r} cannot be read ({error.strerror}); "
+                    "get the file again, or set data.init_args.on_error to skip"
+                )
+                raise DatasetNotFoundError(msg) from error
+        return contents
+
+    def _decode_all(self, files: Mapping[str, File], meta: Mapping[str, Any]) -> Sample:
+        image = self.decode(IMAGE, files)
+        if image is None:
+            msg = f"{type(self).__name__} decoded no image from {files[IMAGE].path}"
+            raise TaskformerError(msg)
+        targets = {}
+        for name in self.tasks:
+            target = self.decode(name, files)
+            if target is not None:
+                self._check_alignment(name, target, image, files)
+                targets[name] = self._resized(name, target)
+        image = resize_image(image, *self.size) if self.size else image
+        return {IMAGE: image, "targets": targets, "meta": {**meta, "size": image.shape[:2]}}
+
+    def _resized(self, name: str, target: NDArray[Any]) -> NDArray[Any]:
+        kind = map_kind(self.tasks[name])
+        return resize_map(target, kind, *self.size) if self.size and kind else target
+
+    def _check_alignment(self, name: str, target: NDArray[Any], image: NDArray[Any], files: Mapping[str, File]) -> None:
+        """Refuse a map of another size than its image."""
+        if map_kind(self.tasks[name]) and target.shape[:2] != image.shape[:2]:
+            file = files.get(name, files[IMAGE])
+            msg = (
+                f"{file.path}: the {name} map is {target.shape[0]}x{target.shape[1]} and its image "
+                f"{files[IMAGE].path} {image.shape[0]}x{image.shape[1]} (height x width); they must agree"
+            )
+            raise CorruptFileError(msg)
+
+    def _finish(self, sample: Sample) -> Sample:
+        """Transform a raw sample and add what it has no label for."""
         if self.transform is None:
             return sample
         sample = self.transform(sample)
-        height, width = sample["image"].shape[-2:]
+        height, width = sample[IMAGE].shape[-2:]
         missing = {name: task for name, task in self.tasks.items() if name not in sample["targets"]}
         sample["targets"] |= {name: task.invalid(height, width) for name, task in missing.items()}
         return sample
+
+    def _log_once(self, index: int, error: Exception) -> None:
+        if self._logged is not None and not self._logged[index]:
+            self._logged[index] = True
+            logger.warning("skipped image %s: %s", self.ids[index], error)
 
     def _require(self, path: Path) -> Path:
         """Return the path of a file of this data set, or say that the data set is not there."""

@@ -2,19 +2,17 @@
 
 import json
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from taskformer.data.datasets.base import MultiTaskDataset, Sample
+from taskformer.data.datasets.base import MultiTaskDataset, OnError, Sample
+from taskformer.data.geometry import decode_normals
+from taskformer.data.images import File, read_pixels, read_plane, read_rgb
 from taskformer.errors import ConfigError
 from taskformer.tasks import Task
-
-Readers: TypeAlias = dict[str, Callable[[NDArray[Any]], NDArray[Any]]]
 
 CLASSES = (
     *("wall", "floor", "ceiling", "window", "door", "bed", "sofa", "chair"),
@@ -37,40 +35,6 @@ def read_depth(pixels: NDArray[np.uint16], units_per_metre: float) -> NDArray[np
     return depth
 
 
-def read_normals(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Turn 8-bit colours ``(H, W, 3)`` into unit vectors; (128, 128, 128) marks invalid pixels."""
-    normals = pixels.astype(np.float32) / np.float32(127.5) - 1
-    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
-    normals[(pixels == 128).all(axis=-1)] = np.nan
-    return normals
-
-
-def read_share(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Turn 8-bit values into 0..1."""
-    return (pixels / 255).astype(np.float32)
-
-
-def read_mask(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Turn 0 and 255 into 0 and 1."""
-    return (pixels > 127).astype(np.uint8)
-
-
-def read_labels(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return class ids as they are, 255 where invalid."""
-    return pixels
-
-
-#: How the files of each task are read; depth also needs its unit.
-READERS: Readers = {
-    "semseg": read_labels,
-    "human_parts": read_labels,
-    "saliency": read_mask,
-    "normals": read_normals,
-    "edges": read_share,
-    "reshading": read_share,
-}
-
-
 class Rooms(MultiTaskDataset):
     """Small rendered rooms with exact labels: ``semseg``, ``depth``, ``normals``, ``edges`` and more.
 
@@ -82,6 +46,8 @@ class Rooms(MultiTaskDataset):
         split: ``"train"``, ``"val"`` or ``"test"``.
         tasks: The tasks to load, by name: any that ``data.RoomsDataModule`` offers.
         transform: See :class:`MultiTaskDataset`.
+        size: See :class:`MultiTaskDataset`.
+        on_error: See :class:`MultiTaskDataset`.
 
     Raises:
         DatasetNotFoundError: If the files are not there.
@@ -94,23 +60,42 @@ class Rooms(MultiTaskDataset):
         split: str,
         tasks: Mapping[str, Task],
         transform: Callable[[Sample], Sample] | None = None,
+        size: tuple[int, int] | None = None,
+        on_error: OnError = "raise",
     ) -> None:
-        super().__init__(root, split, tasks, transform)
+        super().__init__(root, split, tasks, transform, size, on_error)
         info = json.loads(self._require(self.root / "rooms.json").read_text())
         if tuple(info["classes"]) != CLASSES:
             msg = f"{self.root / 'rooms.json'} has the classes {info['classes']}, this version expects {list(CLASSES)}"
             raise ConfigError(msg)
-        self._readers: Readers = {**READERS, "depth": partial(read_depth, units_per_metre=info["depth_units_per_m"])}
+        self._units_per_metre: float = info["depth_units_per_m"]
 
     def _ids(self) -> list[str]:
         self._records: list[dict[str, Any]] = json.loads(self._require(self.root / f"{self.split}.json").read_text())
         return [record["id"] for record in self._records]
 
-    def _load(self, index: int) -> Sample:
+    def files(self, index: int) -> dict[str, Path]:
+        """Return the image and one PNG per task."""
         name = self.ids[index]
-        image = np.asarray(Image.open(self._require(self.root / "image" / f"{name}.jpg")).convert("RGB"))
-        targets = {task: self._read(task, name) for task in self.tasks}
-        return {"image": image, "targets": targets, "meta": {**self._records[index], "size": image.shape[:2]}}
+        image = {"image": self.root / "image" / f"{name}.jpg"}
+        return image | {task: self.root / task / f"{name}.png" for task in self.tasks}
 
-    def _read(self, task: str, name: str) -> NDArray[Any]:
-        return self._readers[task](np.asarray(Image.open(self._require(self.root / task / f"{name}.png"))))
+    def decode(self, key: str, files: Mapping[str, File]) -> NDArray[Any]:
+        """Turn a file into the image or a task's target."""
+        file = files[key]
+        if key == "image":
+            return read_rgb(file)
+        if key == "normals":
+            return decode_normals(read_pixels(file))
+        pixels = read_plane(file)
+        if key == "depth":
+            return read_depth(pixels, self._units_per_metre)
+        if key == "saliency":
+            return (pixels > 127).astype(np.uint8)
+        if key in ("edges", "reshading"):
+            return (pixels / 255).astype(np.float32)
+        return pixels
+
+    def meta(self, index: int) -> dict[str, Any]:
+        """Return the image's record: its room, kind of room and camera."""
+        return dict(self._records[index])
