@@ -54,6 +54,11 @@ def cases():
     return {
         "segmentation": (SegmentationScores(5), torch.randn(n, 5, h, w), label_holes(torch.randint(0, 5, (n, h, w)))),
         "depth": (DepthErrors(), torch.randn(n, 1, h, w) * 3 + 2, holes(torch.rand(n, 1, h, w) * 8 + 0.1)),
+        "inverse_depth": (
+            DepthErrors(inverse=True),
+            torch.randn(n, 1, h, w) * 0.1 + 0.1,
+            holes((torch.rand(n, 1, h, w) - 0.2).clamp(min=0)),
+        ),
         "normals": (AngularError(), normals + 0.4 * torch.randn(n, 3, h, w), holes(normals)),
         "saliency": (SaliencyScores(), torch.randn(n, 2, h, w), label_holes(torch.randint(0, 2, (n, h, w)))),
         "edges": (TolerantFMeasure(), torch.randn(n, 1, h, w), holes((torch.rand(n, 1, h, w) > 0.9).float())),
@@ -201,8 +206,34 @@ def test_depth_by_hand():
     output = torch.tensor([2.0, -1.0, 5.0, 3.0, 9.0]).view(1, 1, 1, 5)
     target = torch.tensor([1.0, 1.0, 4.1, NAN, 0.0]).view(1, 1, 1, 5)
     # Errors 1, 1 (clamped at 0), 0.9; only 5 / 4.1 is below 1.25.
-    expected = {"rmse": math.sqrt((1 + 1 + 0.81) / 3), "abs_rel": (1 + 1 + 0.9 / 4.1) / 3, "delta1": 1 / 3}
+    expected = {
+        "rmse": math.sqrt((1 + 1 + 0.81) / 3),
+        "mae": 2.9 / 3,
+        "abs_rel": (1 + 1 + 0.9 / 4.1) / 3,
+        **{"delta1": 1 / 3, "delta2": 1 / 3, "delta3": 1 / 3},
+    }
     assert score(DepthErrors(), output, target) == pytest.approx(expected, rel=1e-6)
+
+
+def test_depth_ratios_are_compared_strictly_and_both_ways():
+    # Ratios 1.25, 1.5 (too near), 1.9 (too far) and 2; the first is not below 1.25.
+    output = torch.tensor([1.25, 2.0, 1.9, 2.0]).view(1, 1, 1, 4)
+    target = torch.tensor([1.0, 3.0, 1.0, 1.0]).view(1, 1, 1, 4)
+    result = score(DepthErrors(), output, target)
+    assert [result[f"delta{level}"] for level in (1, 2, 3)] == [0, 0.5, 0.75]
+
+
+def test_inverse_depth_by_hand():
+    output = torch.tensor([0.1, 0.3, -1.0, 9.0, 9.0]).view(1, 1, 1, 5)
+    target = torch.tensor([0.2, 0.0, 0.0, NAN, -1.0]).view(1, 1, 1, 5)
+    # 0 is infinitely far: it counts for the errors, 0.1, 0.3 and 0 (clamped), and has no ratio.
+    expected = {
+        "rmse": math.sqrt((0.01 + 0.09) / 3),
+        "mae": 0.4 / 3,
+        "abs_rel": 0.5,
+        **{"delta1": 0, "delta2": 0, "delta3": 0},
+    }
+    assert score(DepthErrors(inverse=True), output, target) == pytest.approx(expected, rel=1e-6)
 
 
 def test_depth_errors_of_300_metres_in_half_precision():

@@ -10,6 +10,7 @@ SPECS = {
     "human_parts": {},
     "saliency": {},
     "depth": {"max_depth": 10.0},
+    "inverse_depth": {},
     "normals": {},
     "edges": {"positive_weight": 0.8},
     "reshading": {},

@@ -162,7 +162,15 @@ def semseg(**options):
 
 
 def test_default_weights():
-    weights = {"human_parts": 2, "saliency": 5, "normals": 10, "depth": 1, "edges": 50, "regression": 1}
+    weights = {
+        "human_parts": 2,
+        "saliency": 5,
+        "normals": 10,
+        "depth": 1,
+        "inverse_depth": 20,
+        "edges": 50,
+        "regression": 1,
+    }
     assert {name: build_task(name, {}).loss_weight for name in weights} == weights
     assert semseg().loss_weight == 1
 

@@ -1,4 +1,4 @@
-"""Depth."""
+"""Depth and inverse depth."""
 
 from typing import Any, ClassVar
 
@@ -16,6 +16,9 @@ from taskformer.tasks.losses import l1
 from taskformer.tasks.maps import ValueMapTask, plane
 from taskformer.tasks.registry import register
 
+#: Units of the metrics that compare by ratio.
+RATIO_UNITS = {"abs_rel": "", "delta1": "%", "delta2": "%", "delta3": "%"}
+
 
 @register("depth")
 class Depth(ValueMapTask):
@@ -29,7 +32,7 @@ class Depth(ValueMapTask):
 
     geometry: ClassVar[Geometry] = "depth"
     headline: ClassVar[str] = "rmse"
-    units: ClassVar[dict[str, str]] = {"rmse": "m", "abs_rel": "", "delta1": "%"}
+    units: ClassVar[dict[str, str]] = {"rmse": "m", "mae": "m", **RATIO_UNITS}
     higher_is_better: ClassVar[bool] = False
 
     def __init__(self, name: str, max_depth: float = 10.0, loss_weight: float = 1.0) -> None:
@@ -63,3 +66,61 @@ class Depth(ValueMapTask):
         values = self.values(targets)
         values = values[torch.isfinite(values) & (values > 0)]
         return values.double().mean().nan_to_num(0.0).float().view(1)
+
+
+@register("inverse_depth")
+class InverseDepth(ValueMapTask):
+    """1 / depth; targets ``(B, 1, H, W)`` float32 in 1/m: 0 infinitely far, NaN (or below 0) where invalid.
+
+    Street scenes are learned this way because far values, the sky's among them, stay small. The default weight is the
+    one AdaShare uses on Cityscapes (Sun et al., NeurIPS 2020), for values below 1.
+
+    Args:
+        name: The task's name.
+        max_inverse_depth: Inverse depth at the near end of the colours; losses and metrics have no cap.
+        loss_weight: Weight of the task's loss in the sum.
+    """
+
+    geometry: ClassVar[Geometry] = "inverse_depth"
+    headline: ClassVar[str] = "mae"
+    units: ClassVar[dict[str, str]] = {"rmse": "1/m", "mae": "1/m", **RATIO_UNITS}
+    higher_is_better: ClassVar[bool] = False
+
+    def __init__(self, name: str, max_inverse_depth: float = 0.2, loss_weight: float = 20.0) -> None:
+        if not max_inverse_depth > 0:
+            message = f"task {name!r} needs max_inverse_depth above 0, got {max_inverse_depth}"
+            raise ConfigError(message)
+        super().__init__(name, 1, loss_weight)
+        self.max_inverse_depth = max_inverse_depth
+
+    def check(self, target: Tensor, output: Tensor) -> Tensor:
+        """Return the inverse depth as ``(B, 1, H, W)`` float32 with NaN where it is below 0."""
+        target = super().check(target, output)
+        return torch.where(target >= 0, target, torch.nan)
+
+    def _loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return l1(output, target)
+
+    def _metrics(self) -> dict[str, Metric]:
+        return {"errors": DepthErrors(inverse=True)}
+
+    def decode(self, output: Tensor) -> Tensor:
+        """Return inverse depth ``(B, 1, H, W)`` float32, at least 0."""
+        return output.float().clamp(min=0)
+
+    def colorize(self, values: NDArray[Any]) -> NDArray[np.uint8]:
+        """Draw inverse depth from yellow (``max_inverse_depth`` and nearer) to purple (infinitely far)."""
+        return color_scale(plane(self, values), 0.0, self.max_inverse_depth)
+
+    def constant(self, targets: list[Tensor]) -> Tensor:
+        """Return the median ``(1,)``, which minimises the mean absolute error."""
+        values = self.values(targets)
+        values = values[torch.isfinite(values) & (values >= 0)]
+        return values.median().view(1) if values.numel() else torch.zeros(1)
+
+
+@register("relative_inverse_depth")
+class RelativeInverseDepth(InverseDepth):
+    """Inverse depth up to a factor, as in data sets whose disparities come without their camera: no metric unit."""
+
+    units: ClassVar[dict[str, str]] = {"rmse": "", "mae": "", **RATIO_UNITS}
