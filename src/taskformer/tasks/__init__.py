@@ -5,14 +5,16 @@ To add one, write a file with a class that has ``@register("name")`` and import 
 
 from taskformer.tasks.base import IGNORE_INDEX, Geometry, Task
 from taskformer.tasks.classification import Classification
-from taskformer.tasks.depth import Depth
+from taskformer.tasks.depth import Depth, InverseDepth, RelativeInverseDepth
 from taskformer.tasks.edges import Edges
+from taskformer.tasks.embedding import Embedding
 from taskformer.tasks.maps import LabelMapTask, ValueMapTask
 from taskformer.tasks.normals import Normals
 from taskformer.tasks.registry import build_task, build_tasks, register, registered
 from taskformer.tasks.regression import Regression
 from taskformer.tasks.saliency import Saliency
 from taskformer.tasks.segmentation import HUMAN_PARTS, HumanParts, SemanticSegmentation
+from taskformer.tasks.vector import ImageVector
 
 __all__ = [
     "HUMAN_PARTS",
@@ -20,11 +22,15 @@ __all__ = [
     "Classification",
     "Depth",
     "Edges",
+    "Embedding",
     "Geometry",
     "HumanParts",
+    "ImageVector",
+    "InverseDepth",
     "LabelMapTask",
     "Normals",
     "Regression",
+    "RelativeInverseDepth",
     "Saliency",
     "SemanticSegmentation",
     "Task",

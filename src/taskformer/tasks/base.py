@@ -12,8 +12,8 @@ from torchmetrics import Metric, MetricCollection
 from taskformer.errors import UnknownNameError
 
 #: How the values of a map change when the image is flipped, rotated or zoomed: class ids and plain values keep
-#: theirs, depth is divided by the zoom, inverse depth multiplied, vectors turn with the image. ``image`` targets have no
-#: pixels to move.
+#: theirs, depth is divided by the zoom, inverse depth multiplied, vectors turn with the image. ``image`` targets have
+#: no pixels to move.
 Geometry = Literal["label", "value", "depth", "inverse_depth", "vector", "image"]
 
 IGNORE_INDEX = 255
