@@ -1,0 +1,202 @@
+"""Taskonomy as a data module."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from taskformer.data.datamodules.base import MultiTaskDataModule, collate
+from taskformer.data.datasets.taskonomy import (
+    CAMERA_TASKS,
+    CLASS_COUNTS,
+    CLASSES,
+    FOLDERS,
+    IMAGE_TASKS,
+    Taskonomy,
+    decode,
+)
+from taskformer.data.datasets.taskonomy_index import SplitList, open_index, published_splits, read_splits, read_views
+from taskformer.data.shards import ShardedDataset, stream
+from taskformer.data.variants import SPECS, ImageVariants
+from taskformer.errors import ConfigError
+from taskformer.tasks import build_tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from torch.utils.data import DataLoader
+
+    from taskformer.data.datasets.base import MultiTaskDataset, OnError, Sample
+    from taskformer.data.transforms import Transform
+    from taskformer.tasks import Task
+
+#: The tasks with a file for every view and a value for every pixel.
+DENSE = (
+    *("semseg", "depth_zbuffer", "depth_euclidean", "normals", "curvature", "reshading", "edge_texture"),
+    *("edge_occlusion", "keypoints2d", "keypoints3d", "segment_unsup2d", "segment_unsup25d"),
+)
+
+
+class TaskonomyDataModule(MultiTaskDataModule):
+    """Views of 537 buildings, 512x512, 4.5 million in all, with up to 20 tasks.
+
+    What each task's values are is told in :mod:`taskformer.data.datasets.taskonomy`. A domain that was not downloaded,
+    or has no file for a view, is a missing label. ``vanishing_point`` and ``room_layout`` describe the camera of the
+    whole image, so the augmentations must not move pixels with them.
+
+    Args:
+        root: The data set's folder, in either layout; relative to the current one.
+        tasks: Any of ``semseg``, ``depth_zbuffer``, ``depth_euclidean``, ``normals``, ``curvature``, ``reshading``,
+            ``edge_texture``, ``edge_occlusion``, ``keypoints2d``, ``keypoints3d``, ``segment_unsup2d``,
+            ``segment_unsup25d`` (None uses these twelve), ``class_object``, ``class_scene``, ``vanishing_point``,
+            ``room_layout``, ``autoencoding``, ``colorization``, ``denoising`` and ``inpainting``.
+        batch_size: Images per batch and device.
+        num_workers: Loader processes; 0 loads in the main one.
+        train_transforms: Augmentations of the training split, see :class:`MultiTaskDataModule`.
+        eval_transforms: What is done to images outside training.
+        size: Height and width that images and maps are resized to when they are loaded; None keeps theirs.
+        on_error: What a missing or broken file does: ``raise`` stops at once, ``skip`` logs it once and goes on.
+        cache_dir: Folder for decoded samples, see :class:`MultiTaskDataModule`.
+        cache_gb: Largest size of the cached samples of one split in gigabytes.
+        split_list: Which of the owners' lists of buildings: ``tiny`` (25 for training, 5, 5), ``medium`` (99, 20, 19),
+            ``full`` (346, 67, 69) or ``fullplus`` (383, 75, 79).
+        splits_file: Your own list instead, a table ``id,train,val,test`` with a 1 for each building's split.
+        views_file: Keep only the views in this table ``building,point,view``; ``{split}`` in its name stands for the
+            split.
+        mask_blocks: Blocks of this many pixels squared are invalid as a whole if one of their pixels is; MultiMAE: 4.
+        spoilt_share: Share of the images that are spoilt for one of ``colorization``, ``denoising`` and ``inpainting``
+            and labelled only for it; the others stay as they are and have all other labels.
+        index_dir: Folder of the index of views; None is ``ROOT/.taskformer``, or ``~/.cache/taskformer`` if the root
+            is read-only.
+        shards: Folder or address (``s3://...``) of shards written by ``taskformer data shard``, streamed instead of
+            the files; needs the extra ``stream``.
+
+    Raises:
+        ConfigError: If augmentations move the pixels of images whose camera is a label.
+    """
+
+    name = "taskonomy"
+    offers: ClassVar[dict[str, dict[str, Any]]] = {
+        "semseg": {"classes": list(CLASSES)},
+        "depth_zbuffer": {"type": "depth"},
+        "depth_euclidean": {"type": "depth"},
+        "normals": {},
+        "curvature": {"value_range": [-0.5, 0.5]},
+        **{name: {} for name in DENSE[5:]},
+        **{name: {"classes": [str(k) for k in range(count)]} for name, count in CLASS_COUNTS.items()},
+        "vanishing_point": {},
+        "room_layout": {"value_range": [-3.0, 3.0]},
+        **SPECS,
+    }
+
+    def __init__(
+        self,
+        root: str = "data/taskonomy",
+        tasks: list[str] | None = None,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        train_transforms: list[Transform] | None = None,
+        eval_transforms: list[Transform] | None = None,
+        size: tuple[int, int] | None = None,
+        on_error: OnError = "raise",
+        cache_dir: str | None = None,
+        cache_gb: float = 20.0,
+        split_list: SplitList = "tiny",
+        splits_file: str | None = None,
+        views_file: str | None = None,
+        mask_blocks: int = 1,
+        spoilt_share: float = 0.5,
+        index_dir: str | None = None,
+        shards: str | None = None,
+    ) -> None:
+        chosen = list(DENSE) if tasks is None else tasks
+        super().__init__(
+            root,
+            chosen,
+            batch_size,
+            num_workers,
+            train_transforms,
+            eval_transforms,
+            size,
+            on_error,
+            cache_dir,
+            cache_gb,
+        )
+        if mask_blocks < 1 or not 0 <= spoilt_share <= 1:
+            msg = f"mask_blocks must be at least 1 and spoilt_share in [0, 1], got {mask_blocks} and {spoilt_share}"
+            raise ConfigError(msg)
+        self.split_list: SplitList = split_list
+        self.splits_file = splits_file
+        self.views_file = views_file
+        self.mask_blocks = mask_blocks
+        self.spoilt_share = spoilt_share
+        self.index_dir = index_dir
+        self.shards = shards
+
+    def available(self) -> list[str]:
+        """Return the tasks that some building has a folder for, or that were packed into the shards."""
+        if self.shards is not None:
+            return ShardedDataset(self.shards, "train", {}, decode).packed_tasks()
+        index = open_index(Path(self.root), Path(self.index_dir) if self.index_dir else None)
+        there = {domain for tails in index.tails for domain in tails}
+        return [name for name in self.offers if name not in IMAGE_TASKS and FOLDERS.get(name, name) in there]
+
+    def buildings(self, split: str) -> list[str]:
+        """Return the names of the buildings of a split."""
+        splits = read_splits(Path(self.splits_file)) if self.splits_file else published_splits(self.split_list)
+        return sorted(name for name, place in splits.items() if place == split)
+
+    def dataset(self, split: str, tasks: dict[str, Task], transform: Any) -> MultiTaskDataset:
+        """Build one split."""
+        if self.shards is not None:
+            read = partial(decode, mask_blocks=self.mask_blocks)
+            return ShardedDataset(self.shards, split, tasks, read, transform, self.size, self.on_error)
+        only = read_views(Path(self.views_file.format(split=split))) if self.views_file else None
+        return Taskonomy(
+            self.root,
+            split,
+            tasks,
+            transform,
+            self.size,
+            self.on_error,
+            self.buildings(split),
+            only,
+            self.mask_blocks,
+            self.index_dir,
+        )
+
+    def _transformed(self, split: str, steps: list[Transform]) -> MultiTaskDataset:
+        self._refuse_moved_cameras(steps)
+        dataset = super()._transformed(split, steps)
+        if dataset.transform and any(name in IMAGE_TASKS for name in self.task_names):
+            tasks, repeatable = build_tasks(self.task_specs), steps is not self.train_transforms
+            dataset.transform = ImageVariants(dataset.transform, tasks, self.spoilt_share, repeatable)
+        return dataset
+
+    def _refuse_moved_cameras(self, steps: list[Transform]) -> None:
+        from taskformer.data.transforms import Resize, SpatialTransform
+
+        cameras = [name for name in self.task_names if name in CAMERA_TASKS]
+        spatial = [step for step in _single(steps) if isinstance(step, SpatialTransform)]
+        moving = [type(step).__name__ for step in spatial if not isinstance(step, Resize)]
+        if cameras and moving:
+            msg = (
+                f"the label {' or '.join(cameras)} is about the camera of the whole image and {', '.join(moving)} "
+                "would make it wrong; leave out the transform or the task"
+            )
+            raise ConfigError(msg)
+
+    def _loader(self, split: str, *, shuffle: bool = False) -> DataLoader[Sample]:
+        dataset = self.datasets[split]
+        if not isinstance(dataset, ShardedDataset):
+            return super()._loader(split, shuffle=shuffle)
+        from taskformer.data.transforms import worker_init
+
+        return stream(dataset, self.batch_size, self.num_workers, shuffle, collate, worker_init)
+
+
+def _single(steps: Iterable[Any]) -> Iterator[Any]:
+    """Walk through compositions of transforms down to the single ones."""
+    for step in steps:
+        yield from _single(step.transforms) if hasattr(step, "transforms") else (step,)
