@@ -14,7 +14,7 @@ ALLOWED = {
     "data": {"tasks", "errors", "files"},
     "modules": {"models", "tasks", "errors"},
     "callbacks": {"modules", "tasks", "files", "errors"},
-    "commands": {"callbacks", "modules", "data", "checkpoints", "files", "errors"},
+    "commands": {"callbacks", "modules", "data", "tasks", "checkpoints", "files", "errors"},
 }
 
 

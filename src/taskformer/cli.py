@@ -15,7 +15,7 @@ COMMANDS = {
     "validate": ("trainer", "evaluate on the validation split"),
     "test": ("trainer", "evaluate on the test split: results table, gallery, metrics.json"),
     "predict": ("predict", "maps and pictures for your own photographs"),
-    "data": ("data", "work on data sets: render the embedded rooms"),
+    "data": ("data", "prepare, verify, preview, count, shard and imitate data sets"),
 }
 
 
@@ -41,7 +41,7 @@ def main(args: list[str] | None = None) -> None:
         reason = _reason(error)
         if reason is None:
             raise
-        sys.stderr.write(f"taskformer: {reason}\n")
+        sys.stderr.write(f"taskformer: {_sentence(reason)}\n")
         sys.exit(2)
 
 
@@ -50,6 +50,12 @@ def _reason(error: BaseException | None) -> TaskformerError | None:
     while error is not None and not isinstance(error, TaskformerError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def _sentence(error: TaskformerError) -> str:
+    """The error's message; one from a loader process comes wrapped in that process's traceback, as its last line."""
+    text = str(error)
+    return text.rstrip().splitlines()[-1].split(": ", 1)[1] if "\nOriginal Traceback" in text else text
 
 
 def overview() -> str:

@@ -1,22 +1,16 @@
 """Pictures of what the network sees, should see and predicts, for every task and whatever the logger."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 from torch import Tensor
 
 from taskformer.callbacks.run_folder import is_fitting, run_folder
 from taskformer.files import replacing
 from taskformer.modules.base import MEAN, STD, MultiTaskModule
-
-Picture = NDArray[np.uint8]
-HEADER = 16
-GAP = 2
+from taskformer.tasks.colors import Picture, contact_sheet
 
 
 class Gallery(Callback):
@@ -82,19 +76,3 @@ def draw_sample(module: MultiTaskModule, sample: dict[str, Any]) -> list[Picture
             pictures.append(task.colorize(sample["targets"][name].cpu().numpy()))
             pictures.append(task.colorize(predictions[name][0].float().cpu().numpy()))
     return pictures
-
-
-def contact_sheet(headings: Sequence[str], rows: Sequence[Sequence[Picture]], width: int) -> Image.Image:
-    """Lay pictures out in rows and columns of one width, with a heading above each column."""
-    heights = [round(width * row[0].shape[0] / row[0].shape[1]) for row in rows]
-    sheet = Image.new("RGB", ((width + GAP) * len(headings) - GAP, HEADER + sum(heights) + GAP * len(rows)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, heading in enumerate(headings):
-        draw.text((column * (width + GAP) + 3, 2), heading, fill="black")
-    top = HEADER
-    for row, height in zip(rows, heights, strict=True):
-        for column, picture in enumerate(row):
-            tile = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
-            sheet.paste(tile, (column * (width + GAP), top))
-        top += height + GAP
-    return sheet

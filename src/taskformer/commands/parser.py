@@ -4,6 +4,7 @@ import inspect
 import re
 from typing import NoReturn
 
+from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
 from taskformer.data import MultiTaskDataModule
@@ -19,7 +20,7 @@ class TaskformerParser(LightningArgumentParser):
         raise ConfigError(explain(message, self)) from ex
 
 
-def explain(message: str, parser: LightningArgumentParser) -> str:
+def explain(message: str, parser: ArgumentParser) -> str:
     """Shorten a parser error to its reason and add the nearest right name."""
     if wrong := re.search(r"dot import path string: (\S+)", message):
         classes = [cls.__name__ for base in (MultiTaskModule, MultiTaskDataModule) for cls in _subclasses(base)]
@@ -52,7 +53,7 @@ def _nearest_setting(name: str, flags: set[str]) -> str:
     return suggest(name, flags) or suggest(name.rsplit(".", 1)[-1], _settings())
 
 
-def _flags(parser: LightningArgumentParser) -> set[str]:
+def _flags(parser: ArgumentParser) -> set[str]:
     """Dotted names of the settings of a parser and its subcommands, e.g. ``trainer.max_epochs``."""
     flags = {action.dest for action in parser._actions}
     for action in parser._actions:

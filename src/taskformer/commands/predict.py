@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
-from taskformer.callbacks.gallery import contact_sheet
 from taskformer.checkpoints import load
 from taskformer.errors import DatasetNotFoundError
 from taskformer.files import replacing
+from taskformer.tasks.colors import contact_sheet
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 

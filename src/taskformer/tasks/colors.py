@@ -1,13 +1,21 @@
-"""Colours of label maps, values and normals."""
+"""Colours of label maps, values and normals, and sheets of pictures."""
 
 import colorsys
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+#: An image ``(H, W, 3)``.
+Picture: TypeAlias = NDArray[np.uint8]
 
 #: A dark blue that is neither a grey value nor a class colour.
 INVALID_COLOR = (20, 20, 40)
+
+#: Height of a sheet's headings and width of the lines between its pictures, in pixels.
+HEADER, GAP = 16, 2
 
 _GOLDEN_RATIO = 0.618033988749895
 
@@ -72,3 +80,33 @@ def unit_to_byte(values: NDArray[Any]) -> NDArray[np.uint8]:
     """Map [0, 1] to 0..255, clipping what lies outside; values that are not finite become 0."""
     finite = np.where(np.isfinite(values), values, 0)
     return np.asarray(np.round(np.clip(finite, 0, 1) * 255), dtype=np.uint8)
+
+
+def contact_sheet(
+    headings: Sequence[str], rows: Sequence[Sequence[Picture]], width: int, captions: Sequence[str] = ()
+) -> Image.Image:
+    """Lay pictures out in rows and columns of one width.
+
+    Args:
+        headings: What stands above each column.
+        rows: The pictures; the first of a row gives the height of all.
+        width: Width of each picture in pixels.
+        captions: What stands in the first picture of each row; nothing by default.
+
+    Returns:
+        The sheet.
+    """
+    heights = [round(width * row[0].shape[0] / row[0].shape[1]) for row in rows]
+    sheet = Image.new("RGB", ((width + GAP) * len(headings) - GAP, HEADER + sum(heights) + GAP * len(rows)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, heading in enumerate(headings):
+        draw.text((column * (width + GAP) + 3, 2), heading, fill="black")
+    top = HEADER
+    for number, (row, height) in enumerate(zip(rows, heights, strict=True)):
+        for column, picture in enumerate(row):
+            tile = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
+            if captions and column == 0:
+                ImageDraw.Draw(tile).text((3, 2), captions[number], fill="white", stroke_width=1, stroke_fill="black")
+            sheet.paste(tile, (column * (width + GAP), top))
+        top += height + GAP
+    return sheet
