@@ -1,0 +1,358 @@
+"""Any folder of images and label maps, described by file name patterns instead of code."""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskformer.data.datasets.base import MultiTaskDataset, OnError, Sample
+from taskformer.data.geometry import decode_normals, map_kind, normal_vectors
+from taskformer.data.images import File, read_npy, read_pixels, read_plane, read_rgb
+from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, InvalidTargetError, UnknownNameError
+from taskformer.tasks import IGNORE_INDEX, LabelMapTask, Saliency, Task
+
+#: Fields of :class:`Label` that mean something for kinds of maps that do not hold plain values.
+_MEANINGFUL: dict[str | None, set[str]] = {"label": {"ids"}, "vector": {"axes", "invalid"}, None: set()}
+_MEANINGFUL_FOR_VALUES = {"divide_by", "add", "invalid"}
+
+
+@dataclass
+class Label:
+    """Where the labels of one task lie and what their stored values mean.
+
+    Args:
+        file: Pattern of the file's path below the root, e.g. ``gtFine/{split}/{id}_label.png``: ``.npy``, or an image
+            (png, jpg, webp, ...). An image without this file has no label for the task.
+        spec: Options of the task, e.g. ``{classes: [road, sky]}`` or ``{max_depth: 80}``; ``type`` where the task's
+            name is none of the known ones.
+        ids: For label maps: the stored value, or list of values, of each class in turn; all other values mean no label.
+            By default stored values are class ids and 255 means no label; for saliency 0, and 1 or 255.
+        divide_by: For depth, edges and other values: what stored values are divided by, e.g. 1000 for depth in
+            millimetres, 255 for edges drawn in white.
+        add: For depth, edges and other values: what is added after the division.
+        invalid: Stored value, besides NaN and infinity, that means no label; for normals in all three channels. Depth
+            that is not above 0 and normals that are far from unit length never are labels.
+        axes: For normals: for x (right), y (down) and z (into the scene) the stored channel that holds it, 1 to 3,
+            negative if it has the other sign: ``[1, -2, -3]`` where y is up and z towards the camera. Normals in images
+            are stored as colours, ``(n + 1) / 2`` of the full range.
+    """
+
+    file: str
+    spec: dict[str, Any] = field(default_factory=dict)
+    ids: list[int | list[int]] | None = None
+    divide_by: float = 1.0
+    add: float = 0.0
+    invalid: float | None = None
+    axes: list[int] = field(default_factory=lambda: [1, 2, 3])
+
+
+class Folder(MultiTaskDataset):
+    """Images and labels found by patterns of their paths.
+
+    Args:
+        root: The data set's folder.
+        split: Which of ``splits``.
+        tasks: The tasks to load, by name: any of ``labels``.
+        transform: See :class:`MultiTaskDataset`.
+        size: See :class:`MultiTaskDataset`.
+        on_error: See :class:`MultiTaskDataset`.
+        image: Pattern of the images' paths below the root, with ``{id}`` (which may span folders) and perhaps
+            ``{split}``.
+        labels: Where each task's labels are.
+        splits: What ``{split}`` stands for, by split; where the image's pattern has no ``{split}``, the share of the
+            images (a number; which ones follows from their ids alone) or a text file below the root with an id a line.
+        border: Width in pixels of a frame at the edge of the image where no label counts.
+
+    Raises:
+        DatasetNotFoundError: If no image, or no label of a task, matches its pattern.
+        ConfigError: If patterns, labels or splits contradict themselves.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        tasks: Mapping[str, Task],
+        transform: Callable[[Sample], Sample] | None = None,
+        size: tuple[int, int] | None = None,
+        on_error: OnError = "raise",
+        *,
+        image: str,
+        labels: Mapping[str, Label],
+        splits: Mapping[str, float | str],
+        border: int = 0,
+    ) -> None:
+        if split not in splits:
+            kind = "split"
+            raise UnknownNameError(kind, split, splits)
+        for key, pattern in {"image": image, **{name: label.file for name, label in labels.items()}}.items():
+            _check_pattern(key, pattern)
+        self._source = splits[split]
+        self._shares = {name: share for name, share in splits.items() if not isinstance(share, str)}
+        self._has_folders = "{split}" in image
+        if self._has_folders and split in self._shares:
+            msg = f"splits.{split} is {self._source}; as image is {image!r}, it must name the folder for {{split}}"
+            raise ConfigError(msg)
+        folder = str(self._source) if self._has_folders else split
+        self._image = image.replace("{split}", folder)
+        self._all_labels = {label.file.replace("{split}", folder) for label in labels.values()}
+        self._patterns = {name: labels[name].file.replace("{split}", folder) for name in tasks}
+        self._decoders = {name: _Decoder(labels[name], task) for name, task in tasks.items()}
+        self._border = border
+        super().__init__(root, split, tasks, transform, size, on_error)
+
+    def _ids(self) -> list[str]:
+        ids = self._found() if self._has_folders or self.split in self._shares else self._listed()
+        if not ids:
+            raise self._nothing("image", self._image, "no image")
+        if self.split in self._shares:
+            ids = self._share_of(ids)
+        for name, pattern in self._patterns.items():
+            if not any((self.root / _path(pattern, image)).exists() for image in ids):
+                msg = f"none of the {len(ids)} images of the split {self.split!r} has a label for {name!r}: no file"
+                raise self._nothing(f"labels.{name}.file", pattern, msg)
+        return ids
+
+    def _listed(self) -> list[str]:
+        """Ids in the split's text file."""
+        path = self.root / str(self._source)
+        if not path.is_file():
+            msg = (
+                f"Folder: splits.{self.split} is {self._source!r}, but {path} is no file, looked from {Path.cwd()}; "
+                f"as image is {self._image!r}, it must be a share or a text file below the root with one id a line"
+            )
+            raise DatasetNotFoundError(msg)
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [line.strip() for line in lines if line.strip()]
+
+    def _found(self) -> list[str]:
+        """Ids of the files that match the image's pattern, without those that are labels of another."""
+        ids = sorted(find_ids(self.root, self._image))
+        labels = {_path(pattern, name) for name in ids for pattern in self._all_labels - {self._image}}
+        return [name for name in ids if _path(self._image, name) not in labels]
+
+    def _share_of(self, ids: list[str]) -> list[str]:
+        """Ids whose number in [0, 1) falls into the split's share: an image keeps its split when others come."""
+        shares = list(self._shares.values())
+        if min(shares) <= 0 or sum(shares) > 1 + 1e-9:
+            msg = f"splits must be shares above 0 that sum up to at most 1, got {self._shares}"
+            raise ConfigError(msg)
+        place = list(self._shares).index(self.split)
+        low, high = sum(shares[:place]), sum(shares[: place + 1])
+        chosen = [name for name in ids if low <= uniform_hash(name) < high]
+        if not chosen:
+            msg = (
+                f"splits.{self.split} {shares[place]} gives none of the {len(ids)} images in {self.root}; "
+                "give it more, or name text files of ids"
+            )
+            raise ConfigError(msg)
+        return chosen
+
+    def _nothing(self, key: str, pattern: str, message: str) -> DatasetNotFoundError:
+        return DatasetNotFoundError(
+            f"Folder: {message} matches {pattern!r} in {str(self.root)!r}, looked from {Path.cwd()}; "
+            f"{what_is_there(self.root, pattern)}; correct data.init_args.root, {key} or splits"
+        )
+
+    def files(self, index: int) -> dict[str, Path]:
+        """Return the image and the labels that it has."""
+        name = self.ids[index]
+        labels = {task: self.root / _path(pattern, name) for task, pattern in self._patterns.items()}
+        image = {"image": self.root / _path(self._image, name)}
+        return image | {task: path for task, path in labels.items() if path.exists()}
+
+    def decode(self, key: str, files: Mapping[str, File]) -> NDArray[Any] | None:
+        """Turn a file into the image or a task's target."""
+        if key == "image":
+            return _read_image(files[key])
+        if key not in files:
+            return None
+        target = self._decoders[key](files[key])
+        if self._border and map_kind(self.tasks[key]):
+            inner = (slice(self._border, -self._border),) * 2
+            framed = np.full_like(target, np.nan if target.dtype.kind == "f" else IGNORE_INDEX)
+            framed[inner] = target[inner]
+            return framed
+        return target
+
+
+@dataclass  # so that a cache of what it decodes knows its options
+class _Decoder:
+    """Reads the files of one task's labels.
+
+    Args:
+        label: What stored values mean.
+        task: The task.
+    """
+
+    label: Label
+    task: Task
+
+    def __post_init__(self) -> None:
+        label, task = self.label, self.task
+        self.kind = map_kind(task)
+        self.table = _table(task, label.ids) if self.kind == "label" else None
+        for name in _changed(label) - _MEANINGFUL.get(self.kind, _MEANINGFUL_FOR_VALUES) - {"file", "spec"}:
+            msg = f"labels.{task.name}.{name} means nothing for a {type(task).__name__} task; leave it out"
+            raise ConfigError(msg)
+        if label.divide_by == 0 or sorted(map(abs, label.axes)) != [1, 2, 3]:
+            msg = (
+                f"labels.{task.name} needs divide_by other than 0 and axes that are 1, 2 and 3 in some order and with "
+                f"some signs, got {label.divide_by} and {label.axes}"
+            )
+            raise ConfigError(msg)
+
+    def __call__(self, file: File) -> NDArray[Any]:
+        """Return the target, see :meth:`MultiTaskDataset.decode`."""
+        stored = self._stored(file)
+        if self.kind == "label":
+            return self._classes(stored, file)
+        if self.kind is None:
+            return stored.astype(np.float32)
+        values = self._normals(stored) if self.kind == "vector" else self._values(stored, file)
+        no_label = ~np.isfinite(values)
+        if self.label.invalid is not None:
+            marked = stored == self.label.invalid
+            no_label |= marked.all(axis=-1, keepdims=True) if stored.ndim == 3 else marked
+        values[no_label] = np.nan
+        return values
+
+    def _stored(self, file: File) -> NDArray[Any]:
+        if file.path.endswith(".npy") or self.kind is None:
+            return read_npy(file)
+        one_channel = self.kind == "label" or self.task.channels == 1
+        return read_plane(file) if one_channel else read_pixels(file)
+
+    def _classes(self, stored: NDArray[Any], file: File) -> NDArray[Any]:
+        if stored.dtype.kind not in "iub":
+            msg = f"{file.path} holds {stored.dtype}, labels of {self.task.name!r} must be integers"
+            raise InvalidTargetError(msg)
+        if self.table is not None:
+            # Above the largest listed value and below 0 (index -1) is the table's last entry, which is "no label".
+            known = np.clip(stored.astype(np.int64), -1, len(self.table) - 1)
+            classes: NDArray[np.uint8] = self.table[known]
+            return classes
+        count = self.task.channels if isinstance(self.task, LabelMapTask) else IGNORE_INDEX
+        wrong = (stored != IGNORE_INDEX) & ((stored < 0) | (stored >= count))
+        if wrong.any():
+            msg = (
+                f"{file.path} holds the values {np.unique(stored[wrong])[:10].tolist()}, the classes of "
+                f"{self.task.name!r} are 0..{count - 1} and 255 means no label; "
+                f"set labels.{self.task.name}.ids to the stored value of each class"
+            )
+            raise InvalidTargetError(msg)
+        return stored
+
+    def _values(self, stored: NDArray[Any], file: File) -> NDArray[np.float32]:
+        values: NDArray[np.float32] = np.divide(stored, self.label.divide_by, dtype=np.float32)
+        values += np.float32(self.label.add)
+        if self.kind == "depth":
+            values[~(values > 0)] = np.nan
+        if self.kind == "lines" and values.max(initial=0.0) > 1:
+            msg = (
+                f"{file.path} gives edges up to {values.max():g}, at most 1 was expected; set "
+                f"labels.{self.task.name}.divide_by to the stored value of an edge, e.g. 255"
+            )
+            raise InvalidTargetError(msg)
+        return values
+
+    def _normals(self, stored: NDArray[Any]) -> NDArray[np.float32]:
+        if stored.dtype == np.uint8:
+            normals = decode_normals(stored)
+        elif stored.dtype.kind == "u":
+            normals = normal_vectors(stored / (np.iinfo(stored.dtype).max / 2) - 1)
+        else:
+            normals = normal_vectors(stored)
+        channels, signs = np.abs(self.label.axes) - 1, np.sign(self.label.axes)
+        ours: NDArray[np.float32] = normals[..., channels] * signs.astype(np.float32)
+        return ours
+
+
+def find_ids(root: Path, pattern: str) -> Iterator[str]:
+    """Find what ``{id}`` stands for in the paths below ``root`` that match a pattern; hidden files are left out."""
+    first, *rest = (re.escape(part) for part in pattern.split("{id}"))
+    matching = re.compile(first + "(?P<id>.+)" + "(?P=id)".join(rest))
+    start = root / pattern.split("{id}")[0].rpartition("/")[0]
+    for folder, folders, names in os.walk(start, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        parent = Path(os.path.relpath(folder, root))
+        for name in names:
+            found = matching.fullmatch((parent / name).as_posix())
+            if found and not name.startswith("."):
+                yield found["id"]
+
+
+def uniform_hash(name: str) -> float:
+    """Return a number in [0, 1) that depends on nothing but the name."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]) / 2**48
+
+
+def what_is_there(root: Path, pattern: str) -> str:
+    """Describe what lies where files of a pattern were expected."""
+    if not root.is_dir():
+        return f"there is no folder {str(root)!r}"
+    folder = root
+    for part in pattern.split("/")[:-1]:
+        if "{" in part or not (folder / part).is_dir():
+            break
+        folder /= part
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        if names:
+            return f"a file there is {os.path.relpath(Path(parent, min(names)), root)!r}"
+    return f"there is no file in {str(folder)!r}"
+
+
+def _check_pattern(key: str, pattern: str) -> None:
+    found = set(re.findall(r"{(\w*)}", pattern))
+    if "id" not in found or not found <= {"id", "split"}:
+        msg = f"the pattern of {key} must contain {{id}}, may contain {{split}} and no other braces; got {pattern!r}"
+        raise ConfigError(msg)
+
+
+def _path(pattern: str, name: str) -> str:
+    return pattern.replace("{id}", name)
+
+
+def _changed(label: Label) -> set[str]:
+    """Names of the fields that differ from their defaults."""
+    defaults = {
+        item.name: item.default if item.default_factory is MISSING else item.default_factory() for item in fields(label)
+    }
+    return {name for name, default in defaults.items() if getattr(label, name) != default}
+
+
+def _table(task: Task, ids: list[int | list[int]] | None) -> NDArray[np.uint8] | None:
+    """Make the class id of each stored value; the last entry, one above the largest listed value, is no label."""
+    if ids is None and isinstance(task, Saliency):
+        ids = [0, [1, 255]]
+    if ids is None:
+        return None
+    values = [[value] if isinstance(value, int) else value for value in ids]
+    listed = [value for group in values for value in group]
+    if len(values) != task.channels or len(set(listed)) != len(listed) or min(listed, default=-1) < 0:
+        msg = (
+            f"labels.{task.name}.ids must list the stored value or values, each once and none below 0, of every one of "
+            f"the {task.channels} classes in turn; got {ids}"
+        )
+        raise ConfigError(msg)
+    table = np.full(max(listed) + 2, IGNORE_INDEX, dtype=np.uint8)
+    for number, group in enumerate(values):
+        table[group] = number
+    return table
+
+
+def _read_image(file: File) -> NDArray[np.uint8]:
+    if not file.path.endswith(".npy"):
+        return read_rgb(file)
+    image = read_npy(file)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        msg = f"{file.path} holds {image.dtype} {image.shape}, an image must be uint8 (H, W, 3)"
+        raise CorruptFileError(msg)
+    return image
