@@ -23,7 +23,13 @@ from numpy.typing import NDArray
 from taskformer.data.datasets.base import MultiTaskDataset, OnError, Sample
 from taskformer.data.images import File
 from taskformer.data.parallel import default_workers, run_jobs
-from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, MissingExtraError
+from taskformer.errors import (
+    ConfigError,
+    CorruptFileError,
+    DatasetNotFoundError,
+    InvalidTargetError,
+    MissingExtraError,
+)
 from taskformer.files import write_json
 from taskformer.tasks import Task, build_tasks
 
@@ -178,7 +184,7 @@ def _packed(dataset: MultiTaskDataset, index: int) -> bytes | None:
     try:
         files, meta = dataset.read_files(index), dataset.meta(index)
         dataset.sample(files, meta)
-    except (CorruptFileError, DatasetNotFoundError) as error:
+    except (CorruptFileError, InvalidTargetError, DatasetNotFoundError) as error:
         if dataset.on_error == "raise":
             raise
         logger.warning("left out of the shards: %s", error)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from taskformer.data.datasets.base import IMAGE, MultiTaskDataset, OnError, Sample
 from taskformer.data.images import File, read_json, read_npy, read_plane, read_rgb
-from taskformer.errors import CorruptFileError, DatasetNotFoundError
+from taskformer.errors import CorruptFileError, DatasetNotFoundError, InvalidTargetError
 from taskformer.tasks import IGNORE_INDEX, Task
 
 SemsegClasses: TypeAlias = Literal[19, 7, 2]
@@ -343,13 +343,13 @@ def read_label_ids(file: File, labels: Labels) -> NDArray[np.uint8]:
     """Read label ids 0..33 as classes ``(H, W)``.
 
     Raises:
-        CorruptFileError: If there are other ids.
+        InvalidTargetError: If there are other ids.
     """
     ids = read_plane(file)
     last = max(label["id"] for label in table()["labels"])
     if ids.max() > last:
         msg = f"{file.path} has the label id {ids.max()}, Cityscapes has 0 to {last}; is it a labelTrainIds file?"
-        raise CorruptFileError(msg)
+        raise InvalidTargetError(msg)
     return labels.of_id.take(ids)
 
 

@@ -15,7 +15,7 @@ from taskformer.data.datasets.base import IMAGE, MultiTaskDataset, OnError, Samp
 from taskformer.data.geometry import decode_normals, normal_vectors
 from taskformer.data.images import File, read_json, read_npy, read_pixels, read_plane, read_rgb
 from taskformer.data.surfaces import plane_normals
-from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError
+from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, InvalidTargetError
 from taskformer.tasks import IGNORE_INDEX, Task
 
 SemsegClasses: TypeAlias = Literal[40, 13]
@@ -271,7 +271,7 @@ class NYUD(MultiTaskDataset):
             msg = (
                 f"{file.path} has the labels {wrong[:5].tolist()}, expected {first} to {first + 39}, or {none} for none"
             )
-            raise CorruptFileError(msg)
+            raise InvalidTargetError(msg)
         return classes
 
     def _decode_normals(self, file: File) -> NDArray[np.float32]:
