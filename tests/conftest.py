@@ -13,8 +13,6 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ROOT / "data" / "rooms"
-#: Real photographs that are not part of the repository; tests that need them skip without.
-SHARED = ROOT.parent / "shared" / "data"
 
 
 @pytest.fixture(scope="session")

@@ -77,9 +77,11 @@ def build(config, *args):
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_configs_build_transforms_and_link_tasks(config):
     model, data = build(config)
-    assert data.name == config.stem
-    assert data.root == f"data/{config.stem}"
-    assert data.train_transforms
+    assert config.stem.startswith(data.name)
+    if data.name not in ("folder", "combined"):  # those are examples, which users point to their own data
+        assert data.root == f"data/{data.name}"
+    for part in getattr(data, "parts", [data]):
+        assert part.train_transforms
     TaskCompose(data.train_transforms, model.tasks)
     assert model.specs == data.task_specs
     assert json.loads(json.dumps(model.specs)) == model.specs
