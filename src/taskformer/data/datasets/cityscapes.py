@@ -229,12 +229,15 @@ class ArrayLayout(Layout):
             array = array[..., 0]
         low, high = (-1, self.classes - 1) if key == "semseg" else (0, 1)
         shape = (*array.shape[:2], 3)[: 3 if key == IMAGE else 2]
-        if array.shape != shape or array.dtype.kind not in "fiu" or not ((array >= low) & (array <= high)).all():
+        if array.shape != shape or array.dtype.kind not in "fiu":
             msg = (
                 f"{files[key].path} holds {array.dtype} {array.shape} that is no map of {key} (height x width"
-                f"{' x 3' if key == IMAGE else ''}, values {low} to {high}); get the file again"
+                f"{' x 3' if key == IMAGE else ''}); get the file again"
             )
             raise CorruptFileError(msg)
+        if not ((array >= low) & (array <= high)).all():
+            msg = f"{files[key].path} has values from {array.min():g} to {array.max():g}, {key} has {low} to {high}"
+            raise InvalidTargetError(msg)
         if key == IMAGE:
             return np.asarray(np.rint(array * 255), dtype=np.uint8)
         if key == "semseg":
