@@ -1,4 +1,5 @@
 import functools
+import random
 from pathlib import Path
 
 import albumentations as A
@@ -10,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 from lightning import seed_everything
+from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
 from miniature_rooms import facing, plane, rays
 from scipy.linalg import polar
+from scipy.stats import chisquare, kstest
 from torch.utils.data import DataLoader, Dataset
 
 from taskformer.data.transforms import (
@@ -22,15 +25,14 @@ from taskformer.data.transforms import (
     RandomHorizontalFlip,
     RandomRotate,
     RandomScale,
+    RandomScaledCrop,
     Resize,
     SpatialTransform,
     TaskCompose,
     Transform,
-    flip_normals,
-    rotate_normals,
-    unit_vectors,
+    normalize,
+    wanted_guides,
     worker_init,
-    zoom_depth,
 )
 from taskformer.errors import ConfigError, InvalidTargetError, UnknownNameError
 from taskformer.tasks import build_tasks
@@ -46,6 +48,7 @@ TASKS = build_tasks(
     {
         "semseg": {"classes": NAMES},
         "depth": {},
+        "inverse_depth": {},
         "normals": {},
         "edges": {},
         "position": {"type": "regression", "channels": 2},
@@ -58,6 +61,8 @@ SINGLE = {
     "zoom out": [RandomScale(0.5, 0.8)],
     "rotate": [RandomRotate(45.0)],
     "crop": [RandomCrop(64, 72)],
+    "scaled crop": [RandomScaledCrop(0.5, 2.0, 64, 72)],
+    "varied crop": [RandomScaledCrop(1.5, 3.0, 40, 50, max_share=0.4)],
     "pad": [Pad(120, 160)],
     "pad at random": [Pad(120, 160, position="random")],
     "resize": [Resize(80, 150)],
@@ -87,6 +92,7 @@ def plane_sample(normal=TILTED, focal=110.0, height=HEIGHT, width=WIDTH):
     targets = {
         "semseg": ((x // 10 + y // 10) % 13).astype(np.uint8),
         "depth": depth,
+        "inverse_depth": 1 / depth,
         "normals": normals,
         "edges": ((x % 16 == 3) | (y % 16 == 5)).astype(np.float32),
         "position": np.stack([x, y], axis=-1).astype(np.float32),
@@ -135,9 +141,12 @@ def test_depth_and_normals_still_describe_one_plane(name, tilt, azimuth, focal, 
     assert (np.isnan(targets["depth"][0]) == np.isnan(targets["normals"]).any(axis=0)).all()
 
     x, y = np.nan_to_num(targets["position"]).astype(int)
-    zoom = 1 if name == "resize" else np.sqrt(abs(np.linalg.det(turn @ stretch)))
+    as_published = any(not getattr(transform, "rescale_depth", True) for transform in pipeline(name))
+    zoom = 1 if name == "resize" or as_published else np.sqrt(abs(np.linalg.det(turn @ stretch)))
     ratio = sample["targets"]["depth"][y, x] / targets["depth"][0]
     np.testing.assert_allclose(ratio[np.isfinite(ratio)], zoom, rtol=0.02)
+    product = targets["depth"][0] * targets["inverse_depth"][0]
+    np.testing.assert_allclose(product[np.isfinite(ratio)], 1, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", [name for name in SINGLE if name != "photometric"])
@@ -167,6 +176,7 @@ def test_tensors_have_the_types_and_shapes_of_the_contract():
     assert shapes == {
         "semseg": ((40, 50), torch.int64),
         "depth": ((1, 40, 50), torch.float32),
+        "inverse_depth": ((1, 40, 50), torch.float32),
         "normals": ((3, 40, 50), torch.float32),
         "edges": ((1, 40, 50), torch.float32),
         "position": ((2, 40, 50), torch.float32),
@@ -187,30 +197,12 @@ def test_flipping_twice_is_the_identity():
     assert not np.allclose(once["normals"][0], plain["normals"][0], equal_nan=True)
 
 
-@given(scale=st.floats(0.3, 3.0))
-@settings(max_examples=10, deadline=None)
-def test_zooming_in_and_out_restores_depth(scale):
-    depth = plane_sample()["targets"]["depth"]
-    np.testing.assert_allclose(zoom_depth(zoom_depth(depth, scale), 1 / scale), depth, rtol=1e-5)
-
-
-def test_pure_functions_correct_values_only():
-    normal = np.array([[0.6, 0.0, -0.8], [np.nan] * 3], dtype=np.float32)
-    np.testing.assert_allclose(flip_normals(normal)[0], [-0.6, 0, -0.8])
-    quarter = np.array([[0.0, 1.0], [-1.0, 0.0]])  # what is right of the centre goes up
-    np.testing.assert_allclose(rotate_normals(normal, quarter)[0], [0, -0.6, -0.8], atol=1e-7)
-    assert np.isnan(flip_normals(normal)[1]).all()
-    assert np.isnan(rotate_normals(normal, quarter)[1]).all()
-    np.testing.assert_allclose(unit_vectors(3 * normal), normal, rtol=1e-6)
-    assert np.isnan(unit_vectors(np.zeros((2, 3)))).all()
-
-
 def test_padding_is_the_mean_colour_and_never_valid():
     output = TaskCompose([Pad(HEIGHT + 20, WIDTH + 10)], TASKS)(plane_sample())
     image, targets = output["image"], output["targets"]
     assert image[:, :10].abs().max() < 0.02
     assert (targets["semseg"][:10] == 255).all()
-    for name in ("depth", "normals", "edges", "position"):
+    for name in ("depth", "inverse_depth", "normals", "edges", "position"):
         assert targets[name][:, :10].isnan().all()
         assert targets[name][:, :, -5:].isnan().all()
     assert MEAN_COLOR == (124, 116, 104)
@@ -235,9 +227,10 @@ def test_missing_labels_survive_every_transform():
     sample["targets"] = {"depth": np.full((HEIGHT, WIDTH), np.nan)}  # float64 is accepted
     for name in SINGLE:
         output = TaskCompose(pipeline(name), TASKS)(sample)
-        assert output["targets"].keys() == {"depth"}
-        assert output["targets"]["depth"].isnan().all()
-        assert output["targets"]["depth"].dtype == torch.float32
+        size = output["image"].shape[-2:]
+        assert output["targets"].keys() == TASKS.keys()
+        for task, target in output["targets"].items():
+            torch.testing.assert_close(target, TASKS[task].invalid(*size), equal_nan=True)
 
 
 def test_nothing_shares_memory_with_the_input():
@@ -284,9 +277,78 @@ def test_wrong_targets_are_refused(name, target, message):
         TaskCompose([], TASKS)(sample)
 
 
+def test_normalising_is_exact():
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    expected = (image / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(normalize(image), expected.transpose(2, 0, 1), rtol=1e-5, atol=1e-6)
+
+
 def test_normalising_twice_is_refused():
     with pytest.raises(InvalidTargetError, match="uint8"):
         TaskCompose([A.Normalize()], TASKS)(plane_sample())
+
+
+UNCHANGED = {"shift": 0.0, "contrast": 1.0, "contrast_first": True, "saturation": 1.0, "turn": 0}
+COLORS = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+
+def distorted(**changes):
+    return PhotoMetricDistortion().apply(COLORS, **{**UNCHANGED, **changes}).astype(float)
+
+
+def changed_hsv(saturation, degrees):
+    """Straightforward change of saturation and hue in floats."""
+    hsv = rgb_to_hsv(COLORS / 255)
+    hsv[..., 0] = (hsv[..., 0] + degrees / 360) % 1
+    hsv[..., 1] = (hsv[..., 1] * saturation).clip(0, 1)
+    return hsv_to_rgb(hsv) * 255
+
+
+def test_no_distortion_changes_nothing():
+    np.testing.assert_array_equal(distorted(), COLORS)
+
+
+@pytest.mark.parametrize("shift", [-32.0, -7.3, 31.9])
+@pytest.mark.parametrize("contrast", [0.5, 0.9, 1.5])
+def test_brightness_and_contrast_are_linear_and_clipped(shift, contrast):
+    shifted = (COLORS + shift).clip(0, 255)
+    assert np.abs(distorted(shift=shift) - shifted).max() <= 0.501
+    expected = (shifted * contrast).clip(0, 255)
+    for first in (True, False):
+        assert np.abs(distorted(shift=shift, contrast=contrast, contrast_first=first) - expected).max() <= 1.3
+
+
+@pytest.mark.parametrize(("saturation", "turn"), [(0.5, 0), (1.5, 0), (1.0, -18), (1.0, 17), (0.7, 9)])
+def test_saturation_and_hue_follow_floats(saturation, turn):
+    error = np.abs(distorted(saturation=saturation, turn=turn) - changed_hsv(saturation, 2 * turn))
+    assert error.mean() < 1  # 180 steps of hue and 256 of saturation are coarse
+    assert error.max() < 6
+
+
+def test_contrast_comes_before_or_after_the_colours():
+    before, after = (distorted(contrast=1.5, contrast_first=first, saturation=0.5) for first in (True, False))
+    assert np.abs(before - after).mean() > 1
+    floats = (changed_hsv(0.5, 0) * 1.5).clip(0, 255)
+    assert np.abs(after - floats).mean() < np.abs(before - floats).mean() / 3
+
+
+def test_distortions_are_drawn_as_published():
+    transform = PhotoMetricDistortion()
+    transform.py_random = random.Random(0)
+    drawn = [transform.get_params() for _ in range(4000)]
+    values = {name: np.array([params[name] for params in drawn], dtype=float) for name in UNCHANGED}
+    ranges = {"shift": (-32, 64), "contrast": (0.5, 1), "saturation": (0.5, 1)}
+    applied = {name: values[name] != UNCHANGED[name] for name in ranges}
+    for name, uniform in ranges.items():
+        assert abs(applied[name].mean() - 0.5) < 0.03
+        assert kstest(values[name][applied[name]], "uniform", uniform).pvalue > 0.01
+    turns, counts = np.unique(values["turn"], return_counts=True)
+    np.testing.assert_array_equal(turns, np.arange(-18, 18))
+    assert abs(counts[18] / 4000 - (0.5 + 0.5 / 36)) < 0.03  # left alone, or turned by 0
+    assert chisquare(np.delete(counts, 18)).pvalue > 0.01
+    assert abs(values["contrast_first"].mean() - 0.5) < 0.03
+    tosses = np.stack([*applied.values(), values["turn"] != 0, values["contrast_first"]])
+    assert np.abs(np.corrcoef(tosses) - np.eye(5)).max() < 0.06  # independent
 
 
 @pytest.mark.parametrize(
@@ -315,19 +377,138 @@ def test_stock_photometric_transforms_are_welcome():
 
 def test_every_spatial_transform_is_in_the_plane_test():
     tested = {type(transform) for chain in SINGLE.values() for transform in chain}
-    assert set(SpatialTransform.__subclasses__()) <= tested
+    classes = SpatialTransform.__subclasses__()
+    assert {*classes, *(child for parent in classes for child in parent.__subclasses__())} <= tested
 
 
-def test_bad_zoom_range_is_refused():
-    with pytest.raises(ConfigError, match="0 < low <= high"):
+def test_bad_zooms_are_refused():
+    with pytest.raises(ConfigError, match="RandomScale needs 0 < low <= high"):
         RandomScale(2.0, 1.0)
+    with pytest.raises(ConfigError, match="RandomScaledCrop needs 0 < low <= high"):
+        RandomScaledCrop(0.0, 1.0, 8, 8)
+    for choices in ([], [1.0, 0.0]):
+        with pytest.raises(ConfigError, match="choices above 0"):
+            RandomScale(choices=choices)
+
+
+def test_a_scaled_crop_is_a_crop_of_the_scaled():
+    sample = plane_sample()
+    both = TaskCompose([RandomScale(0.5, 2.0), RandomCrop(64, 72)], TASKS)
+    once = TaskCompose([RandomScaledCrop(0.5, 2.0, 64, 72)], TASKS)
+    shapes = set()
+    for seed in range(20):
+        both.set_random_seed(seed)
+        once.set_random_seed(seed)
+        expected, output = both(sample), once(sample)
+        shapes.add(tuple(output["image"].shape))
+        grey = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1) * 255
+        assert ((output["image"] - expected["image"]) * grey).abs().max() < 1.001  # at most one grey level
+        for name, target in expected["targets"].items():
+            torch.testing.assert_close(output["targets"][name], target, rtol=0, atol=0, equal_nan=True)
+    assert len(shapes) > 1  # also images that end up smaller than the window
+
+
+def zooms(transform, count=200):
+    """Zoom of a few samples, from depth and from the image's size."""
+    compose = TaskCompose([transform], {"depth": TASKS["depth"]})
+    compose.set_random_seed(0)
+    targets = {"depth": np.ones((1000, 40), np.float32)}
+    sample = {"image": np.zeros((1000, 40, 3), np.uint8), "targets": targets, "meta": {}}
+    outputs = [compose(sample)["targets"]["depth"] for _ in range(count)]
+    return np.array([(1 / output[0, 0, 0], output.shape[1] / 1000) for output in outputs]).T
+
+
+def test_zoom_factors_are_even_or_chosen():
+    by_depth, by_size = zooms(RandomScale(0.5, 2.0))
+    np.testing.assert_allclose(by_depth, by_size, atol=1.1e-3)
+    assert kstest(by_depth, "uniform", (0.5, 1.5)).pvalue > 0.01
+    by_depth, _ = zooms(RandomScale(choices=[1.0, 1.2, 1.5]), count=90)
+    values, counts = np.unique(by_depth.round(4), return_counts=True)
+    np.testing.assert_allclose(values, [1, 1.2, 1.5])
+    assert counts.min() > 15
+
+
+def test_depth_can_be_left_alone():
+    for transform in (
+        RandomScale(1.5, 1.5, rescale_depth=False),
+        RandomScaledCrop(1.5, 1.5, 9, 9, rescale_depth=False),
+    ):
+        by_depth, _ = zooms(transform, count=2)
+        assert (by_depth == 1).all()
+
+
+def striped(left_share):
+    """A sample with class 1 on the left and 2 on the right, a quarter of the rows unlabelled."""
+    semseg = np.full((80, 400), 2, np.uint8)
+    semseg[:, : int(400 * left_share)] = 1
+    semseg[:20] = 255
+    position = plane_sample(height=80, width=400)["targets"]["position"]
+    return {"image": np.zeros((80, 400, 3), np.uint8), "targets": {"semseg": semseg, "position": position}, "meta": {}}
+
+
+def left_borders(compose, sample, count=150):
+    compose.set_random_seed(0)
+    return np.array([compose(sample)["targets"]["position"][0, 0, 0] for _ in range(count)])
+
+
+def test_crops_of_one_class_are_drawn_again():
+    tasks = {name: TASKS[name] for name in ("semseg", "position")}
+    compose = TaskCompose([RandomScaledCrop(1.0, 1.0, 80, 100, max_share=0.75, retries=100)], tasks)
+    left = left_borders(compose, striped(0.5))
+    assert left.min() >= 126  # the window's share of class 1 is (200 - left) / 100, wherever labels are
+    assert left.max() <= 174
+    assert kstest(left, "uniform", (125.5, 49)).pvalue > 0.01
+    compose = TaskCompose([RandomScaledCrop(1.0, 1.0, 80, 100, max_share=0.75, retries=2)], tasks)
+    few = left_borders(compose, striped(0.5))
+    # Of windows drawn once, 49 of 301 pass; two more chances make it 1 - (252/301)^3 = 41 %, but never all.
+    inside = ((few >= 126) & (few <= 174)).mean()
+    assert 0.28 < inside < 0.54
+
+
+def test_one_class_alone_never_has_variety_but_is_cropped():
+    tasks = {name: TASKS[name] for name in ("semseg", "position")}
+    compose = TaskCompose([RandomScaledCrop(1.0, 1.0, 80, 100, max_share=0.99)], tasks)
+    for share in (0.0, 1.0):
+        assert kstest(left_borders(compose, striped(share)), "uniform", (-0.5, 301)).pvalue > 0.01
+    unlabelled = striped(0.5)
+    del unlabelled["targets"]["semseg"]
+    assert kstest(left_borders(compose, unlabelled), "uniform", (-0.5, 301)).pvalue > 0.01
+
+
+def test_a_guide_moves_with_the_image_and_is_left_out():
+    chain = [A.OneOf([RandomScaledCrop(1.0, 1.0, 80, 100, max_share=0.75, retries=100)], p=1.0), RandomHorizontalFlip()]
+    assert wanted_guides(chain) == ["semseg"]
+    assert wanted_guides([RandomScaledCrop(1.0, 1.0, 80, 100), A.GaussianBlur()]) == []
+    position, semseg = {"position": TASKS["position"]}, {"semseg": TASKS["semseg"]}
+    output = TaskCompose(chain, position, semseg)(striped(0.5))
+    assert output["targets"].keys() == {"position"}
+    left = left_borders(TaskCompose(chain[:1], position, semseg), striped(0.5))
+    assert left.min() >= 126
+    np.testing.assert_array_equal(left, left_borders(TaskCompose(chain[:1], position | semseg), striped(0.5)))
+
+
+def test_padding_first_and_cropping_first_are_the_same():
+    # AdaShare pads in the centre and crops; a window that is cut before it is padded looks the same.
+    published = [RandomScale(0.5, 1.5, rescale_depth=False), Pad(80, 100), RandomCrop(80, 100)]
+    ours = [RandomScaledCrop(0.5, 1.5, 80, 100, rescale_depth=False), Pad(80, 100)]
+    for seed in range(12):
+        outputs = []
+        for chain in (published, ours):
+            compose = TaskCompose(chain, TASKS)
+            compose.set_random_seed(seed)
+            outputs.append(compose(plane_sample())["targets"])
+        for name, target in outputs[0].items():
+            torch.testing.assert_close(outputs[1][name], target, equal_nan=True)
 
 
 def test_transforms_can_be_used_by_two_pipelines():
     shared = [RandomHorizontalFlip(p=1.0)]
     TaskCompose(shared, {"normals": TASKS["normals"]})
-    targets = TaskCompose(shared, {"depth": TASKS["depth"]})({**plane_sample(), "targets": {}})["targets"]
-    assert targets == {}
+    tasks = {"depth": TASKS["depth"]}
+    sample = plane_sample()
+    sample["targets"] = {"depth": sample["targets"]["depth"]}
+    flipped, plain = (TaskCompose(chain, tasks)(sample)["targets"]["depth"] for chain in (shared, []))
+    torch.testing.assert_close(flipped, plain.flip(-1), equal_nan=True)
 
 
 def draws(compose, count=40):

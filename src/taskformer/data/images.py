@@ -41,9 +41,12 @@ def read_rgb(file: File) -> NDArray[np.uint8]:
 def read_pixels(file: File) -> NDArray[Any]:
     """Decode an image as it is stored: ``(H, W)`` or RGB ``(H, W, 3)``, 8 or 16 bits; palettes become colours."""
     pixels = _decode(file, cv2.IMREAD_UNCHANGED)
-    if pixels.ndim == 3:
-        pixels = pixels[..., 2::-1] if pixels.shape[2] >= 3 else pixels[..., 0]  # OpenCV has blue first, alpha last
-    return np.ascontiguousarray(pixels)
+    if pixels.ndim == 2:
+        return pixels
+    if pixels.shape[2] < 3:
+        return np.ascontiguousarray(pixels[..., 0])
+    has_alpha = pixels.shape[2] == 4
+    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGB if has_alpha else cv2.COLOR_BGR2RGB))
 
 
 def read_plane(file: File) -> NDArray[Any]:

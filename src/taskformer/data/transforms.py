@@ -2,7 +2,8 @@
 
 Albumentations moves masks but knows nothing of metres or vectors: mirrored normals keep their sign, a zoomed room keeps
 its depth, padding becomes class 0. The transforms here move the pixels *and* correct the values, each by the
-``geometry`` of its task; photometric transforms are albumentations' own.
+``geometry`` of its task; photometric transforms may be albumentations' own. The values are corrected by the functions
+of :mod:`taskformer.data.geometry`.
 
 How each one treats a pinhole camera with focal length ``f`` and principal point ``c`` (pixels; x right, y down, z into
 the scene; ``depth`` is z). After it, the depth map back-projected with the *new* camera has exactly the new normals:
@@ -15,12 +16,14 @@ RandomCrop, Pad       same                       same                     c shif
 RandomRotate          same                       turn with the pixels     c turns
 Resize                same                       same                     f, c grow per axis
 RandomScale(s)        divided by s               same                     f, c grow by s
+RandomScaledCrop(s)   divided by s               same                     f, c grow by s, c shifts
 ===================== ========================== ======================== ===================
 
-The rotation is about the optical axis when ``c`` is the image centre; only then is the new camera the old one. Zooming
-shows a scene ``1/s`` the size through a lens ``s`` times as long, and is exact as that. Read as the *same* lens moved
-closer, the usual reason for the augmentation, it is approximate: only surfaces that face the camera agree, any other
-would need the normal ``(x, y, s*z)`` and would show new occlusions. The published recipes leave normals alone, as here.
+Inverse depth is multiplied where depth is divided. The rotation is about the optical axis when ``c`` is the image
+centre; only then is the new camera the old one. Zooming shows a scene ``1/s`` the size through a lens ``s`` times as
+long, and is exact as that. Read as the *same* lens moved closer, the usual reason for the augmentation, it is
+approximate: only surfaces that face the camera agree, any other would need the normal ``(x, y, s*z)`` and would show
+new occlusions. The published recipes leave normals alone, as here.
 
 All maps are sampled at the nearest pixel, so no value is made up; pixels from outside are 255 or NaN.
 """
@@ -37,23 +40,27 @@ import cv2
 import numpy as np
 import torch
 from lightning.fabric.utilities.seed import pl_worker_init_function
+from numpy.typing import NDArray
 from torch import Tensor
 
 from taskformer.data.geometry import (
+    ALL,
     Array,
     Kind,
-    flip_normals,
     invalid_value,
     map_kind,
+    mirror,
+    pad,
     pick,
     resize_image,
     resize_map,
     rotate_normals,
-    unit_vectors,
-    zoom_depth,
+    zoom_image,
+    zoom_values,
 )
+from taskformer.data.memory import keep_freed_memory
 from taskformer.errors import ConfigError, InvalidTargetError, UnknownNameError
-from taskformer.tasks import Task
+from taskformer.tasks import IGNORE_INDEX, Task
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the internet for a newer version
 import albumentations as A
@@ -68,11 +75,17 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 #: The mean colour as 8-bit RGB: what padding looks like, close to 0 after normalisation.
 MEAN_COLOR = (124, 116, 104)
 
+#: All 8-bit values, and what each is after normalisation, one row per channel.
+_LEVELS = np.arange(256, dtype=np.float32)
+_NORMALIZED = (_LEVELS / 255 - np.array(IMAGENET_MEAN, np.float32)[:, None]) / np.array(IMAGENET_STD, np.float32)[
+    :, None
+]
+
 _TWINS = {
     "HorizontalFlip": "RandomHorizontalFlip",
     "RandomScale": "RandomScale",
-    "RandomResizedCrop": "RandomScale and RandomCrop",
-    "RandomSizedCrop": "RandomScale and RandomCrop",
+    "RandomResizedCrop": "RandomScaledCrop",
+    "RandomSizedCrop": "RandomScaledCrop",
     "Affine": "RandomScale or RandomRotate",
     "ShiftScaleRotate": "RandomScale or RandomRotate",
     "Rotate": "RandomRotate",
@@ -136,47 +149,119 @@ class RandomHorizontalFlip(SpatialTransform):
 
     def apply(self, img: Array, **_: Any) -> Array:
         """Mirror the image."""
-        return img[:, ::-1]
+        return mirror(img)
 
     def apply_to_map(self, pixels: Array, kind: Kind, **_: Any) -> Array:
         """Mirror the map."""
-        mirrored = pixels[:, ::-1]
-        return flip_normals(mirrored) if kind == "vector" else mirrored
+        return mirror(pixels, kind)
 
 
 class RandomScale(SpatialTransform):
     """Zoom by a random factor, the same in x and y; depth is divided by it.
 
     Labels and normals keep their values: exact for a scene ``1/s`` the size seen through a focal length of ``s*f``,
-    approximate for the same lens moved closer (see the top of this module).
+    approximate for the same lens moved closer (see the top of this module). The image is interpolated bilinearly, also
+    where it shrinks, as in the published recipes.
 
     Args:
-        low: Smallest factor.
+        low: Smallest factor; factors are drawn evenly up to ``high``.
         high: Largest factor.
+        choices: Draw one of these factors instead.
+        rescale_depth: Whether depth is divided by the factor (and inverse depth multiplied); a few published recipes
+            leave depth as it is.
         p: Probability that the transform is applied.
+
+    Raises:
+        ConfigError: If a factor is not above 0, or ``low`` is above ``high``.
     """
 
-    def __init__(self, low: float = 0.5, high: float = 2.0, p: float = 1.0) -> None:
+    def __init__(
+        self,
+        low: float = 0.5,
+        high: float = 2.0,
+        choices: list[float] | None = None,
+        rescale_depth: bool = True,
+        p: float = 1.0,
+    ) -> None:
         super().__init__(p=p)
         if not 0 < low <= high:
-            msg = f"RandomScale needs 0 < low <= high, got low={low} and high={high}"
+            msg = f"{type(self).__name__} needs 0 < low <= high, got low={low} and high={high}"
+            raise ConfigError(msg)
+        if choices is not None and not (choices and min(choices) > 0):
+            msg = f"{type(self).__name__} needs choices above 0 or none at all, got choices={choices}"
             raise ConfigError(msg)
         self.low = low
         self.high = high
+        self.choices = choices
+        self.rescale_depth = rescale_depth
 
     def draw(self, height: int, width: int) -> dict[str, Any]:
-        """Draw the factor and the new size."""
-        scale = self.py_random.uniform(self.low, self.high)
-        return {"scale": scale, "size": (max(1, round(height * scale)), max(1, round(width * scale)))}
+        """Draw the factor; the new size is rounded down."""
+        scale = self.py_random.choice(self.choices) if self.choices else self.py_random.uniform(self.low, self.high)
+        return {"scale": scale, "size": (max(1, int(height * scale)), max(1, int(width * scale))), "window": (ALL, ALL)}
 
     def apply(self, img: Array, **params: Any) -> Array:
         """Resize the image."""
-        return resize_image(img, *params["size"])
+        return zoom_image(img, *params["size"], *params["window"])
 
     def apply_to_map(self, pixels: Array, kind: Kind, **params: Any) -> Array:
         """Resize the map."""
-        resized = resize_map(pixels, kind, *params["size"])
-        return zoom_depth(resized, params["scale"]) if kind == "depth" else resized
+        resized = resize_map(pixels, kind, *params["size"], *params["window"])
+        return zoom_values(resized, kind, params["scale"]) if self.rescale_depth else resized
+
+
+class RandomScaledCrop(RandomScale):
+    """:class:`RandomScale` followed by :class:`RandomCrop`, without computing what is cut off.
+
+    With ``max_share`` below 1 windows of little variety are drawn again, as in the published recipes: at least two
+    classes of ``semseg`` must be in the window, and the most frequent one must cover less than this share of the
+    labelled pixels. An image without ``semseg`` is cropped anywhere.
+
+    Args:
+        low: Smallest factor; factors are drawn evenly up to ``high``.
+        high: Largest factor.
+        height: Height of the window in pixels; a side that is smaller is left as it is (follow with :class:`Pad`).
+        width: Width of the window in pixels.
+        max_share: Share that the most frequent class must stay below; 1 accepts every window.
+        retries: How often a window is drawn again; the last one is taken as it is.
+        rescale_depth: Whether depth is divided by the factor (and inverse depth multiplied).
+
+    Raises:
+        ConfigError: If a factor is not above 0, or ``low`` is above ``high``.
+    """
+
+    def __init__(
+        self,
+        low: float,
+        high: float,
+        height: int,
+        width: int,
+        max_share: float = 1.0,
+        retries: int = 10,
+        rescale_depth: bool = True,
+    ) -> None:
+        super().__init__(low, high, rescale_depth=rescale_depth)
+        self.height = height
+        self.width = width
+        self.max_share = max_share
+        self.retries = retries
+        #: Name of the target this looks at, see :func:`wanted_guides`.
+        self.guide = "semseg" if max_share < 1 else ""
+
+    def draw(self, height: int, width: int) -> dict[str, Any]:
+        """Draw the factor and the window."""
+        drawn = super().draw(height, width)
+        return {**drawn, "window": _draw_window(self.py_random, drawn["size"], (self.height, self.width))}
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Draw the window again until it has enough variety."""
+        drawn = super().get_params_dependent_on_data(params, data)
+        for _ in range(self.retries if self.guide in data else 0):
+            labels = resize_map(data[self.guide], "label", *drawn["size"], *drawn["window"])
+            if _is_varied(labels, self.max_share):
+                break
+            drawn["window"] = _draw_window(self.py_random, drawn["size"], (self.height, self.width))
+        return drawn
 
 
 class RandomRotate(SpatialTransform):
@@ -229,9 +314,7 @@ class RandomCrop(SpatialTransform):
 
     def draw(self, height: int, width: int) -> dict[str, Any]:
         """Draw the window."""
-        top = self.py_random.randint(0, max(0, height - self.height))
-        left = self.py_random.randint(0, max(0, width - self.width))
-        return {"window": (slice(top, top + self.height), slice(left, left + self.width))}
+        return {"window": _draw_window(self.py_random, (height, width), (self.height, self.width))}
 
     def apply(self, img: Array, **params: Any) -> Array:
         """Cut the image."""
@@ -269,14 +352,12 @@ class Pad(SpatialTransform):
 
     def apply(self, img: Array, **params: Any) -> Array:
         """Pad the image."""
-        (top, bottom), (left, right) = params["borders"]
-        return cv2.copyMakeBorder(img, top, bottom, left, right, cv2.BORDER_CONSTANT, value=MEAN_COLOR)
+        return pad(img, params["borders"], MEAN_COLOR)
 
     def apply_to_map(self, pixels: Array, kind: Kind, **params: Any) -> Array:
         """Pad the map."""
         del kind
-        widths = [*params["borders"], (0, 0)][: pixels.ndim]
-        return np.pad(pixels, widths, constant_values=invalid_value(pixels))
+        return pad(pixels, params["borders"], invalid_value(pixels))
 
 
 class Resize(SpatialTransform):
@@ -301,10 +382,14 @@ class Resize(SpatialTransform):
         return resize_map(pixels, kind, self.height, self.width)
 
 
-class PhotoMetricDistortion(A.Sequential):  # type: ignore[misc]  # albumentations is untyped
+class PhotoMetricDistortion(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentations is untyped
     """Change brightness, contrast, saturation and hue, each with its own coin toss.
 
-    The defaults are the recipe of the multi-task dense-prediction literature (SSD's distortion).
+    The defaults are the recipe of the multi-task dense-prediction literature (SSD's distortion, [1]): a shift from
+    [-32, 32]; a contrast factor from [0.5, 1.5], before or after the colours by another coin toss; a saturation factor
+    from [0.5, 1.5] and a turn of the hue by -18 to 17 of OpenCV's 180 steps. Every step ends in 8 bits.
+
+    [1] Liu et al., SSD: Single Shot MultiBox Detector, https://arxiv.org/abs/1512.02325
 
     Args:
         brightness: Largest shift of 8-bit values.
@@ -322,15 +407,37 @@ class PhotoMetricDistortion(A.Sequential):  # type: ignore[misc]  # albumentatio
         hue: float = 36.0,
         p: float = 0.5,
     ) -> None:
-        same = {"brightness": (1, 1), "contrast": (1, 1), "saturation": (1, 1), "hue": (0, 0), "p": p}
-        turn = hue / 360
-        steps = [
-            A.RandomBrightnessContrast(brightness_limit=brightness / 255, contrast_limit=0, p=p),
-            A.ColorJitter(**{**same, "contrast": (1 - contrast, 1 + contrast)}),
-            A.ColorJitter(**{**same, "saturation": (1 - saturation, 1 + saturation)}),
-            A.ColorJitter(**{**same, "hue": (-turn, turn)}),
-        ]
-        super().__init__(steps, p=1.0)
+        super().__init__(p=1.0)
+        self.brightness = brightness
+        self.contrast = contrast
+        self.saturation = saturation
+        self.hue = hue
+        self.chance = p
+
+    def get_params(self) -> dict[str, Any]:
+        """Draw the four changes (albumentations' hook); what loses its coin toss is left alone."""
+        draw, steps = self.py_random, round(self.hue / 2)  # OpenCV's hue counts double degrees
+        shifts, contrasts, saturates, turns = (draw.random() < self.chance for _ in range(4))
+        return {
+            "shift": draw.uniform(-self.brightness, self.brightness) if shifts else 0.0,
+            "contrast": draw.uniform(1 - self.contrast, 1 + self.contrast) if contrasts else 1.0,
+            "contrast_first": draw.random() < 0.5,
+            "saturation": draw.uniform(1 - self.saturation, 1 + self.saturation) if saturates else 1.0,
+            "turn": draw.randint(-steps, steps - 1) if turns else 0,
+        }
+
+    def apply(self, img: Array, **params: Any) -> Array:
+        """Look the new values up, in RGB and, if needed, in HSV."""
+        shift, contrast, first = params["shift"], params["contrast"], params["contrast_first"]
+        if shift != 0 or (first and contrast != 1):
+            shifted = _eight_bits(_LEVELS + shift)
+            img = cv2.LUT(img, _eight_bits(shifted * contrast) if first else shifted)
+        if params["saturation"] != 1 or params["turn"] != 0:
+            table = [(_LEVELS + params["turn"]) % 180, _LEVELS * params["saturation"], _LEVELS]
+            hsv = cv2.LUT(cv2.cvtColor(img, cv2.COLOR_RGB2HSV), _eight_bits(np.stack(table, axis=-1)[None]))
+            img = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+        changed: Array = img if first or contrast == 1 else cv2.LUT(img, _eight_bits(_LEVELS * contrast))
+        return changed
 
 
 class TaskCompose:
@@ -343,15 +450,20 @@ class TaskCompose:
     Args:
         transforms: What to do, in order, to the uint8 image and the raw targets. They are copied.
         tasks: The tasks by name; targets of other names are refused.
+        guides: Further tasks whose targets the transforms look at (see :func:`wanted_guides`): they move with the image
+            and are left out of the result.
 
     Raises:
         ConfigError: If a stock transform would move pixels without correcting depth, vectors and invalid pixels.
     """
 
-    def __init__(self, transforms: Sequence[Transform], tasks: Mapping[str, Task]) -> None:
+    def __init__(
+        self, transforms: Sequence[Transform], tasks: Mapping[str, Task], guides: Mapping[str, Task] | None = None
+    ) -> None:
         self.tasks = dict(tasks)
+        self._known = {**(guides or {}), **self.tasks}
         chain = deepcopy(list(transforms))
-        self._kinds = {name: kind for name, task in tasks.items() if (kind := map_kind(task))}
+        self._kinds = {name: kind for name, task in self._known.items() if (kind := map_kind(task))}
         for transform in _leaves(chain):
             _refuse_uncorrected(transform)
         self._compose = A.Compose(chain, additional_targets=dict.fromkeys(self._kinds, "mask"), strict=True)
@@ -370,10 +482,12 @@ class TaskCompose:
 
         Args:
             sample: ``{"image": (H, W, 3) uint8 RGB, "targets": {task: array of the same H, W}, "meta": {...}}``.
+                Normals must have unit length, as data sets give them.
 
         Returns:
-            The same keys with ``image`` ``(3, H', W')`` float32, ImageNet-normalised, integer targets
-            ``(H', W')`` int64 and the others ``(C, H', W')`` float32. Nothing shares memory with the input.
+            The same keys with ``image`` ``(3, H', W')`` float32, ImageNet-normalised, and a target of every task:
+            integers ``(H', W')`` int64, others ``(C, H', W')`` float32, all invalid where the sample has no label.
+            Nothing shares memory with the input.
 
         Raises:
             UnknownNameError: If there is a target for which there is no task.
@@ -383,15 +497,19 @@ class TaskCompose:
             self.set_random_seed(torch.initial_seed())
         image, targets = sample["image"], sample["targets"]
         maps = {name: self._checked(name, target, image) for name, target in targets.items() if self._has_pixels(name)}
-        moved = self._compose(image=image.copy(), **maps)
-        tensors = {name: self._to_tensor(name, moved.get(name, target)) for name, target in targets.items()}
+        moved = {**targets, **self._compose(image=image.copy(), **maps)}
+        size = moved["image"].shape[:2]
+        tensors = {
+            name: self._to_tensor(name, moved[name]) if name in moved else task.invalid(*size)
+            for name, task in self.tasks.items()
+        }
         return {"image": normalize(moved["image"]), "targets": tensors, "meta": dict(sample["meta"])}
 
     def _has_pixels(self, name: str) -> bool:
         """Whether the target is a map that moves with the image, and not one label for all of it."""
-        if name not in self.tasks:
+        if name not in self._known:
             kind = "target"
-            raise UnknownNameError(kind, name, self.tasks)
+            raise UnknownNameError(kind, name, self._known)
         return name in self._kinds
 
     def _checked(self, name: str, target: Array, image: Array) -> Array:
@@ -405,14 +523,12 @@ class TaskCompose:
             msg = f"the target {name!r} has the type {target.dtype}; data sets must give {wanted}"
             raise InvalidTargetError(msg)
         squeezed = target[..., 0] if target.ndim == 3 and target.shape[2] == 1 else target
-        return squeezed if label else squeezed.astype(np.float32)
+        return squeezed if label else squeezed.astype(np.float32, copy=False)
 
     def _to_tensor(self, name: str, target: Array) -> Tensor:
         kind = self._kinds.get(name)
         if kind == "label":
             return torch.from_numpy(target.astype(np.int64))
-        if kind == "vector":
-            target = unit_vectors(target)
         if kind is not None:
             target = np.atleast_3d(target).transpose(2, 0, 1)
         return torch.from_numpy(np.array(target, dtype=np.float32, order="C"))
@@ -427,18 +543,27 @@ def normalize(image: Array) -> Tensor:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         msg = f"images must stay uint8 RGB (H, W, 3), they are normalised last; got {image.dtype} {image.shape}"
         raise InvalidTargetError(msg)
-    mean, std = (np.array(values, dtype=np.float32) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    normalized = (image.astype(np.float32) / 255 - mean) / std
-    return torch.from_numpy(np.ascontiguousarray(normalized.transpose(2, 0, 1)))
+    normalized = np.empty((3, *image.shape[:2]), dtype=np.float32)
+    for plane, table, place in zip(cv2.split(image), _NORMALIZED, normalized, strict=True):
+        cv2.LUT(plane, table, dst=place)
+    return torch.from_numpy(normalized)
 
 
 def worker_init(worker_id: int) -> None:
-    """Prepare a loader worker: Lightning's seeds, different for every rank, worker and epoch; one OpenCV thread.
+    """Prepare a loader worker: Lightning's seeds, different for every rank, worker and epoch, and its own resources.
 
+    It has one OpenCV thread and keeps the memory of freed arrays.
     :class:`TaskCompose` takes its random stream from the torch seed set here.
     """
     pl_worker_init_function(worker_id)
     cv2.setNumThreads(0)
+    keep_freed_memory()
+
+
+def wanted_guides(transforms: Sequence[Transform]) -> list[str]:
+    """Return the names of the targets that the transforms look at, whether or not they are tasks."""
+    crops = (transform for transform in _leaves(transforms) if isinstance(transform, RandomScaledCrop))
+    return list(dict.fromkeys(crop.guide for crop in crops if crop.guide))
 
 
 def _leaves(transforms: Sequence[Transform]) -> Iterator[A.BasicTransform]:
@@ -461,3 +586,22 @@ def _refuse_uncorrected(transform: A.BasicTransform) -> None:
         f"{advice} from taskformer.data.transforms"
     )
     raise ConfigError(msg)
+
+
+def _draw_window(generator: random.Random, size: tuple[int, int], window: tuple[int, int]) -> tuple[slice, slice]:
+    """Draw where a window lies in an image; a side of the image that is smaller is kept whole."""
+    starts = [generator.randint(0, max(0, whole - part)) for whole, part in zip(size, window, strict=True)]
+    return slice(starts[0], starts[0] + window[0]), slice(starts[1], starts[1] + window[1])
+
+
+def _is_varied(labels: Array, max_share: float) -> bool:
+    """Whether there are at least two classes, and none covers ``max_share`` of the labelled pixels."""
+    # All classes are below 255.
+    counts = cv2.calcHist([labels.astype(np.uint8, copy=False)], [0], None, [256], [0, 256])
+    counts[IGNORE_INDEX] = 0
+    return bool(np.count_nonzero(counts) > 1 and counts.max() < max_share * counts.sum())
+
+
+def _eight_bits(values: Array) -> NDArray[np.uint8]:
+    """Round and clip to 0..255."""
+    return np.rint(values).clip(0, 255).astype(np.uint8)

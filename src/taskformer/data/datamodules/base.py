@@ -3,15 +3,17 @@
 from __future__ import annotations  # the type of the transforms is resolved only when a parser asks for it
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, get_worker_info
 
 from taskformer.data.datasets.base import MultiTaskDataset, OnError, Sample
+from taskformer.data.memory import shared_empty
 from taskformer.errors import ConfigError, UnknownNameError
 from taskformer.tasks import IGNORE_INDEX, Task, build_tasks
 
@@ -71,7 +73,7 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         self.on_error = on_error
         self.cache_dir = cache_dir
         self.cache_gb = cache_gb
-        self.datasets: dict[str, MultiTaskDataset] = {}
+        self.datasets: dict[str, MultiTaskDataset | ConcatDataset[Sample]] = {}
         offered = self.task_offers()
         self.task_names = list(offered) if tasks is None else list(tasks)
         for task in self.task_names:
@@ -101,22 +103,48 @@ class MultiTaskDataModule(LightningDataModule, ABC):
     def dataset(self, split: str, tasks: dict[str, Task], transform: Any) -> MultiTaskDataset:
         """Build the data set of ``"train"``, ``"val"`` or ``"test"``."""
 
+    def prepare_data(self) -> None:
+        """Decode what ``fit`` reads into the cache, if there is to be one; Lightning calls this once per machine."""
+        if self.trainer is None or self.trainer.state.fn == "fit":
+            self.build_caches()
+
+    def build_caches(self) -> None:
+        """Decode the training and validation images into ``cache_dir``, with the loader's processes."""
+        if not self.cache_dir:
+            return
+        from taskformer.data.cache import DecodedCache  # with albumentations, which takes seconds to import
+
+        for split, steps in (("train", self.train_transforms), ("val", self.eval_transforms)):
+            dataset = self._transformed(split, steps)
+            DecodedCache.build(Path(self.cache_dir), dataset, self.cache_gb, self.num_workers)
+
     def setup(self, stage: str) -> None:
         """Build the splits that ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"`` needs."""
         splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}[stage]
         for split in splits:
             steps = self.train_transforms if split == "train" else self.eval_transforms
-            self.datasets[split] = self._transformed(split, steps)
+            dataset = self._transformed(split, steps)
+            if self.cache_dir:
+                from taskformer.data.cache import DecodedCache
 
-    def evaluation_dataset(self, split: str) -> MultiTaskDataset:
+                dataset.cache = DecodedCache.find(Path(self.cache_dir), dataset, self.cache_gb)
+            self.datasets[split] = dataset
+
+    def training_dataset(self, split: str) -> MultiTaskDataset:
+        """Build a split with the augmentation of training, also another one."""
+        return self._transformed(split, self.train_transforms)
+
+    def evaluation_dataset(self, split: str) -> MultiTaskDataset | ConcatDataset[Sample]:
         """Build a split without augmentation, also that of training."""
         return self._transformed(split, self.eval_transforms)
 
     def _transformed(self, split: str, steps: list[Transform]) -> MultiTaskDataset:
-        from taskformer.data.transforms import TaskCompose  # albumentations takes seconds to import
+        from taskformer.data.transforms import TaskCompose, wanted_guides  # albumentations takes seconds to import
 
-        tasks = build_tasks(self.task_specs)
-        return self.dataset(split, tasks, TaskCompose(steps, tasks))
+        tasks, offered = build_tasks(self.task_specs), self.task_offers()
+        names = [name for name in wanted_guides(steps) if name not in tasks and name in self.available()]
+        guides = build_tasks({name: offered[name] for name in names})
+        return self.dataset(split, {**tasks, **guides}, TaskCompose(steps, tasks, guides))
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Load the training split in random order, full batches only."""
@@ -143,15 +171,17 @@ class MultiTaskDataModule(LightningDataModule, ABC):
 
         return DataLoader(
             self.datasets[split],
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            drop_last=shuffle,
+            **self._batches(split, shuffle),
             num_workers=self.num_workers,
             collate_fn=collate,
             worker_init_fn=worker_init,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def _batches(self, split: str, shuffle: bool) -> dict[str, Any]:
+        """Return the arguments that tell the loader of a split which images form a batch."""
+        return {"batch_size": self.batch_size, "shuffle": shuffle, "drop_last": shuffle}
 
 
 def data_modules() -> dict[str, type[MultiTaskDataModule]]:
@@ -161,7 +191,7 @@ def data_modules() -> dict[str, type[MultiTaskDataModule]]:
     while pending:
         cls = pending.pop(0)
         pending += cls.__subclasses__()
-        found |= {cls.name: cls} if hasattr(cls, "name") else {}
+        found |= {cls.name: cls} if cls.name else {}  # Lightning's own is None
     return found
 
 
@@ -186,13 +216,14 @@ def _stack_targets(targets: list[Tensor]) -> Tensor:
 
 
 def _stack(tensors: list[Tensor], fill: float) -> Tensor:
+    shape = (len(tensors), *(max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True)))
+    # A loader's process writes to where the main one can read it.
+    empty = torch.empty if get_worker_info() is None else shared_empty
+    stacked: Tensor = empty(shape, dtype=tensors[0].dtype)
     # numpy, because torch would wake its threads for a small copy: on busy processors that took four times as long
     # as everything else.
-    arrays = [tensor.numpy() for tensor in tensors]
-    shape = tuple(max(sizes) for sizes in zip(*(array.shape for array in arrays), strict=True))
-    if all(array.shape == shape for array in arrays):
-        return torch.from_numpy(np.stack(arrays))
-    stacked = np.full((len(arrays), *shape), fill, dtype=arrays[0].dtype)
-    for place, array in zip(stacked, arrays, strict=True):
-        place[tuple(slice(length) for length in array.shape)] = array
-    return torch.from_numpy(stacked)
+    for place, tensor in zip(stacked.numpy(), tensors, strict=True):
+        if tensor.shape != place.shape:
+            place[...] = fill
+        place[tuple(slice(length) for length in tensor.shape)] = tensor.numpy()
+    return stacked

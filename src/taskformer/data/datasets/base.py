@@ -4,7 +4,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import torch
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from taskformer.data.geometry import map_kind, resize_image, resize_map
 from taskformer.data.images import File
-from taskformer.errors import CorruptFileError, DatasetNotFoundError, TaskformerError
+from taskformer.errors import CorruptFileError, DatasetNotFoundError, InvalidTargetError, TaskformerError
 from taskformer.tasks import Task
 
 Sample: TypeAlias = dict[str, Any]
@@ -27,7 +27,7 @@ class RawSamples(Protocol):
     """Decoded samples kept somewhere quicker than their files, see :mod:`taskformer.data.cache`."""
 
     def get(self, index: int) -> Sample | None:
-        """Return a raw sample, or None if it is not there."""
+        """Return ``{"image", "targets"}`` of a raw sample, or None if it is not there."""
 
 
 class MultiTaskDataset(Dataset[Sample], ABC):
@@ -37,8 +37,8 @@ class MultiTaskDataset(Dataset[Sample], ABC):
         root: The data set's folder.
         split: Part of the data set, e.g. ``"train"``.
         tasks: The tasks to load, by name.
-        transform: Turns a raw sample into tensors, usually a :class:`taskformer.data.transforms.TaskCompose`;
-            ``None`` gives the raw numpy arrays and only the labels that the image has.
+        transform: Turns a raw sample into tensors, usually a :class:`taskformer.data.transforms.TaskCompose`, which
+            makes tasks without a label all invalid; ``None`` gives the raw numpy arrays and only the labels there are.
         size: Height and width that images and maps are resized to when they are loaded; None keeps theirs.
         on_error: What a missing or broken file does: ``"raise"`` stops at once; ``"skip"`` logs the file once and takes
             the next image that can be read in its place, the same one in every epoch and process.
@@ -46,10 +46,13 @@ class MultiTaskDataset(Dataset[Sample], ABC):
     Attributes:
         ids: Identifier of each image, in order.
         cache: Where :meth:`raw` looks before it reads files.
+        may_be_empty: Tasks whose maps may lack a single valid pixel; in others that is a fault.
 
     Raises:
         DatasetNotFoundError: If the files are not there.
     """
+
+    may_be_empty: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
         self,
@@ -97,6 +100,7 @@ class MultiTaskDataset(Dataset[Sample], ABC):
 
         Raises:
             CorruptFileError: If a file does not hold what it should.
+            InvalidTargetError: If it holds class ids that do not exist.
         """
 
     def meta(self, index: int) -> dict[str, Any]:
@@ -117,13 +121,13 @@ class MultiTaskDataset(Dataset[Sample], ABC):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return one sample, transformed; tasks without a label are all invalid."""
+        """Return one sample, transformed."""
         if self.on_error == "raise":
             return self._finish(self.raw(index))
         for shift in range(len(self)):
             try:
                 return self._finish(self.raw((index + shift) % len(self)))
-            except (CorruptFileError, DatasetNotFoundError) as error:
+            except (CorruptFileError, InvalidTargetError, DatasetNotFoundError) as error:
                 self._log_once((index + shift) % len(self), error)
         msg = f"no image of the split {self.split!r} in {self.root} can be read; see the files logged above"
         raise DatasetNotFoundError(msg)
@@ -131,7 +135,9 @@ class MultiTaskDataset(Dataset[Sample], ABC):
     def raw(self, index: int) -> Sample:
         """Return ``{"image", "targets", "meta"}`` as numpy arrays, before the transform."""
         cached = self.cache.get(index) if self.cache else None
-        return cached or self._decode_all(self.read_files(index), self.meta(index))
+        if cached is None:
+            return self._decode_all(self.read_files(index), self.meta(index))
+        return {**cached, "meta": {**self.meta(index), "size": cached[IMAGE].shape[:2]}}
 
     def sample(self, files: Mapping[str, File], meta: Mapping[str, Any]) -> Sample:
         """Return a sample like ``self[index]`` from files that were read elsewhere, e.g. from a stream."""
@@ -180,14 +186,7 @@ class MultiTaskDataset(Dataset[Sample], ABC):
             raise CorruptFileError(msg)
 
     def _finish(self, sample: Sample) -> Sample:
-        """Transform a raw sample and add what it has no label for."""
-        if self.transform is None:
-            return sample
-        sample = self.transform(sample)
-        height, width = sample[IMAGE].shape[-2:]
-        missing = {name: task for name, task in self.tasks.items() if name not in sample["targets"]}
-        sample["targets"] |= {name: task.invalid(height, width) for name, task in missing.items()}
-        return sample
+        return sample if self.transform is None else self.transform(sample)
 
     def _log_once(self, index: int, error: Exception) -> None:
         if self._logged is not None and not self._logged[index]:
