@@ -80,11 +80,6 @@ class CombinedDataModule(MultiTaskDataModule):
         for part in self.parts:
             part.build_caches()
 
-    def build_caches(self) -> None:
-        """Decode the images of every part that has a cache."""
-        for part in self.parts:
-            part.build_caches()
-
     def setup(self, stage: str) -> None:
         """Build the splits that ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"`` needs."""
         for part in self.parts:
