@@ -43,6 +43,7 @@ notebooks: setup ## run the notebooks
 
 bench: setup ## measure what README reports beyond the demo
 	$(BIN)/python benchmarks/real_photos.py
+	$(BIN)/python benchmarks/loading.py
 
 clean: ## remove caches and the environment; runs stay
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
