@@ -1,0 +1,376 @@
+"""The search space: one architecture, and all that a supernet holds.
+
+Sizes and the order of random draws are AutoFormer's (Chen et al., ICCV 2021, arXiv 2107.00651). What tasks share
+(AutoTaskFormer, Liu et al., arXiv 2304.08756) is our reading of that paper, whose search space is not published.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from random import Random
+from typing import Any, Literal, Self, get_args
+
+from taskformer.errors import ConfigError, UnknownNameError
+from taskformer.models.autotaskformer.sharing import KINDS, Rows, Sharing
+
+SharingKind = Literal["none", "binary", "grouped", "tree"]
+PresetName = Literal["tiny", "small", "base"]
+
+#: AutoFormer's supernets: choices, then the size of the weights, which may exceed the largest choice.
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "embed_dims": (192, 216, 240),
+        "depths": (12, 13, 14),
+        "mlp_ratios": (3.5, 4.0),
+        "num_heads": (3, 4),
+        "super_embed_dim": 256,
+    },
+    "small": {
+        "embed_dims": (320, 384, 448),
+        "depths": (12, 13, 14),
+        "mlp_ratios": (3.0, 3.5, 4.0),
+        "num_heads": (5, 6, 7),
+    },
+    "base": {
+        "embed_dims": (528, 576, 624),
+        "depths": (14, 15, 16),
+        "mlp_ratios": (3.0, 3.5, 4.0),
+        "num_heads": (9, 10),
+        "super_embed_dim": 640,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One sub-network of a supernet; hashable, and equal if and only if the sub-networks are.
+
+    Args:
+        embed_dim: Width of the tokens.
+        depth: Number of layers.
+        mlp_ratio: Hidden width of each layer's MLP over ``embed_dim``.
+        num_heads: Attention heads of each layer.
+        sharing: For each unit (unit 2l is the attention of layer l, unit 2l + 1 its MLP) the id of the stored copy
+            that every task uses; copy 0 is the shared one. Empty: all tasks share everything.
+
+    Raises:
+        ConfigError: If lengths or values do not fit.
+    """
+
+    embed_dim: int
+    depth: int
+    mlp_ratio: tuple[float, ...]
+    num_heads: tuple[int, ...]
+    sharing: Rows = ()
+
+    def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "mlp_ratio", tuple(float(ratio) for ratio in self.mlp_ratio))
+            object.__setattr__(self, "num_heads", tuple(self.num_heads))
+            object.__setattr__(self, "sharing", tuple(tuple(row) for row in self.sharing))
+        except (TypeError, ValueError) as error:
+            msg = f"an architecture has one mlp_ratio and num_heads per layer and one row per unit: {error}"
+            raise ConfigError(msg) from error
+        self._check_layers()
+        self._check_sharing()
+        if not any(copy for row in self.sharing for copy in row):
+            object.__setattr__(self, "sharing", ())
+
+    def _check_layers(self) -> None:
+        if not len(self.mlp_ratio) == len(self.num_heads) == self.depth:
+            msg = (
+                f"an architecture of depth {self.depth} needs as many values of mlp_ratio and of num_heads, "
+                f"got {len(self.mlp_ratio)} and {len(self.num_heads)}"
+            )
+            raise ConfigError(msg)
+        if not all(_is_count(value) for value in (self.embed_dim, self.depth, *self.num_heads)):
+            msg = (
+                f"embed_dim, depth and num_heads are integers above 0, "
+                f"got {self.embed_dim}, {self.depth} and {list(self.num_heads)}"
+            )
+            raise ConfigError(msg)
+        if not all(int(self.embed_dim * ratio) >= 1 for ratio in self.mlp_ratio):
+            msg = f"every mlp_ratio must leave at least one hidden channel, got {list(self.mlp_ratio)}"
+            raise ConfigError(msg)
+
+    def _check_sharing(self) -> None:
+        if self.sharing and len(self.sharing) != 2 * self.depth:
+            msg = f"sharing of depth {self.depth} needs {2 * self.depth} rows (or none), got {len(self.sharing)}"
+            raise ConfigError(msg)
+        if len({len(row) for row in self.sharing}) > 1:
+            msg = f"every row of sharing names one copy per task, got rows of {[len(row) for row in self.sharing]}"
+            raise ConfigError(msg)
+        if not all(copy == 0 or _is_count(copy) for row in self.sharing for copy in row):
+            msg = f"sharing holds ids of copies, 0 or above, got {[list(row) for row in self.sharing]}"
+            raise ConfigError(msg)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Describe the architecture in plain types."""
+        return {
+            "embed_dim": self.embed_dim,
+            "depth": self.depth,
+            "mlp_ratio": list(self.mlp_ratio),
+            "num_heads": list(self.num_heads),
+            "sharing": [list(row) for row in self.sharing],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build an architecture from :meth:`to_dict`; ``sharing`` may be left out.
+
+        Raises:
+            ConfigError: If a key is missing, unknown or does not fit.
+        """
+        known = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in known:
+                kind = "key of an architecture"
+                raise UnknownNameError(kind, key, known)
+        missing = [name for name in known if name not in values and name != "sharing"]
+        if missing:
+            msg = f"the architecture lacks {', '.join(missing)}"
+            raise ConfigError(msg)
+        return cls(**values)
+
+    def to_json(self) -> str:
+        """Describe the architecture as one line of JSON."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Build an architecture from :meth:`to_json`.
+
+        Raises:
+            ConfigError: If the text is no JSON object or does not fit.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            msg = f"the architecture is no valid JSON: {error}"
+            raise ConfigError(msg) from error
+        if not isinstance(values, dict):
+            msg = f"an architecture is a JSON object with embed_dim, depth, ..., got {type(values).__name__}"
+            raise ConfigError(msg)
+        return cls.from_dict(values)
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """All architectures of a supernet.
+
+    Args:
+        embed_dims: Choices of the width.
+        depths: Choices of the number of layers.
+        mlp_ratios: Choices of each layer's MLP ratio.
+        num_heads: Choices of each layer's attention heads.
+        super_embed_dim: Width of the weights; 0: the largest choice.
+        super_depth: Layers of the weights; 0: the largest choice.
+        super_heads: Heads of the weights; 0: the largest choice.
+        super_mlp_ratio: MLP ratio of the weights; 0: the largest choice.
+        head_dim: Channels of one attention head.
+        num_tasks: Tasks of the supernet.
+        sharing: What tasks may share in each unit (attention or MLP of a layer). ``"none"``: there is nothing to
+            choose, all is shared. ``"binary"``: a unit is shared by all or every task has its own. ``"grouped"``: any
+            task uses any of ``copies``. ``"tree"``: as grouped, but tasks that parted never meet again.
+        copies: Stored copies of each unit for ``"grouped"`` and ``"tree"``; more than tasks are of no use.
+
+    Raises:
+        ConfigError: If settings contradict each other.
+    """
+
+    embed_dims: tuple[int, ...]
+    depths: tuple[int, ...]
+    mlp_ratios: tuple[float, ...]
+    num_heads: tuple[int, ...]
+    super_embed_dim: int = 0
+    super_depth: int = 0
+    super_heads: int = 0
+    super_mlp_ratio: float = 0.0
+    head_dim: int = 64
+    num_tasks: int = 1
+    sharing: SharingKind = "none"
+    copies: int = 4
+
+    def __post_init__(self) -> None:
+        for choices, largest in {
+            "embed_dims": "super_embed_dim",
+            "depths": "super_depth",
+            "num_heads": "super_heads",
+            "mlp_ratios": "super_mlp_ratio",
+        }.items():
+            self._set_choices(choices, largest)
+        if self.sharing not in get_args(SharingKind):
+            kind = "kind of sharing"
+            raise UnknownNameError(kind, self.sharing, get_args(SharingKind))
+        if not all(_is_count(value) for value in (self.head_dim, self.num_tasks, self.copies)):
+            msg = (
+                f"head_dim, num_tasks and copies are integers above 0, "
+                f"got {self.head_dim}, {self.num_tasks} and {self.copies}"
+            )
+            raise ConfigError(msg)
+
+    def _set_choices(self, choices: str, largest: str) -> None:
+        """Check the choices of one size and fill in the size of the weights."""
+        values = tuple(getattr(self, choices))
+        if not values or min(values) <= 0 or len(set(values)) < len(values):
+            msg = f"{choices} needs one or more different values above 0, got {list(values)}"
+            raise ConfigError(msg)
+        size = getattr(self, largest) or max(values)
+        if size < max(values):
+            msg = f"{largest} must be at least the largest of {choices}, {max(values)}, got {size}"
+            raise ConfigError(msg)
+        object.__setattr__(self, choices, values)
+        object.__setattr__(self, largest, size)
+
+    @classmethod
+    def preset(cls, name: PresetName, num_tasks: int = 1, sharing: SharingKind = "none", copies: int = 4) -> Self:
+        """Build one of AutoFormer's spaces.
+
+        Args:
+            name: ``"tiny"``, ``"small"`` or ``"base"``.
+            num_tasks: Tasks of the supernet.
+            sharing: What tasks may share.
+            copies: Stored copies for ``"grouped"`` and ``"tree"``.
+
+        Raises:
+            UnknownNameError: If there is no such space.
+        """
+        if name not in PRESETS:
+            kind = "search space"
+            raise UnknownNameError(kind, name, PRESETS)
+        return cls(**PRESETS[name], num_tasks=num_tasks, sharing=sharing, copies=copies)
+
+    @property
+    def num_copies(self) -> int:
+        """Copies of every unit that a supernet stores."""
+        if self.sharing == "none" or self.num_tasks == 1:
+            return 1
+        return 1 + self.num_tasks if self.sharing == "binary" else min(self.copies, self.num_tasks)
+
+    def size(self) -> int:
+        """Count the architectures, sharing left aside."""
+        layers = len(self.mlp_ratios) * len(self.num_heads)
+        return len(self.embed_dims) * sum(int(layers**depth) for depth in self.depths)
+
+    def random(self, rng: Random, split: float = 0.5) -> Architecture:
+        """Draw an architecture uniformly, in AutoFormer's order: depth, MLP ratios, heads, width; then the sharing.
+
+        Args:
+            rng: Source of randomness.
+            split: Probability that tasks part: of each unit, in a tree of each task.
+        """
+        depth = rng.choice(self.depths)
+        mlp_ratio = tuple(rng.choice(self.mlp_ratios) for _ in range(depth))
+        num_heads = tuple(rng.choice(self.num_heads) for _ in range(depth))
+        embed_dim = rng.choice(self.embed_dims)
+        kind = self._kind()
+        sharing = kind.random(2 * depth, rng, split) if kind else ()
+        return Architecture(embed_dim, depth, mlp_ratio, num_heads, sharing)
+
+    def mutate(
+        self, architecture: Architecture, rng: Random, gene_prob: float = 0.2, size_prob: float = 0.4
+    ) -> Architecture:
+        """Change an architecture at random (AutoFormer's mutation; layers beyond a smaller depth are dropped).
+
+        Args:
+            architecture: One of this space.
+            rng: Source of randomness.
+            gene_prob: Probability of each layer's ratio and heads, and of each sharing gene, to be drawn anew.
+            size_prob: Probability of depth and of width to be drawn anew.
+        """
+        depth = rng.choice(self.depths) if rng.random() < size_prob else architecture.depth
+
+        def layers(genes: tuple[Any, ...], choices: tuple[Any, ...]) -> tuple[Any, ...]:
+            kept = genes[:depth] + (None,) * (depth - len(genes))
+            return tuple(rng.choice(choices) if gene is None or rng.random() < gene_prob else gene for gene in kept)
+
+        mlp_ratio = layers(architecture.mlp_ratio, self.mlp_ratios)
+        num_heads = layers(architecture.num_heads, self.num_heads)
+        embed_dim = rng.choice(self.embed_dims) if rng.random() < size_prob else architecture.embed_dim
+        sharing: Rows = ()
+        kind = self._kind()
+        if kind:
+            kept = kind.mutate(self._rows(kind, architecture)[: 2 * depth], rng, gene_prob)
+            sharing = kind.grow(kept, 2 * depth, rng)
+        return Architecture(embed_dim, depth, mlp_ratio, num_heads, sharing)
+
+    def crossover(self, first: Architecture, second: Architecture, rng: Random) -> Architecture:
+        """Take each gene from either of two architectures of equal depth.
+
+        Raises:
+            ConfigError: If the depths differ.
+        """
+        if first.depth != second.depth:
+            msg = f"only architectures of equal depth can be crossed, got {first.depth} and {second.depth}"
+            raise ConfigError(msg)
+        mlp_ratio = tuple(map(rng.choice, zip(first.mlp_ratio, second.mlp_ratio, strict=True)))
+        num_heads = tuple(map(rng.choice, zip(first.num_heads, second.num_heads, strict=True)))
+        embed_dim = rng.choice((first.embed_dim, second.embed_dim))
+        kind = self._kind()
+        sharing = kind.crossover(self._rows(kind, first), self._rows(kind, second), rng) if kind else ()
+        return Architecture(embed_dim, first.depth, mlp_ratio, num_heads, sharing)
+
+    def smallest(self) -> Architecture:
+        """Return the architecture of the least cost: the smallest sizes, everything shared."""
+        return self._uniform(0.0, shared=1.0)
+
+    def median(self) -> Architecture:
+        """Return an architecture in the middle: middle sizes, the first half of the units shared."""
+        return self._uniform(0.5, shared=0.5)
+
+    def largest(self) -> Architecture:
+        """Return the architecture of the highest cost: the largest sizes, nothing shared that need not be."""
+        return self._uniform(1.0, shared=0.0)
+
+    def canonical(self, architecture: Architecture) -> Architecture:
+        """Rename interchangeable copies, so that equal sharing gets equal, and equally hashed, architectures."""
+        kind = self._kind()
+        return replace(architecture, sharing=kind.canonical(architecture.sharing)) if kind else architecture
+
+    def __contains__(self, architecture: object) -> bool:
+        return (
+            isinstance(architecture, Architecture)
+            and architecture.embed_dim in self.embed_dims
+            and architecture.depth in self.depths
+            and set(architecture.mlp_ratio) <= set(self.mlp_ratios)
+            and set(architecture.num_heads) <= set(self.num_heads)
+            and self._contains_sharing(architecture)
+        )
+
+    def _contains_sharing(self, architecture: Architecture) -> bool:
+        if not architecture.sharing:
+            return True
+        kind = self._kind()
+        return (
+            kind is not None
+            and len(architecture.sharing[0]) == self.num_tasks
+            and kind.contains(architecture.sharing)
+            and self.canonical(architecture) == architecture
+        )
+
+    def _kind(self) -> Sharing | None:
+        """Return what draws and changes sharing genes, None where there is nothing to choose."""
+        return KINDS[self.sharing](self.num_tasks, self.num_copies) if self.num_copies > 1 else None
+
+    def _rows(self, kind: Sharing, architecture: Architecture) -> Rows:
+        """Write out the rows of an architecture, also where it shares everything."""
+        return architecture.sharing or (kind.shared,) * (2 * architecture.depth)
+
+    def _uniform(self, quantile: float, shared: float) -> Architecture:
+        """Build the architecture whose every size is at a quantile of its choices; later units are split."""
+
+        def pick(choices: tuple[Any, ...]) -> Any:
+            return sorted(choices)[round(quantile * (len(choices) - 1))]
+
+        depth = pick(self.depths)
+        kind = self._kind()
+        units = round(shared * 2 * depth)
+        sharing = (kind.shared,) * units + (kind.split,) * (2 * depth - units) if kind else ()
+        return Architecture(
+            pick(self.embed_dims), depth, (pick(self.mlp_ratios),) * depth, (pick(self.num_heads),) * depth, sharing
+        )
+
+
+def _is_count(value: object) -> bool:
+    """Tell whether a value is an integer above 0."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

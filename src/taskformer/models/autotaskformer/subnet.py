@@ -1,0 +1,178 @@
+"""One sub-network as a plain model, and the forward pass that it has in common with the supernet.
+
+Tasks that have agreed on the copy of every unit so far have the same activations: they are one *stream*, computed once.
+Where tasks part, their stream branches; streams that use the same copy later run through it side by side in the batch.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
+from math import ceil
+from operator import itemgetter
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from taskformer.models.autotaskformer.heads import Heads
+from taskformer.models.autotaskformer.layers import Grid, Stem
+from taskformer.models.autotaskformer.space import Architecture
+
+#: One copy of a unit: tokens ``(B, N, E)`` and their grid to updated tokens.
+Unit = Callable[[Tensor, Grid], Tensor]
+Maps = dict[str, list[Tensor]]
+
+
+class Step(NamedTuple):
+    """What happens at one unit.
+
+    Attributes:
+        calls: Each copy that runs, with the incoming streams that it runs on. The outputs, in this order, are the
+            outgoing streams; a stream that branches is the input of several calls.
+        streams: The outgoing stream of each task.
+    """
+
+    calls: tuple[tuple[int, tuple[int, ...]], ...]
+    streams: tuple[int, ...]
+
+
+def schedule(architecture: Architecture, num_tasks: int) -> list[Step]:
+    """Plan the streams: one step per unit."""
+    rows = architecture.sharing or ((0,) * num_tasks,) * (2 * architecture.depth)
+    streams = (0,) * num_tasks
+    steps = []
+    for row in rows:
+        branches = sorted(set(zip(row, streams, strict=True)))  # (copy, incoming stream)
+        calls = tuple(
+            (copy, tuple(parent for _, parent in group)) for copy, group in groupby(branches, key=itemgetter(0))
+        )
+        streams = tuple(map(branches.index, zip(row, streams, strict=True)))
+        steps.append(Step(calls, streams))
+    return steps
+
+
+class Route(NamedTuple):
+    """The transformer of one sub-network as functions: plain modules, or slices of the supernet's.
+
+    Attributes:
+        stem: Image to tokens.
+        units: The copies of each unit that run, attention and MLP in turn.
+        steps: Which stream runs through which copy.
+    """
+
+    stem: Callable[[Tensor], Tensor]
+    units: Iterable[Mapping[int, Unit]]
+    steps: Sequence[Step]
+
+
+class Network(nn.Module):
+    """What a sub-network and the supernet have in common: the way from the image to one raw map per task.
+
+    Args:
+        tasks: Task name to output channels, in the order of the sharing genes.
+        norm: The norm of all features that the heads read.
+        heads: The tasks' heads.
+        patch_size: Side of a patch in pixels.
+        max_relative: Distance from which on relative positions are equal.
+    """
+
+    def __init__(
+        self, tasks: Mapping[str, int], norm: nn.LayerNorm, heads: Heads, patch_size: int, max_relative: int
+    ) -> None:
+        super().__init__()
+        self.tasks = dict(tasks)
+        self.norm = norm
+        self.heads = heads
+        self.patch_size = patch_size
+        self.max_relative = max_relative
+
+    def _outputs(self, image: Tensor, route: Route) -> dict[str, Tensor]:
+        """Predict from ``(B, 3, H, W)``: ``(B, C_task, H, W)``, or ``(B, C_task)`` for image tasks."""
+        height, width = image.shape[-2:]
+        padded = self._padded(image)
+        outputs: dict[str, Tensor] = self.heads(self._features(padded, route), (padded.shape[-2], padded.shape[-1]))
+        return {task: x[..., :height, :width] if x.ndim == 4 else x for task, x in outputs.items()}
+
+    def _features(self, image: Tensor, route: Route) -> Maps:
+        """Encode ``(B, 3, H, W)``: every task's taps ``(B, E, h, w)``."""
+        padded = self._padded(image)
+        grid = [side // self.patch_size for side in padded.shape[-2:]]
+        return {
+            task: [x[:, 1:].transpose(1, 2).unflatten(2, grid) for x in taps]
+            for task, taps in self._tokens(padded, route).items()
+        }
+
+    def _tokens(self, image: Tensor, route: Route) -> Maps:
+        """Encode ``(B, 3, H, W)``, whole patches: every task's taps ``(B, 1 + h*w, E)``, the class token first."""
+        streams = [route.stem(image)]
+        height, width = (side // self.patch_size for side in image.shape[-2:])
+        grid = Grid.of(height, width, self.max_relative, like=streams[0])
+        depth = len(route.steps) // 2
+        ends = [2 * ceil(fraction * depth) for fraction in self.heads.fractions]  # units before each tap
+        tapped: dict[int, list[Tensor]] = {}
+        for done, (copies, step) in enumerate(zip(route.units, route.steps, strict=True), start=1):
+            streams = [x for copy, parents in step.calls for x in _run(copies[copy], streams, parents, grid)]
+            if done in ends:
+                normed = [self.norm(x) for x in streams]
+                tapped[done] = [normed[stream] for stream in step.streams]
+        return {task: [tapped[end][index] for end in ends] for index, task in enumerate(self.tasks)}
+
+    def _padded(self, image: Tensor) -> Tensor:
+        """Pad right and below to whole patches; zero is the mean colour after normalisation."""
+        height, width = image.shape[-2:]
+        return F.pad(image, (0, -width % self.patch_size, 0, -height % self.patch_size))
+
+
+class Subnet(Network):
+    """One sub-network: plain layers, nothing sliced, only the copies that its tasks use.
+
+    Built by :meth:`~taskformer.models.autotaskformer.supernet.Supernet.extract`.
+
+    Args:
+        architecture: What the network is.
+        tasks: Task name to output channels, in the order of the sharing genes.
+        stem: Image to tokens.
+        units: For each unit its copies by id, those that the architecture uses.
+        norm: The norm of all features that the heads read.
+        heads: The tasks' heads.
+        patch_size: Side of a patch in pixels.
+        max_relative: Distance from which on relative positions are equal.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        tasks: Mapping[str, int],
+        stem: Stem,
+        units: Iterable[Mapping[int, nn.Module]],
+        norm: nn.LayerNorm,
+        heads: Heads,
+        patch_size: int,
+        max_relative: int,
+    ) -> None:
+        super().__init__(tasks, norm, heads, patch_size, max_relative)
+        self.architecture = architecture
+        self.steps = schedule(architecture, len(tasks))
+        self.stem = stem
+        self.units = nn.ModuleList(
+            nn.ModuleDict({str(copy): unit for copy, unit in copies.items()}) for copies in units
+        )
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Predict from ``(B, 3, H, W)`` ImageNet-normalised: ``(B, C_task, H, W)``, or ``(B, C_task)``."""
+        return self._outputs(image, self._route())
+
+    def features(self, image: Tensor) -> Maps:
+        """Encode ``(B, 3, H, W)``: every task's taps ``(B, E, h, w)``, as the heads read them."""
+        return self._features(image, self._route())
+
+    def _route(self) -> Route:
+        units = [{int(copy): unit for copy, unit in copies.named_children()} for copies in self.units]
+        return Route(self.stem, units, self.steps)
+
+
+def _run(unit: Unit, streams: Sequence[Tensor], parents: Sequence[int], grid: Grid) -> Sequence[Tensor]:
+    """Run some of the streams through one copy, as one batch."""
+    if len(parents) == 1:
+        return [unit(streams[parents[0]], grid)]
+    return unit(torch.cat([streams[parent] for parent in parents]), grid).chunk(len(parents))

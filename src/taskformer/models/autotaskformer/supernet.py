@@ -1,0 +1,194 @@
+"""The supernet: one set of weights in which every sub-network of a search space lies, trained together.
+
+Reference:
+    Liu et al. AutoTaskFormer: Searching Vision Transformers for Multi-task Learning. arXiv 2304.08756. No code and no
+    search space were published: weights are entangled as in AutoFormer (arXiv 2107.00651), and each unit (the
+    attention or the MLP of a layer, with its norm) is stored in several copies among which tasks choose.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from math import ceil
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from taskformer.errors import ConfigError
+from taskformer.models.autotaskformer.cost import Cost, hidden_width
+from taskformer.models.autotaskformer.heads import build_heads
+from taskformer.models.autotaskformer.layers import SlicedNorm, SuperAttention, SuperMLP, SuperStem
+from taskformer.models.autotaskformer.space import Architecture, SearchSpace
+from taskformer.models.autotaskformer.subnet import Maps, Network, Route, Subnet, schedule
+
+
+class Supernet(Network):
+    """Image and architecture to one raw map per task.
+
+    Args:
+        space: Sizes of the weights, copies, and where architectures are drawn from. Any architecture that fits the
+            weights runs, whether its sizes are among the choices or not.
+        tasks: Task name to output channels, in the order of the sharing genes.
+        head: Kind of the dense heads, see :data:`~taskformer.models.autotaskformer.heads.HEADS`.
+        image_tasks: Those of the tasks that have one answer for the whole image.
+        image_size: Height and width that positions are stored for; any other size gets them resampled.
+        patch_size: Side of a patch in pixels.
+        max_relative: Distance, in patches, from which on relative positions are equal.
+        drop_path: Stochastic depth rate of the last layer of the weights, rising linearly from 0 at the first.
+        head_options: Further arguments of the dense heads.
+
+    Raises:
+        ConfigError: If the space is for another number of tasks.
+    """
+
+    norm: SlicedNorm
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        tasks: Mapping[str, int],
+        head: str = "linear",
+        image_tasks: Collection[str] = (),
+        image_size: tuple[int, int] = (224, 224),
+        patch_size: int = 16,
+        max_relative: int = 14,
+        drop_path: float = 0.1,
+        head_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if space.sharing != "none" and space.num_tasks != len(tasks):
+            msg = f"the search space shares among {space.num_tasks} tasks, got {len(tasks)}: {', '.join(tasks)}"
+            raise ConfigError(msg)
+        width = space.super_embed_dim
+        heads = build_heads(head, tasks, image_tasks, width, **(head_options or {}))
+        super().__init__(tasks, SlicedNorm(width), heads, patch_size, max_relative)
+        self.space = space
+        self.stem = SuperStem(width, patch_size, self._grid(image_size))
+        units: list[Callable[[float], nn.Module]] = [
+            partial(SuperAttention, width, space.super_heads, space.head_dim, max_relative),
+            partial(SuperMLP, width, int(width * space.super_mlp_ratio)),
+        ]
+        self.units = nn.ModuleList(
+            nn.ModuleList(build(rate) for _ in range(space.num_copies))
+            for rate in torch.linspace(0, drop_path, space.super_depth).tolist()
+            for build in units
+        )
+
+    def forward(self, image: Tensor, architecture: Architecture | None = None) -> dict[str, Tensor]:
+        """Predict with one sub-network.
+
+        Args:
+            image: ``(B, 3, H, W)``, ImageNet-normalised, of any size.
+            architecture: The sub-network; None: the largest.
+
+        Returns:
+            For each task ``(B, C_task, H, W)``, or ``(B, C_task)`` for an image task.
+
+        Raises:
+            ConfigError: If the architecture does not fit the weights.
+        """
+        return self._outputs(image, self._route(architecture or self.space.largest()))
+
+    def features(self, image: Tensor, architecture: Architecture | None = None) -> Maps:
+        """Encode ``(B, 3, H, W)``: every task's taps ``(B, E, h, w)``, as the heads read them."""
+        return self._features(image, self._route(architecture or self.space.largest()))
+
+    def extract(self, architecture: Architecture) -> Subnet:
+        """Copy one sub-network into a plain model with the same outputs.
+
+        Raises:
+            ConfigError: If the architecture does not fit the weights.
+        """
+        self._check(architecture)
+        width = architecture.embed_dim
+        steps = schedule(architecture, len(self.tasks))
+        units = (
+            {copy: self._copy(unit, copy).narrowed(width, self._inner(architecture, unit)) for copy, _ in step.calls}
+            for unit, step in enumerate(steps)
+        )
+        subnet = Subnet(
+            architecture,
+            self.tasks,
+            self.stem.narrowed(width),
+            units,
+            self.norm.narrowed(width),
+            self.heads.narrowed(width),
+            self.patch_size,
+            self.max_relative,
+        )
+        return subnet.train(self.training)
+
+    def count_parameters(self, architecture: Architecture) -> int:
+        """Count the parameters of a sub-network, heads included: those of :meth:`extract`'s result.
+
+        Raises:
+            ConfigError: If the architecture does not fit the weights.
+        """
+        return self._cost(architecture).parameters(self.stem.grid) + self.heads.count_parameters(architecture.embed_dim)
+
+    def count_macs(self, architecture: Architecture, size: tuple[int, int]) -> int:
+        """Count the multiply-accumulates of a sub-network, heads included, for one image.
+
+        Args:
+            architecture: The sub-network.
+            size: Height and width of the image in pixels.
+
+        Raises:
+            ConfigError: If the architecture does not fit the weights.
+        """
+        grid = self._grid(size)
+        return self._cost(architecture).macs(grid) + self.heads.count_macs(architecture.embed_dim, grid)
+
+    @torch.no_grad()
+    def warm_start_copies(self) -> None:
+        """Fill every specific copy of every unit with the shared one's weights."""
+        for copies in self.units:
+            shared, *specific = copies.children()
+            for copy in specific:
+                copy.load_state_dict(shared.state_dict())
+
+    def _route(self, architecture: Architecture) -> Route:
+        """Bind the architecture's widths to the layers, so that they run like plain ones."""
+        self._check(architecture)
+        steps = schedule(architecture, len(self.tasks))
+        units = [
+            {copy: partial(self._copy(unit, copy), width=self._inner(architecture, unit)) for copy, _ in step.calls}
+            for unit, step in enumerate(steps)
+        ]
+        return Route(partial(self.stem, embed_dim=architecture.embed_dim), units, steps)
+
+    def _cost(self, architecture: Architecture) -> Cost:
+        self._check(architecture)
+        steps = schedule(architecture, len(self.tasks))
+        return Cost(architecture, steps, self.space.head_dim, self.patch_size, self.max_relative)
+
+    def _copy(self, unit: int, copy: int) -> SuperAttention | SuperMLP:
+        return cast(SuperAttention | SuperMLP, cast(nn.ModuleList, self.units[unit])[copy])
+
+    def _inner(self, architecture: Architecture, unit: int) -> int:
+        """Return what a unit needs to know beside its input's width: its heads, or its hidden width."""
+        return hidden_width(architecture, unit // 2) if unit % 2 else architecture.num_heads[unit // 2]
+
+    def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Count the patches of an image from top to bottom and from left to right."""
+        height, width = (ceil(side / self.patch_size) for side in size)
+        return height, width
+
+    def _check(self, architecture: Architecture) -> None:
+        """Refuse what the weights are too small for."""
+        space = self.space
+        hidden = max(hidden_width(architecture, layer) for layer in range(architecture.depth))
+        copies = 1 + max((copy for row in architecture.sharing for copy in row), default=0)
+        for what, needed, available in (
+            ("embed_dim", architecture.embed_dim, space.super_embed_dim),
+            ("depth", architecture.depth, space.super_depth),
+            ("heads", max(architecture.num_heads), space.super_heads),
+            ("hidden channels of an MLP", hidden, int(space.super_embed_dim * space.super_mlp_ratio)),
+            ("copies of a unit", copies, space.num_copies),
+        ):
+            if needed > available:
+                msg = f"the architecture needs {needed} {what}, the supernet holds {available}"
+                raise ConfigError(msg)
+        if architecture.sharing and len(architecture.sharing[0]) != len(self.tasks):
+            tasks = len(architecture.sharing[0])
+            msg = f"the architecture shares among {tasks} tasks, the supernet has {len(self.tasks)}"
+            raise ConfigError(msg)
