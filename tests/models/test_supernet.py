@@ -12,7 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from taskformer.errors import ConfigError, UnknownNameError
 from taskformer.models.autotaskformer import Architecture, SearchSpace, Supernet
-from taskformer.models.autotaskformer.layers import Grid, RelativeAttention, SlicedQKV, resample_positions
+from taskformer.models.autotaskformer.layers import (
+    Grid,
+    RelativeAttention,
+    SlicedQKV,
+    attend_by_products,
+    attend_fused,
+    resample_positions,
+)
 from taskformer.models.autotaskformer.subnet import schedule
 
 TASKS = {"semseg": 4, "depth": 1, "scene": 5}
@@ -230,6 +237,17 @@ def test_relative_attention_equals_a_vector_for_every_pair_of_tokens(height, wid
     torch.testing.assert_close(attention(qkv, grid), expected.transpose(1, 2).flatten(2), rtol=1e-12, atol=1e-12)
 
 
+def test_the_fused_attention_equals_the_one_by_products():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 2, 7, 4, dtype=torch.float64)
+    places = Grid.of(2, 3, 14, like=q).places
+    biases = torch.randn(2, 2, 7, 6, dtype=torch.float64)
+    for fused, products in zip(
+        attend_fused(q, k, v, biases, places), attend_by_products(q, k, v, biases, places), strict=True
+    ):
+        torch.testing.assert_close(fused, products, rtol=1e-12, atol=1e-12)
+
+
 def test_any_image_size_even_one_that_is_not_whole_patches():
     supernet = build()
     for height, width in [(8, 8), (30, 17), (64, 128), (1, 50)]:
@@ -258,7 +276,7 @@ def test_an_image_does_not_see_its_batch():
             torch.testing.assert_close(output[0], together[task][index])
 
 
-def test_positions_are_resampled_and_the_class_tokens_is_not():
+def test_positions_are_resampled_but_not_the_class_tokens():
     ramp = torch.arange(6.0).view(1, 6, 1).expand(1, 6, 4).reshape(1, 6, 4).repeat_interleave(4, 1)
     positions = torch.cat([torch.full((1, 1, 4), 99.0), ramp], dim=1)  # 6 rows of 4 equal values
     other = resample_positions(positions, (6, 4), (6, 8))

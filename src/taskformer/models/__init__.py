@@ -1,8 +1,18 @@
 """Networks in plain torch: backbones, heads, and the two put together. Nothing here knows Lightning."""
 
+from taskformer.models.autotaskformer import Architecture, SearchSpace, Supernet, import_autoformer
 from taskformer.models.backbones import Backbone
 from taskformer.models.baseline import BaselineHead
 from taskformer.models.mqtransformer import MQTransformerHead
 from taskformer.models.network import DenseNetwork
 
-__all__ = ["Backbone", "BaselineHead", "DenseNetwork", "MQTransformerHead"]
+__all__ = [
+    "Architecture",
+    "Backbone",
+    "BaselineHead",
+    "DenseNetwork",
+    "MQTransformerHead",
+    "SearchSpace",
+    "Supernet",
+    "import_autoformer",
+]

@@ -102,11 +102,11 @@ class MultiTaskModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the validation metrics."""
-        self._evaluate("val", batch)
+        self._evaluate("val", batch, self(batch["image"]))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the test metrics."""
-        self._evaluate("test", batch)
+        self._evaluate("test", batch, self(batch["image"]))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return decoded maps."""
@@ -166,24 +166,27 @@ class MultiTaskModule(LightningModule):
         """Note the class, so that :func:`taskformer.load` finds it."""
         checkpoint["taskformer_class"] = f"{type(self).__module__}.{type(self).__qualname__}"
 
+    def _lr_scale(self, name: str) -> float:
+        """Return the learning rate of one of the network's parameters over the optimizer's."""
+        return self.backbone_lr_scale if name.startswith("backbone.") else 1.0
+
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        """Split parameters by learning rate (backbone, head) and weight decay (none for norms, biases and queries)."""
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        """Split parameters by learning rate and weight decay (none for norms, biases and queries)."""
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
         for name, parameter in self.network.named_parameters():
             decays = parameter.ndim >= 2 and not name.endswith(("queries", "_pos", "_embed", "_token"))
-            groups.setdefault((name.startswith("backbone."), decays), []).append(parameter)
+            groups.setdefault((self._lr_scale(name), decays), []).append(parameter)
         return [
             {
                 "params": parameters,
-                "lr_scale": self.backbone_lr_scale if in_backbone else 1.0,
+                "lr_scale": lr_scale,
                 **({} if decays else {"weight_decay": 0.0}),
             }
-            for (in_backbone, decays), parameters in groups.items()
+            for (lr_scale, decays), parameters in groups.items()
         ]
 
-    def _evaluate(self, stage: str, batch: Batch) -> None:
+    def _evaluate(self, stage: str, batch: Batch, outputs: Mapping[str, Tensor]) -> None:
         """Update the metrics of a stage and log its losses."""
-        outputs = self(batch["image"])
         self._log_losses(stage, self.compute_losses(outputs, batch["targets"]), len(batch["image"]))
         for name, metrics in self._stage_metrics(stage):
             output = outputs[name].float()

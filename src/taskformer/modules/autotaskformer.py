@@ -1,0 +1,295 @@
+"""AutoTaskFormer as a LightningModule: a supernet that trains, or one sub-network of it."""
+
+import argparse
+import math
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+
+from taskformer.errors import ConfigError, WeightsError
+from taskformer.models.autotaskformer import Architecture, SearchSpace, Supernet
+from taskformer.models.autotaskformer.autoformer import warm_start
+from taskformer.models.autotaskformer.space import SharingKind
+from taskformer.modules.base import Batch, MultiTaskModule, default_optimizer, image_tasks, output_channels
+from taskformer.modules.distillation import distillation_loss
+from taskformer.modules.sampling import SamplerName, sample
+from taskformer.modules.schedules import PolyLR
+
+
+class AutoTaskFormer(MultiTaskModule):
+    """A supernet of vision transformers in which sizes and what tasks share are chosen after training.
+
+    At every step one or a few sub-networks train. Validation measures the same three each time: the largest, which is
+    also what predicts, under the usual names, the smallest under ``val_smallest/...`` and one in the middle under
+    ``val_median/...``. With ``architecture`` set, that one sub-network trains alone, like any other model.
+
+    Under DDP the strategy must be ``ddp_find_unused_parameters_true``: a step leaves out what it did not draw.
+
+    Args:
+        tasks: Task name to its plain description; filled in from the data module.
+        space: AutoFormer's ``"tiny"``, ``"small"`` or ``"base"``, or ``"custom"``, made of the four lists below.
+        embed_dims: Choices of the width.
+        depths: Choices of the number of layers.
+        mlp_ratios: Choices of each layer's MLP ratio.
+        num_heads: Choices of each layer's attention heads.
+        head_dim: Channels of one attention head.
+        sharing: What tasks may share in each layer's attention and MLP: everything (``"none"``), all tasks or none
+            (``"binary"``), any of ``copies`` (``"grouped"``), or the same without ever meeting again (``"tree"``).
+        copies: Stored copies of every unit for ``"grouped"`` and ``"tree"``.
+        head: What turns tokens into maps.
+        head_width: Channels inside the heads; None: the head's own default. ``"linear"`` has none.
+        image_size: Height and width of the training images: the positions learned are those of their patches. Other
+            sizes work.
+        patch_size: Side of a patch in pixels.
+        max_relative: Largest distance in patches that relative positions tell apart.
+        drop_path: Stochastic depth rate of the last layer.
+        sampler: ``"uniform"``, ``"sandwich"``, ``"complexity_aware"`` or ``"grow"``, see
+            :func:`taskformer.modules.sampling.sample`.
+        distill: Sandwich only: share of the largest network's outputs, against the labels, in what the others learn.
+        sharing_warmup: Share of the training in which tasks share everything; then all copies start from the shared
+            one, and the probability that tasks part rises to a half.
+        layer_decay: Factor of the learning rate from each layer to the one before it.
+        architecture: A JSON file of one architecture (or its text): only this sub-network is trained. With a single
+            task, what the file says about sharing does not matter.
+        weights: ``"random"``, a checkpoint of AutoFormer's supernet or of a supernet trained here. A sub-network
+            inherits its part.
+        loss_weights: Weight of some tasks' losses; the others keep their defaults.
+        optimizer: Builds the optimizer from parameter groups.
+        lr_scheduler: Builds the schedule from the optimizer, stepped after every batch; None: constant rate.
+
+    Raises:
+        ConfigError: If settings contradict each other.
+        WeightsError: If weights cannot be read or do not fit.
+
+    Reference:
+        Liu et al. AutoTaskFormer: Searching Vision Transformers for Multi-task Learning. arXiv 2304.08756, of which
+        neither code nor settings are published; Chen et al. AutoFormer. ICCV 2021.
+    """
+
+    def __init__(
+        self,
+        tasks: dict[str, dict[str, Any]],
+        space: Literal["tiny", "small", "base", "custom"] = "tiny",
+        embed_dims: list[int] | None = None,
+        depths: list[int] | None = None,
+        mlp_ratios: list[float] | None = None,
+        num_heads: list[int] | None = None,
+        head_dim: int = 64,
+        sharing: SharingKind = "binary",
+        copies: int = 4,
+        head: Literal["linear", "aspp", "pup", "dpt", "query"] = "linear",
+        head_width: int | None = None,
+        image_size: tuple[int, int] = (224, 224),
+        patch_size: int = 16,
+        max_relative: int = 14,
+        drop_path: float = 0.1,
+        sampler: SamplerName = "uniform",
+        distill: float = 0.5,
+        sharing_warmup: float = 0.2,
+        layer_decay: float = 1.0,
+        architecture: str | None = None,
+        weights: str = "random",
+        loss_weights: dict[str, float] | None = None,
+        optimizer: OptimizerCallable = default_optimizer,
+        lr_scheduler: LRSchedulerCallable | None = PolyLR,
+    ) -> None:
+        _check_shares(distill=distill, sharing_warmup=sharing_warmup)
+        choices = {"embed_dims": embed_dims, "depths": depths, "mlp_ratios": mlp_ratios, "num_heads": num_heads}
+        supernet = Supernet(
+            _build_space(space, choices, head_dim, len(tasks), sharing, copies),
+            output_channels(tasks),
+            head=head,
+            image_tasks=image_tasks(tasks),
+            image_size=image_size,
+            patch_size=patch_size,
+            max_relative=max_relative,
+            drop_path=drop_path,
+            head_options={} if head_width is None else {"width": head_width},
+        )
+        if weights == "random":
+            supernet.warm_start_copies()
+        else:
+            _load_weights(supernet, weights)
+        single = None if architecture is None else _read_architecture(architecture, len(tasks))
+        network: nn.Module = supernet if single is None else supernet.extract(single)
+        super().__init__(tasks, network, loss_weights, optimizer, lr_scheduler, backbone_lr_scale=1.0)
+        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
+        # A checkpoint must not depend on the file.
+        self.hparams["architecture"] = None if single is None else single.to_json()
+        self.single = single
+        self.space = supernet.space
+        self.image_size = image_size
+        self.sampler = sampler
+        self.distill = distill
+        self.sharing_warmup = sharing_warmup
+        self.layer_decay = layer_decay
+        #: Validated beside the largest.
+        self.watched = {} if single else {"smallest": self.space.smallest(), "median": self.space.median()}
+        for name in self.watched:
+            self.metrics[f"val_{name}"] = nn.ModuleDict({task: self.tasks[task].metrics() for task in self.tasks})
+        self.seed = 0
+        self.total_steps = math.inf
+
+    def sample(self, step: int) -> list[Architecture]:
+        """Return the sub-networks that train at an optimizer step: a function of the run's seed and the step."""
+        progress = step / self.total_steps
+        return sample(self.sampler, self.space, self._cost, self.seed, step, progress, self.sharing_warmup)
+
+    def on_fit_start(self) -> None:
+        """Agree on the seed among processes and note the length of the training, on which sampling depends."""
+        if self.single:
+            return
+        self.seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
+        self.total_steps = float(self.trainer.estimated_stepping_batches)
+        if not math.isfinite(self.total_steps):
+            msg = "a supernet's sampling follows the progress of its training: set trainer.max_epochs or max_steps"
+            raise ConfigError(msg)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Start the copies from the shared weights when the sharing warm-up ends."""
+        super().on_train_batch_start(batch, batch_idx)
+        if self.global_step == self._warmup_steps:
+            self._follow_shared()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the mean loss of the step's sub-networks: one backward pass accumulates all their gradients."""
+        if self.single:
+            return super().training_step(batch, batch_idx)
+        first, *others = self.sample(self.global_step)
+        outputs = self.network(batch["image"], first)
+        losses = self.compute_losses(outputs, batch["targets"])
+        totals = [losses["total"]]
+        for architecture in others:
+            student = self.network(batch["image"], architecture)
+            labelled = self.compute_losses(student, batch["targets"])["total"]
+            totals.append((1 - self.distill) * labelled + self.distill * self.distillation(student, outputs))
+        losses["total"] = torch.stack(totals).mean()
+        self._log_losses("train", losses, len(batch["image"]))
+        return losses["total"]
+
+    def distillation(self, outputs: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
+        """Compute the weighted sum of all tasks' distances from a larger network's outputs."""
+        parts = [
+            self.loss_weights[name] * distillation_loss(task, outputs[name], teacher[name])
+            for name, task in self.tasks.items()
+        ]
+        return torch.stack(parts).sum()
+
+    def on_validation_start(self) -> None:
+        """During the sharing warm-up let the copies, which do not train yet, follow the shared weights."""
+        if self.trainer.state.fn == TrainerFn.FITTING and self.global_step <= self._warmup_steps:
+            self._follow_shared()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Update the validation metrics of the largest sub-network and of those watched."""
+        super().validation_step(batch, batch_idx)
+        for name, architecture in self.watched.items():
+            self._evaluate(f"val_{name}", batch, self.network(batch["image"], architecture))
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute and log the validation metrics."""
+        super().on_validation_epoch_end()
+        for name in self.watched:
+            self._finish(f"val_{name}")
+
+    @property
+    def _warmup_steps(self) -> int:
+        """Optimizer steps of the sharing warm-up."""
+        return 0 if self.single else math.ceil(self.sharing_warmup * self.total_steps)
+
+    def _follow_shared(self) -> None:
+        """Set all copies to the shared weights; without a warm-up they keep what they started from."""
+        if self._warmup_steps and isinstance(self.network, Supernet):
+            self.network.warm_start_copies()
+
+    def _cost(self, architecture: Architecture) -> float:
+        """Return the multiply-accumulates of a sub-network for one training image."""
+        assert isinstance(self.network, Supernet)
+        return self.network.count_macs(architecture, self.image_size)
+
+    def _lr_scale(self, name: str) -> float:
+        """Lower the rate from layer to layer: heads and the norm before them have the full one, the stem the least."""
+        if name.startswith(("heads.", "norm.")):
+            return 1.0
+        unit = re.match(r"units\.(\d+)\.", name)
+        before = int(unit[1]) // 2 if unit else -1
+        depth = self.single.depth if self.single else self.space.super_depth
+        return self.layer_decay ** (depth - before)
+
+
+def _build_space(
+    name: Literal["tiny", "small", "base", "custom"],
+    choices: dict[str, list[Any] | None],
+    head_dim: int,
+    num_tasks: int,
+    sharing: SharingKind,
+    copies: int,
+) -> SearchSpace:
+    """Build a preset or the user's own space."""
+    given: dict[str, Any] = {key: tuple(values) for key, values in choices.items() if values is not None}
+    if name == "custom":
+        missing = [key for key in choices if key not in given]
+        if missing:
+            msg = f"the custom space needs {', '.join(missing)}"
+            raise ConfigError(msg)
+        return SearchSpace(**given, head_dim=head_dim, num_tasks=num_tasks, sharing=sharing, copies=copies)
+    if given:
+        msg = f"the space {name!r} has its own {', '.join(given)}; set space to 'custom' to choose them"
+        raise ConfigError(msg)
+    return replace(SearchSpace.preset(name, num_tasks, sharing, copies), head_dim=head_dim)
+
+
+def _read_architecture(source: str, num_tasks: int) -> Architecture:
+    """Read an architecture from a JSON file, or from the JSON text that checkpoints hold."""
+    text = source
+    try:
+        if not source.lstrip().startswith("{"):
+            text = Path(source).read_text(encoding="utf-8")
+    except OSError as error:
+        msg = f"cannot read the architecture {source!r}: {error.strerror}; give a JSON file with embed_dim, depth, ..."
+        raise ConfigError(msg) from error
+    architecture = Architecture.from_json(text)
+    # One task, the reference of several in the same network, has nobody to share with.
+    return architecture if num_tasks > 1 else replace(architecture, sharing=())
+
+
+def _load_weights(supernet: Supernet, source: str) -> None:
+    """Fill a supernet from a checkpoint of AutoFormer's supernet or of ours."""
+    if not Path(source).is_file():
+        msg = f"weights are 'random' or a checkpoint of a supernet; there is no file {source!r}"
+        raise WeightsError(msg)
+    try:
+        # AutoFormer's checkpoints also hold its command line.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(source, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        msg = f"{source} is no checkpoint that can be loaded safely: {str(error).splitlines()[0]}"
+        raise WeightsError(msg) from error
+    if "taskformer_class" not in checkpoint:
+        warm_start(supernet, checkpoint.get("model", checkpoint))
+        return
+    prefix = "network."
+    state = {
+        key.removeprefix(prefix): value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)
+    }
+    try:
+        supernet.load_state_dict(state)
+    except RuntimeError as error:
+        msg = f"{source} holds no supernet of this space, head and tasks: {' '.join(str(error).split())[:300]}"
+        raise WeightsError(msg) from error
+
+
+def _check_shares(**shares: float) -> None:
+    """Refuse shares outside [0, 1]."""
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            msg = f"{name} is a share between 0 and 1, got {share}"
+            raise ConfigError(msg)
