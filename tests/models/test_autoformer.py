@@ -165,6 +165,13 @@ def test_warm_start_fills_every_copy_and_leaves_the_heads():
     assert exported.keys() == {name for name in state if not name.startswith("head.")}
 
 
+def test_positions_of_no_square_are_refused():
+    state = toy_state()
+    state["pos_embed"] = state["pos_embed"][:, :-1]
+    with pytest.raises(WeightsError, match="square of patches"):
+        warm_start(toy(1, "none", {"semseg": 3}), state)
+
+
 def test_warm_start_resamples_positions_to_another_grid():
     state = toy_state()
     columns = torch.randn(4, 1, 16).repeat(1, 4, 1)  # the positions differ from row to row only

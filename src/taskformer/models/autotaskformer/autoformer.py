@@ -111,7 +111,11 @@ def warm_start(supernet: Supernet, state: Mapping[str, Tensor]) -> None:
     """
     backbone = {name: value for name, value in state.items() if not name.startswith("head.")}
     if "pos_embed" in backbone:
-        side = isqrt(backbone["pos_embed"].shape[1] - 1)
+        patches = backbone["pos_embed"].shape[1] - 1
+        side = isqrt(patches)
+        if side * side != patches:
+            msg = f"AutoFormer's pos_embed covers a square of patches, got {patches} of them"
+            raise WeightsError(msg)
         backbone["pos_embed"] = resample_positions(backbone["pos_embed"], (side, side), supernet.stem.grid)
     _load(supernet, backbone, _names(supernet.space.super_depth))
     supernet.warm_start_copies()
