@@ -44,6 +44,7 @@ notebooks: setup ## run the notebooks
 bench: setup ## measure what README reports beyond the demo
 	$(BIN)/python benchmarks/real_photos.py
 	$(BIN)/python benchmarks/loading.py
+	$(BIN)/python benchmarks/supernet.py
 
 clean: ## remove caches and the environment; runs stay
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info

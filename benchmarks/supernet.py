@@ -22,7 +22,6 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -213,10 +212,10 @@ def measure_memory(size: str, batch: int, threads: int) -> dict[str, dict[str, f
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # glibc then returns what is freed, and the peak is what is needed
     context = multiprocessing.get_context("spawn")
     megabytes: dict[str, dict[str, float]] = {name: {} for name in NETWORKS}
-    with ProcessPoolExecutor(max_workers=1, mp_context=context, max_tasks_per_child=1) as pool:
+    with context.Pool(processes=1, maxtasksperchild=1) as pool:
         for name, peaks in megabytes.items():
             for work in WORK:
-                peak = pool.submit(peak_memory, name, work, size, batch, threads).result()
+                peak = pool.apply(peak_memory, (name, work, size, batch, threads))
                 peaks |= {f"{work} {kind}": value for kind, value in peak.items()}
     return megabytes
 

@@ -437,7 +437,8 @@ class _Inspection:
 def _kind_of_values(task: Task | None) -> Kind:
     if task is None:
         return "values"
-    return {"label": "labels", "vector": "normals"}.get(task.geometry, "values")  # type: ignore[return-value]  # literals
+    kinds: dict[str, Kind] = {"label": "labels", "vector": "normals"}
+    return kinds.get(task.geometry, "values")
 
 
 def wrong_shape(task: Task, target: Array) -> str | None:

@@ -152,7 +152,7 @@ class TaskonomyDataModule(MultiTaskDataModule):
         if self.shards is not None:
             read = partial(decode, mask_blocks=self.mask_blocks)
             return ShardedDataset(self.shards, split, tasks, read, transform, self.size, self.on_error)
-        only = read_views(Path(self.views_file.format(split=split))) if self.views_file else None
+        only = read_views(Path(self.views_file.replace("{split}", split))) if self.views_file else None
         return Taskonomy(
             self.root,
             split,

@@ -217,7 +217,7 @@ def label_edges(labels: NDArray[Any]) -> NDArray[np.float32]:
     from skimage.morphology import thin  # imports half of scipy, which takes longer than most commands
 
     boundaries = cv2.Laplacian(labels.astype(np.float64), cv2.CV_64F) != 0
-    lines: NDArray[np.float32] = thin(boundaries).astype(np.float32)  # type: ignore[no-untyped-call]  # scikit-image
+    lines: NDArray[np.float32] = thin(boundaries).astype(np.float32)  # type: ignore[no-untyped-call]  # it has no types
     return lines
 
 

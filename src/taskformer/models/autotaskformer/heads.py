@@ -12,6 +12,7 @@ Notation of the shape comments: B images, E the sampled width, C a head's own wi
 import copy
 import inspect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -53,18 +54,18 @@ class SlicedConv2d(nn.Conv2d):
         return filled(plain, self.weight[:outputs, :inputs], cast(Tensor, self.bias)[:outputs])
 
 
-class TaskDecoder(nn.Module):
+class TaskDecoder(nn.Module, ABC):
     """One task's own decoder: its taps in, its map out, at whatever resolution the decoder ends with."""
 
     fractions: ClassVar[tuple[float, ...]] = LAST
 
+    @abstractmethod
     def forward(self, taps: Sequence[Tensor]) -> Tensor:
         """Decode taps ``(B, E, h, w)`` to ``(B, K, h', w')``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def count_macs(self, embed_dim: int, grid: Pair) -> int:
         """Count the multiply-accumulates for one image, for taps of ``embed_dim`` channels on ``grid``."""
-        raise NotImplementedError
 
 
 class LinearDecoder(TaskDecoder):
@@ -275,7 +276,7 @@ class SeparateHead(nn.Module):
 
     def count_macs(self, embed_dim: int, grid: Pair) -> int:
         """Count the multiply-accumulates for one image."""
-        return sum(decoder.count_macs(embed_dim, grid) for decoder in self.decoders.values())  # type: ignore[operator]
+        return sum(cast(TaskDecoder, decoder).count_macs(embed_dim, grid) for decoder in self.decoders.values())
 
 
 class QueryHead(nn.Module):
@@ -397,7 +398,7 @@ class QueryHead(nn.Module):
 
     def _fuse(self, task: str, taps: Sequence[Tensor]) -> Tensor:
         """Project one task's taps and add them up: ``(B, C, h, w)``."""
-        projected = [project(tap) for project, tap in zip(self.project[task], taps, strict=True)]  # type: ignore[call-overload]
+        projected = [project(tap) for project, tap in zip(cast(nn.ModuleList, self.project[task]), taps, strict=True)]
         return torch.stack(projected).sum(0)
 
     def _positions(self, positions: Tensor, batch: int) -> Tensor:

@@ -119,8 +119,8 @@ class Network(nn.Module):
 
     def _padded(self, image: Tensor) -> Tensor:
         """Pad right and below to whole patches; zero is the mean colour after normalisation."""
-        height, width = image.shape[-2:]
-        return F.pad(image, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        right, below = -image.shape[-1] % self.patch_size, -image.shape[-2] % self.patch_size
+        return F.pad(image, (0, right, 0, below)) if right or below else image  # a pad by nothing would copy it
 
 
 class Subnet(Network):
