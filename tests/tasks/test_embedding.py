@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from taskformer.errors import ConfigError, InvalidTargetError
+from taskformer.metrics.grouping import sample_pixels
 from taskformer.tasks import Embedding, build_task
 from taskformer.tasks.colors import INVALID_COLOR
-from taskformer.tasks.embedding import sample_pixels
 
 NAN = math.nan
 

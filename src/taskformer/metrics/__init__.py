@@ -4,6 +4,7 @@ from taskformer.metrics.classification import SoftLabelScores
 from taskformer.metrics.delta import delta_m, improvement
 from taskformer.metrics.depth import DepthErrors
 from taskformer.metrics.edges import TolerantFMeasure
+from taskformer.metrics.grouping import PairScores
 from taskformer.metrics.normals import AngularError
 from taskformer.metrics.regression import MaskedMeanAbsoluteError
 from taskformer.metrics.saliency import SaliencyScores
@@ -14,6 +15,7 @@ __all__ = [
     "DepthErrors",
     "MaskedMeanAbsoluteError",
     "MeanIoU",
+    "PairScores",
     "SaliencyScores",
     "SegmentationScores",
     "SoftLabelScores",

@@ -10,15 +10,12 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from taskformer.errors import ConfigError, InvalidTargetError
-from taskformer.metrics.counting import SumMetric, empty_result
+from taskformer.metrics.grouping import PairScores, sample_pixels, squared_distances
 from taskformer.tasks.base import IGNORE_INDEX, Geometry, Task
 from taskformer.tasks.colors import INVALID_COLOR, darken_invalid, distinct_colors, unit_to_byte
 from taskformer.tasks.losses import number
 from taskformer.tasks.maps import check_shapes
 from taskformer.tasks.registry import register
-
-#: Steps of the R2 sequence (Roberts 2018): points k * STEPS mod 1 cover a square evenly for every number of points.
-STEPS = (0.7548776662466927, 0.5698402909980532)
 
 
 @register("embedding")
@@ -87,7 +84,7 @@ class Embedding(Task):
         pulled = (member.transpose(1, 2) @ strays.unsqueeze(-1)).squeeze(-1) / sizes.clamp(min=1)
         present = sizes > 0
         pairs = (present.unsqueeze(1) & present.unsqueeze(2)).triu(diagonal=1)
-        near = F.relu(2 * self.push - _root(_squared_distances(means))).square()  # (B, 255, 255)
+        near = F.relu(2 * self.push - _root(squared_distances(means))).square()  # (B, 255, 255)
         pushed = torch.where(pairs, near, 0.0)
         # A light pull to the origin keeps the embedding bounded, with the paper's weight.
         drift = 1e-3 * torch.where(present, _length(means), 0.0)
@@ -131,88 +128,9 @@ class Embedding(Task):
         return torch.full((height, width), IGNORE_INDEX, dtype=torch.int64)
 
 
-class PairScores(SumMetric):
-    """How well closeness tells whether two sampled pixels are of one segment: precision, recall and F over all pairs.
-
-    Args:
-        distance: Pixels whose embeddings are closer are said to be of one segment.
-        samples: Pixels of an image that are compared, each with each.
-    """
-
-    names = ("pair_f", "pair_precision", "pair_recall")
-    hits: Tensor
-    said: Tensor
-    true: Tensor
-
-    def __init__(self, distance: float, samples: int) -> None:
-        super().__init__()
-        self.distance = distance
-        self.samples = samples
-        for name in ("hits", "said", "true"):
-            self.add_sum(name)
-
-    def update(self, output: Tensor, target: Tensor) -> None:
-        """Add embeddings ``(B, C, H, W)`` and segments ``(B, H, W)``."""
-        points, segments = sample_pixels(output.float(), target, self.samples)
-        valid = segments != IGNORE_INDEX
-        pairs = (valid.unsqueeze(1) & valid.unsqueeze(2)).triu(diagonal=1)
-        same = (segments.unsqueeze(1) == segments.unsqueeze(2)) & pairs
-        close = (_squared_distances(points) < self.distance**2) & pairs
-        self.hits += (same & close).sum()
-        self.said += close.sum()
-        self.true += same.sum()
-
-    def compute(self) -> dict[str, Tensor]:
-        """Return the shares as fractions."""
-        if not self.true:
-            return empty_result(self)
-        return {
-            "pair_f": 2 * self.hits.double() / (self.said + self.true),
-            "pair_precision": self.hits.double() / self.said.clamp(min=1),
-            "pair_recall": self.hits.double() / self.true,
-        }
-
-
-def sample_pixels(output: Tensor, target: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Pick pixels spread evenly over each image, other ones for another target; all of them where there are not more.
-
-    Nothing here waits for the device, and the choice does not depend on the other images of the batch.
-
-    Args:
-        output: ``(B, C, H, W)``.
-        target: ``(B, H, W)`` int64, 255 where invalid.
-        count: How many pixels.
-
-    Returns:
-        Outputs ``(B, N, C)``, 0 where invalid, and targets ``(B, N)``.
-    """
-    height, width = target.shape[-2:]
-    if height * width <= count:
-        index = torch.arange(height * width, device=target.device).expand(len(target), -1)
-    else:
-        steps = torch.tensor(STEPS, dtype=torch.float64, device=target.device)
-        places = torch.arange(count, dtype=torch.float64, device=target.device)[:, None] * steps  # (N, 2)
-        # Shifted by a number that any change of the target changes.
-        shift = (target.sum(dim=(1, 2)).double()[:, None] * steps).frac().unsqueeze(1)  # (B, 1, 2)
-        rows, columns = (places + shift).frac().unbind(dim=-1)
-        index = (rows * height).long() * width + (columns * width).long()  # (B, N)
-    segments = target.flatten(1).gather(1, index)
-    points = output.flatten(2).gather(2, index.unsqueeze(1).expand(-1, output.shape[1], -1)).transpose(1, 2)
-    return torch.where((segments != IGNORE_INDEX).unsqueeze(-1), points, 0.0), segments
-
-
 def _count(mask: Tensor) -> Tensor:
     """Count the true elements of each image ``(B, ...)``, but at least 1."""
     return mask.flatten(1).sum(dim=1).clamp(min=1)
-
-
-def _squared_distances(points: Tensor) -> Tensor:
-    """Compute the squared distance of each two points of an image, ``(B, N, C)`` to ``(B, N, N)``.
-
-    By a product of matrices, which is quicker than ``torch.cdist``: its gradient walks through all pairs.
-    """
-    squared = points.square().sum(dim=-1)
-    return (squared.unsqueeze(1) + squared.unsqueeze(2) - 2 * points @ points.transpose(1, 2)).clamp(min=0)
 
 
 def _length(vectors: Tensor) -> Tensor:
