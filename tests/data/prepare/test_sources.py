@@ -429,7 +429,7 @@ def test_an_interrupt_leaves_nothing_half_written(tmp_path):
     script = tmp_path / "slow.py"
     script.write_text(
         textwrap.dedent("""
-        import sys, time
+        import signal, sys, time
         from functools import partial
         from pathlib import Path
         from taskformer.data import parallel
@@ -444,6 +444,8 @@ def test_an_interrupt_leaves_nothing_half_written(tmp_path):
                         time.sleep(0.02)
 
         if __name__ == "__main__":
+            # What a shell runs in the background starts with interrupts ignored.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             parallel.START_METHOD, parallel.PATIENCE_S = "fork", 0.0
             convert(range(200), partial(slow, Path(sys.argv[1])), workers=2)
         """)
