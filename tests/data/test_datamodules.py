@@ -208,3 +208,28 @@ def test_the_rendered_rooms_load_and_bring_the_same_colours():
     batch = next(iter(data.train_dataloader()))
     assert batch["image"].shape[-2:] == (128, 160)
     assert json.loads((REAL / "rooms.json").read_text())["palette"] == data.task_specs["semseg"]["colors"]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_held_out_images_validate_and_do_not_train(root, tmp_path, cached):
+    crop = [RandomCrop(4, 4)]
+    data = RoomsDataModule(root, batch_size=1, train_transforms=crop, holdout=0.4)
+    data.cache_dir = str(tmp_path / "cache") if cached else None
+    data.prepare_data()
+    data.setup("fit")
+    train = [sample["meta"]["id"] for sample in data.datasets["train"]]
+    held = [sample["meta"]["id"] for sample in data.datasets["val"]]
+    everything = data.evaluation_dataset("train").ids
+    assert held
+    assert [*train, *held] == list(everything)
+    assert len(held) == -(-len(everything) * 4 // 10)
+    # What validates is not augmented.
+    assert data.datasets["val"][0]["image"].shape[-2:] == (8, 10)
+    assert data.datasets["train"][0]["image"].shape[-2:] == (4, 4)
+    data.setup("test")
+    assert not set(data.datasets["test"].ids) & {*train, *held}
+
+
+def test_a_holdout_that_is_no_share_is_refused(root):
+    with pytest.raises(ConfigError, match=r"holdout is a share .* got 1.5"):
+        RoomsDataModule(root, holdout=1.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations  # the type of the transforms is resolved only when a parser asks for it
 
+import math
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, get_worker_info
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, get_worker_info
 
 from taskformer.data.datasets.base import MultiTaskDataset, OnError, Sample
 from taskformer.data.memory import shared_empty
@@ -36,6 +37,9 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         on_error: What a missing or broken file does: ``raise`` stops at once, ``skip`` logs it once and goes on.
         cache_dir: Folder for decoded samples, built once and read instead of the files; None reads the files.
         cache_gb: Largest size of the cached samples of one split in gigabytes; the rest is read from the files.
+        holdout: Share of the training images, the last ones, that do not train but validate in place of the validation
+            split. Choose models and search architectures with one where ``val`` is what papers test on. It is a block
+            because neighbours are often of one scene.
 
     Attributes:
         name: Short name of the data set, for folders, tables and commands.
@@ -44,6 +48,7 @@ class MultiTaskDataModule(LightningDataModule, ABC):
 
     Raises:
         UnknownNameError: If a task is not offered.
+        ConfigError: If ``holdout`` is no share.
     """
 
     name: str
@@ -62,8 +67,12 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         on_error: OnError = "raise",
         cache_dir: str | None = None,
         cache_gb: float = 20.0,
+        holdout: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= holdout < 1:
+            msg = f"data.init_args.holdout is a share of the training images in [0, 1), got {holdout}"
+            raise ConfigError(msg)
         self.root = root
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -73,7 +82,8 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         self.on_error = on_error
         self.cache_dir = cache_dir
         self.cache_gb = cache_gb
-        self.datasets: dict[str, MultiTaskDataset | ConcatDataset[Sample]] = {}
+        self.holdout = holdout
+        self.datasets: dict[str, Dataset[Sample]] = {}
         offered = self.task_offers()
         self.task_names = list(offered) if tasks is None else list(tasks)
         for task in self.task_names:
@@ -114,7 +124,8 @@ class MultiTaskDataModule(LightningDataModule, ABC):
             return
         from taskformer.data.cache import DecodedCache  # with albumentations, which takes seconds to import
 
-        for split, steps in (("train", self.train_transforms), ("val", self.eval_transforms)):
+        splits = {"train": self.train_transforms} | ({} if self.holdout else {"val": self.eval_transforms})
+        for split, steps in splits.items():
             dataset = self._transformed(split, steps)
             DecodedCache.build(Path(self.cache_dir), dataset, self.cache_gb, self.num_workers)
 
@@ -122,13 +133,20 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         """Build the splits that ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"`` needs."""
         splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}[stage]
         for split in splits:
-            steps = self.train_transforms if split == "train" else self.eval_transforms
-            dataset = self._transformed(split, steps)
+            source = "train" if split == "val" and self.holdout else split
+            dataset = self._transformed(source, self.train_transforms if split == "train" else self.eval_transforms)
             if self.cache_dir:
                 from taskformer.data.cache import DecodedCache
 
                 dataset.cache = DecodedCache.find(Path(self.cache_dir), dataset, self.cache_gb)
-            self.datasets[split] = dataset
+            self.datasets[split] = self._part(split, dataset)
+
+    def _part(self, split: str, dataset: MultiTaskDataset) -> Dataset[Sample]:
+        """Divide the training images if some of them validate."""
+        if not self.holdout or split == "test":
+            return dataset
+        first = len(dataset) - math.ceil(self.holdout * len(dataset))
+        return Subset(dataset, range(first) if split == "train" else range(first, len(dataset)))
 
     def training_dataset(self, split: str) -> MultiTaskDataset:
         """Build a split with the augmentation of training, also another one."""
@@ -148,7 +166,7 @@ class MultiTaskDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Load the training split in random order, full batches only."""
-        images = len(self.datasets["train"])
+        images = len(self.datasets["train"])  # type: ignore[arg-type]  # all of ours have a length
         if images < self.batch_size:
             msg = f"{self.root} has {images} training images, fewer than data.init_args.batch_size {self.batch_size}"
             raise ConfigError(msg)

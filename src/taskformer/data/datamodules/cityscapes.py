@@ -29,6 +29,7 @@ class CityscapesDataModule(MultiTaskDataModule):
         on_error: What a missing or broken file does: ``raise`` stops at once, ``skip`` logs it once and goes on.
         cache_dir: Folder for decoded samples, see :class:`MultiTaskDataModule`.
         cache_gb: Largest size of the cached samples of one split in gigabytes.
+        holdout: Share of the training images that validate instead of ``val``, see :class:`MultiTaskDataModule`.
         semseg_classes: 19 classes, their 7 categories, or 2: background and foreground (humans and vehicles).
     """
 
@@ -48,6 +49,7 @@ class CityscapesDataModule(MultiTaskDataModule):
         on_error: OnError = "raise",
         cache_dir: str | None = None,
         cache_gb: float = 20.0,
+        holdout: float = 0.0,
         semseg_classes: SemsegClasses = 19,
     ) -> None:
         # What there is depends on the number of classes and on the files.
@@ -64,6 +66,7 @@ class CityscapesDataModule(MultiTaskDataModule):
             on_error,
             cache_dir,
             cache_gb,
+            holdout,
         )
 
     def task_offers(self) -> dict[str, dict[str, Any]]:

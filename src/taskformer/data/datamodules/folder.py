@@ -39,6 +39,7 @@ class FolderDataModule(MultiTaskDataModule):
         on_error: What a missing or broken file does: ``raise`` stops at once, ``skip`` logs it once and goes on.
         cache_dir: Folder for decoded samples, built once and read instead of the files; None reads the files.
         cache_gb: Largest size of the cached samples of one split in gigabytes; the rest is read from the files.
+        holdout: Share of the training images that validate instead of ``val``, see :class:`MultiTaskDataModule`.
 
     Raises:
         ConfigError: If labels or splits contradict themselves.
@@ -62,6 +63,7 @@ class FolderDataModule(MultiTaskDataModule):
         on_error: OnError = "raise",
         cache_dir: str | None = None,
         cache_gb: float = 20.0,
+        holdout: float = 0.0,
     ) -> None:
         self.image = image
         self.labels = labels
@@ -84,6 +86,7 @@ class FolderDataModule(MultiTaskDataModule):
             on_error,
             cache_dir,
             cache_gb,
+            holdout,
         )
         build_tasks(self.task_specs)  # a wrong option is better found now than when the model is built
 

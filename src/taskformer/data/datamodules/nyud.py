@@ -37,6 +37,7 @@ class NYUDDataModule(MultiTaskDataModule):
         on_error: What a missing or broken file does: ``raise`` stops at once, ``skip`` logs it once and goes on.
         cache_dir: Folder for decoded samples, see :class:`MultiTaskDataModule`.
         cache_gb: Largest size of the cached samples of one split in gigabytes.
+        holdout: Share of the training images that validate instead of ``val``, see :class:`MultiTaskDataModule`.
         semseg_classes: 40 classes, or the 13 groups of them.
         layout: ``a`` (425x560, png), ``b`` (480x640, jpg), ``adashare``, or ``auto`` to look at the files.
         normal_axes: For x (right), y (down) and z (into the scene) the stored channel that holds it, 1 to 3, negative
@@ -64,6 +65,7 @@ class NYUDDataModule(MultiTaskDataModule):
         on_error: OnError = "raise",
         cache_dir: str | None = None,
         cache_gb: float = 20.0,
+        holdout: float = 0.0,
         semseg_classes: SemsegClasses = 40,
         layout: LayoutName = "auto",
         normal_axes: Axes | None = None,
@@ -83,6 +85,7 @@ class NYUDDataModule(MultiTaskDataModule):
             on_error,
             cache_dir,
             cache_gb,
+            holdout,
         )
 
     def task_offers(self) -> dict[str, dict[str, Any]]:

@@ -31,6 +31,7 @@ class PASCALContextDataModule(MultiTaskDataModule):
         on_error: What a missing or broken file does: ``raise`` stops at once, ``skip`` logs it once and goes on.
         cache_dir: Folder for decoded samples, built once and read instead of the files; None reads the files.
         cache_gb: Largest size of the cached samples of one split in gigabytes; the rest is read from the files.
+        holdout: Share of the training images that validate instead of ``val``, see :class:`MultiTaskDataModule`.
         people_only: Whether training leaves out images without a person where ``human_parts`` is the only task.
         normal_axes: For x (right), y (down) and z (into the scene) the stored channel that holds it, 1 to 3, negative
             if it has the other sign.
@@ -58,11 +59,22 @@ class PASCALContextDataModule(MultiTaskDataModule):
         on_error: OnError = "raise",
         cache_dir: str | None = None,
         cache_gb: float = 20.0,
+        holdout: float = 0.0,
         people_only: bool = True,
         normal_axes: tuple[int, int, int] = NORMAL_AXES,
     ) -> None:
         super().__init__(
-            root, tasks, batch_size, num_workers, train_transforms, eval_transforms, size, on_error, cache_dir, cache_gb
+            root,
+            tasks,
+            batch_size,
+            num_workers,
+            train_transforms,
+            eval_transforms,
+            size,
+            on_error,
+            cache_dir,
+            cache_gb,
+            holdout,
         )
         self.people_only = people_only
         self.normal_axes = normal_axes

@@ -26,6 +26,7 @@ class RoomsDataModule(MultiTaskDataModule):
         eval_transforms: What is done to images outside training.
         size: Height and width that images and maps are resized to when they are loaded; None keeps theirs.
         on_error: What a missing or broken file does: ``raise`` stops at once, ``skip`` logs it once and goes on.
+        holdout: Share of the training images that validate instead of ``val``, see :class:`MultiTaskDataModule`.
     """
 
     name = "rooms"
@@ -50,8 +51,19 @@ class RoomsDataModule(MultiTaskDataModule):
         eval_transforms: list[Transform] | None = None,
         size: tuple[int, int] | None = None,
         on_error: OnError = "raise",
+        holdout: float = 0.0,
     ) -> None:
-        super().__init__(root, tasks, batch_size, num_workers, train_transforms, eval_transforms, size, on_error)
+        super().__init__(
+            root,
+            tasks,
+            batch_size,
+            num_workers,
+            train_transforms,
+            eval_transforms,
+            size,
+            on_error,
+            holdout=holdout,
+        )
 
     def dataset(self, split: str, tasks: dict[str, Task], transform: Any) -> Rooms:
         """Build one split."""

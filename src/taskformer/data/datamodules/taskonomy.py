@@ -59,6 +59,7 @@ class TaskonomyDataModule(MultiTaskDataModule):
         on_error: What a missing or broken file does: ``raise`` stops at once, ``skip`` logs it once and goes on.
         cache_dir: Folder for decoded samples, see :class:`MultiTaskDataModule`.
         cache_gb: Largest size of the cached samples of one split in gigabytes.
+        holdout: Share of the training images that validate instead of ``val``, see :class:`MultiTaskDataModule`.
         split_list: Which of the owners' lists of buildings: ``tiny`` (25 for training, 5, 5), ``medium`` (99, 20, 19),
             ``full`` (346, 67, 69) or ``fullplus`` (383, 75, 79).
         splits_file: Your own list instead, a table ``id,train,val,test`` with a 1 for each building's split.
@@ -102,6 +103,7 @@ class TaskonomyDataModule(MultiTaskDataModule):
         on_error: OnError = "raise",
         cache_dir: str | None = None,
         cache_gb: float = 20.0,
+        holdout: float = 0.0,
         split_list: SplitList = "tiny",
         splits_file: str | None = None,
         views_file: str | None = None,
@@ -122,9 +124,13 @@ class TaskonomyDataModule(MultiTaskDataModule):
             on_error,
             cache_dir,
             cache_gb,
+            holdout,
         )
         if mask_blocks < 1 or not 0 <= spoilt_share <= 1:
             msg = f"mask_blocks must be at least 1 and spoilt_share in [0, 1], got {mask_blocks} and {spoilt_share}"
+            raise ConfigError(msg)
+        if holdout and shards is not None:
+            msg = "shards are read in their own order and cannot hold out images; leave out holdout or shards"
             raise ConfigError(msg)
         self.split_list: SplitList = split_list
         self.splits_file = splits_file
