@@ -52,6 +52,13 @@ def test_a_run_folder_holds_everything(runs):
     assert environment["packages"]["torch"] == version("torch")
 
 
+def test_a_run_is_built_again_from_its_configuration(runs):
+    model, data = taskformer.from_config(runs / "first" / "config.yaml")
+    saved = torch.load(runs / "first" / "checkpoints" / "last.ckpt", weights_only=True)
+    model.load_state_dict(saved["state_dict"])
+    assert data.root == yaml.safe_load((runs / "first" / "config.yaml").read_text())["data"]["init_args"]["root"]
+
+
 def test_the_loss_of_every_step_is_logged(runs):
     with (runs / "first" / "logs" / "fit" / "metrics.csv").open() as handle:
         rows = list(csv.DictReader(handle))

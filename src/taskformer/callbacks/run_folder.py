@@ -17,6 +17,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from taskformer._version import __version__
 from taskformer.files import write_json, write_text
 
+#: Arguments of the Trainer's methods: without them any command and :func:`taskformer.from_config` take the file.
+OF_CALLS = ("ckpt_path", "weights_only", "verbose")
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "albumentations", "jsonargparse", "numpy")
 
 
@@ -33,7 +35,9 @@ class RunFolder(SaveConfigCallback):
         """Write the files; the evaluation of a run leaves its training configuration alone."""
         folder = Path(trainer.default_root_dir)
         config = self.config.clone()
-        config.ckpt_path = config.json = config.results.json = None  # of this call, not of the run
+        config.json = config.results.json = None  # of this call, not of the run
+        for key in OF_CALLS:
+            config.pop(key, None)
         text = self.parser.dump(config, skip_none=False)
         if stage == "fit" or not (folder / "config.yaml").exists():
             write_text(folder / "config.yaml", text)
