@@ -13,8 +13,17 @@ ALLOWED = {
     "models": {"errors"},
     "data": {"tasks", "errors", "files"},
     "modules": {"models", "tasks", "errors"},
-    "callbacks": {"modules", "tasks", "files", "errors"},
-    "commands": {"callbacks", "modules", "data", "tasks", "checkpoints", "files", "errors"},
+    "callbacks": {"modules", "data", "tasks", "files", "errors"},
+    "commands": {
+        "callbacks",
+        "modules",
+        "data",
+        "tasks",
+        "metrics",
+        "checkpoints",
+        "files",
+        "errors",
+    },
 }
 
 

@@ -208,6 +208,8 @@ def test_depth_by_hand():
     # Errors 1, 1 (clamped at 0), 0.9; only 5 / 4.1 is below 1.25.
     expected = {
         "rmse": math.sqrt((1 + 1 + 0.81) / 3),
+        "rmse_per_image": math.sqrt((1 + 1 + 0.81) / 3),
+        "rmse_log": math.sqrt((math.log(2) ** 2 + math.log(1e-3) ** 2 + math.log(5 / 4.1) ** 2) / 3),
         "mae": 2.9 / 3,
         "abs_rel": (1 + 1 + 0.9 / 4.1) / 3,
         **{"delta1": 1 / 3, "delta2": 1 / 3, "delta3": 1 / 3},
@@ -229,6 +231,8 @@ def test_inverse_depth_by_hand():
     # 0 is infinitely far: it counts for the errors, 0.1, 0.3 and 0 (clamped), and has no ratio.
     expected = {
         "rmse": math.sqrt((0.01 + 0.09) / 3),
+        "rmse_per_image": math.sqrt((0.01 + 0.09) / 3),
+        "rmse_log": math.log(2),
         "mae": 0.4 / 3,
         "abs_rel": 0.5,
         **{"delta1": 0, "delta2": 0, "delta3": 0},
@@ -312,7 +316,7 @@ def test_max_f_by_brute_force():
 
 
 def test_a_probability_equal_to_the_threshold_reaches_it():
-    assert score(SaliencyScores(thresholds=1), torch.zeros(1, 2, 1, 3), torch.ones(1, 1, 3).long())[
+    assert score(SaliencyScores(thresholds=[0.5]), torch.zeros(1, 2, 1, 3), torch.ones(1, 1, 3).long())[
         "maxF"
     ] == pytest.approx(1)
 

@@ -100,7 +100,7 @@ def test_invalid_target_fits_and_counts_for_nothing(task, batch):
 
 
 def test_metrics_hold_the_headline_and_have_units(task, batch):
-    metrics = task.metrics()
+    metrics = task.metrics(stage="test")
     metrics.update(*batch)
     result = metrics.compute()
     assert set(result) == set(task.units)

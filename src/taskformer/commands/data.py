@@ -82,7 +82,7 @@ def _verify(args: list[str]) -> None:
     parser.add_argument("--partial", action="store_true", help="Accept fewer images and splits than published.")
     _add_common(parser)
     options = parser.parse_args(args)
-    module, tasks = _open(options)
+    module, tasks = open_data(options)
     from taskformer.data.verify import verify
 
     report = verify(module, options.sample, options.workers, tasks, options.partial)
@@ -100,7 +100,7 @@ def _stats(args: list[str]) -> None:
     parser.add_argument("--sample", type=int | None, help="Look only at so many images, spread evenly.")
     _add_common(parser)
     options = parser.parse_args(args)
-    module, tasks = _open(options)
+    module, tasks = open_data(options)
     from taskformer.data.stats import statistics
 
     counted = statistics(module, options.split, options.sample, options.workers, tasks)
@@ -118,7 +118,7 @@ def _preview(args: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="Seed of the augmentations.")
     parser.add_argument("--width", type=int, default=160, help="Width of each picture in pixels.")
     options = parser.parse_args(args)
-    module, tasks = _open(options)
+    module, tasks = open_data(options)
     from taskformer.data.preview import preview
 
     _say(
@@ -133,7 +133,7 @@ def _shard(args: list[str]) -> None:
     parser.add_argument("--chunk_mb", type=int, default=64, help="Size of a chunk in megabytes.")
     parser.add_argument("--workers", type=int | None, help="Number of processes; one per processor by default.")
     options = parser.parse_args(args)
-    module, tasks = _open(options)
+    module, tasks = open_data(options)
     from taskformer.data.shards import write_shards
 
     module.task_names = module.available() if tasks is None else tasks
@@ -183,7 +183,7 @@ def _add_common(parser: DataParser) -> None:
     parser.add_argument("--json", type=str | None, help="Also write everything to this JSON file.")
 
 
-def _open(options: Namespace) -> "tuple[MultiTaskDataModule, list[str] | None]":
+def open_data(options: Namespace) -> "tuple[MultiTaskDataModule, list[str] | None]":
     """Build the data module that the command line names; the tasks are None where nobody has chosen any."""
     from taskformer.data.datamodules import data_modules
 

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
-from taskformer.callbacks import Gallery, ResultsTable, RunFolder
+from taskformer.callbacks import Gallery, Predictions, ResultsTable, RunFolder
 from taskformer.commands.parser import TaskformerParser
 from taskformer.data import MultiTaskDataModule
 from taskformer.errors import ConfigError
@@ -33,6 +33,8 @@ def main(argv: list[str]) -> None:
     """Run ``fit``, ``validate`` or ``test``."""
     # What Lightning 2.6 says about torch's internals and its own products is nothing our users can act on.
     warnings.filterwarnings("ignore", message="`isinstance.treespec, LeafSpec.` is deprecated")
+    # Our batches take the sampler's place and evaluate every image once, see EvaluationBatches.
+    warnings.filterwarnings("ignore", message="Using `DistributedSampler` with the dataloaders")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)
     TaskformerCLI(args=argv)
 
@@ -114,6 +116,7 @@ class TaskformerCLI(LightningCLI):
         )
         parser.add_lightning_class_args(Gallery, "gallery")
         parser.add_lightning_class_args(ResultsTable, "results")
+        parser.add_lightning_class_args(Predictions, "predictions")
 
     def before_instantiate_classes(self) -> None:
         """Name the run and give its folder to the loggers."""

@@ -2,10 +2,11 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -24,6 +25,15 @@ class SumMetric(Metric):
     def add_sum(self, name: str, *shape: int, dtype: torch.dtype = torch.int64) -> None:
         """Add a state that starts at 0 and is summed over processes."""
         self.add_state(name, torch.zeros(shape, dtype=dtype), dist_reduce_fx="sum")
+
+    def sums(self) -> dict[str, NDArray[Any]]:
+        """Return the states as arrays, for :meth:`add` in another process."""
+        return {name: getattr(self, name).cpu().numpy() for name in self.metric_state}
+
+    def add(self, sums: Mapping[str, NDArray[Any]]) -> None:
+        """Add the sums of a metric of the same kind."""
+        self.merge_state({name: torch.as_tensor(state, device=self.device) for name, state in sums.items()})
+        self._update_count += 1  # torchmetrics counts updates only, and warns without any
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Any:
         # A module around the metric may be cast, as Lightning's "bf16-true" does; sums of pixels must not be.
@@ -71,11 +81,25 @@ def at_least(histogram: Tensor) -> Tensor:
     return histogram.flip(0).cumsum(0).flip(0)[1:]
 
 
-def mean_iou(confusion: Tensor) -> Tensor:
-    """Average the IoUs of the classes of a confusion matrix ``(C, C)``, without the classes that never occur."""
+def class_ious(confusion: Tensor) -> Tensor:
+    """Compute the IoU of each class ``(C,)`` of a confusion matrix ``(C, C)``; NaN for one that never occurs."""
     overlap = confusion.diagonal().double()
-    union = confusion.sum(0) + confusion.sum(1) - overlap
-    return (overlap / union)[union > 0].mean()
+    return overlap / (confusion.sum(0) + confusion.sum(1) - overlap)
+
+
+def within(values: Tensor, limit: Tensor | float, inclusive: bool) -> Tensor:
+    """Find values below a limit, or also those exactly at it."""
+    return values <= limit if inclusive else values < limit
+
+
+def image_sums(values: Tensor) -> Tensor:
+    """Sum ``(B, ...)`` over all but the images, ``(B,)``, in 64 bits."""
+    return values.flatten(1).sum(dim=1, dtype=torch.float64 if values.is_floating_point() else torch.int64)
+
+
+def image_means(sums: Tensor, counts: Tensor) -> Tensor:
+    """Divide the sums of images ``(B,)`` by what they count; 0 for an image without anything to count."""
+    return torch.where(counts > 0, sums.double() / counts.clamp(min=1), 0.0)
 
 
 def require_same_shape(metric: SumMetric, output: Tensor, target: Tensor) -> None:

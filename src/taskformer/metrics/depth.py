@@ -3,66 +3,112 @@
 import torch
 from torch import Tensor
 
-from taskformer.metrics.counting import SumMetric, empty_result, require_same_shape
+from taskformer.metrics.counting import (
+    SumMetric,
+    empty_result,
+    image_means,
+    image_sums,
+    require_same_shape,
+    within,
+)
 
 #: Two depths agree at level k if their ratio is below the k-th of these; inverse depths have the same ratios.
 RATIOS = (1.25, 1.25**2, 1.25**3)
 
 
 class DepthErrors(SumMetric):
-    """RMSE and mean error in metres, mean relative error and the shares of pixels within factors of 1.25, ..., 1.25^3.
+    """RMSE and mean error in metres, relative error, RMSE of logarithms, shares within factors of 1.25, ..., 1.25^3.
 
-    Sums run over all pixels of all images, so ``rmse`` is not the mean of the images' RMSEs. Predictions are clamped
-    at 0; there is no depth cap and no median scaling. Pixels whose target is not finite or not above 0 are ignored.
+    Sums run over all pixels of all images, so ``rmse`` is not the mean of the images' RMSEs, ``rmse_per_image``. There
+    is no depth cap and no median scaling. Pixels whose target is not finite or not above 0 are ignored.
 
     Args:
         inverse: The values are 1 / depth. Then 0 is valid, infinitely far, and counts for ``rmse`` and ``mae``; ratios
             to it do not exist, so the other shares and means leave it out.
+        floor: What smaller predictions are raised to; None keeps negative ones, which then are within every factor.
+        log_floor: What smaller predictions are raised to before their logarithm.
+        above: Targets up to this value are invalid, whether inverse or not.
+        inclusive: Whether exactly a factor of 1.25^k is within it.
+        image_means: Whether ``mae`` and ``abs_rel`` are means of the images' means instead of means over pixels.
     """
 
-    names = ("rmse", "mae", "abs_rel", "delta1", "delta2", "delta3")
+    names = ("rmse", "rmse_per_image", "rmse_log", "mae", "abs_rel", "delta1", "delta2", "delta3")
     squared: Tensor
+    image_rmse: Tensor
+    log_squared: Tensor
     absolute: Tensor
     relative: Tensor
     within: Tensor
-    total: Tensor
+    pixels: Tensor
     ratios: Tensor
+    images: Tensor
+    ratio_images: Tensor
 
-    def __init__(self, inverse: bool = False) -> None:
+    def __init__(
+        self,
+        inverse: bool = False,
+        floor: float | None = 0.0,
+        log_floor: float = 1e-3,
+        above: float | None = None,
+        inclusive: bool = False,
+        image_means: bool = False,
+    ) -> None:
         super().__init__()
         self.inverse = inverse
-        self.add_sum("squared", dtype=torch.float64)
-        self.add_sum("absolute", dtype=torch.float64)
-        self.add_sum("relative", dtype=torch.float64)
+        self.floor = floor
+        self.log_floor = log_floor
+        self.above = above
+        self.inclusive = inclusive
+        self.image_means = image_means
+        for name in ("squared", "image_rmse", "log_squared", "absolute", "relative"):
+            self.add_sum(name, dtype=torch.float64)
+        for name in ("pixels", "ratios", "images", "ratio_images"):
+            self.add_sum(name)
         self.add_sum("within", len(RATIOS))
-        self.add_sum("total")
-        self.add_sum("ratios")
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add predicted and true values, both ``(B, 1, H, W)`` in metres (1/m if inverse)."""
         require_same_shape(self, output, target)
-        positive = torch.isfinite(target) & (target > 0)
-        valid = positive | (target == 0) if self.inverse else positive
+        positive = torch.isfinite(target) & (target > (self.above or 0.0))
+        valid = positive | (target == 0) if self.inverse and self.above is None else positive
         # 1 m against 1 m adds nothing to the sums, whatever stood in the invalid pixel.
         truth = torch.where(valid, target.float(), 1.0)
-        guess = torch.where(valid, output.float().clamp(min=0), 1.0)
+        guess = torch.where(valid, output.float(), 1.0)
+        guess = guess if self.floor is None else guess.clamp(min=self.floor)
         error = (guess - truth).abs()
-        self.squared += error.square().sum(dtype=torch.float64)
-        self.absolute += error.sum(dtype=torch.float64)
-        self.relative += torch.where(positive, error / truth, 0.0).sum(dtype=torch.float64)
-        near = [positive & (guess < ratio * truth) & (truth < ratio * guess) for ratio in RATIOS]
-        self.within += torch.stack([pixels.sum() for pixels in near])
-        self.total += valid.sum()
-        self.ratios += positive.sum()
+        pixels, ratios = image_sums(valid), image_sums(positive)
+        squared = image_sums(error.square())
+        self.squared += squared.sum()
+        self.image_rmse += image_means(squared, pixels).sqrt().sum()
+        self._add_means("absolute", image_sums(error), pixels)
+        self._add_means("relative", image_sums(torch.where(positive, error / truth, 0.0)), ratios)
+        logs = guess.clamp(min=self.log_floor).log() - truth.log()
+        self.log_squared += torch.where(positive, logs, 0.0).square().sum(dtype=torch.float64)
+        self.within += torch.stack([(positive & self._agree(guess, truth, ratio)).sum() for ratio in RATIOS])
+        self.pixels += pixels.sum()
+        self.ratios += ratios.sum()
+        self.images += (pixels > 0).sum()
+        self.ratio_images += (ratios > 0).sum()
+
+    def _add_means(self, name: str, sums: Tensor, counts: Tensor) -> None:
+        """Add each image's sum, or its mean, to a state."""
+        getattr(self, name).add_((image_means(sums, counts) if self.image_means else sums).sum())
+
+    def _agree(self, guess: Tensor, truth: Tensor, ratio: float) -> Tensor:
+        """Find depths within a factor of each other: both quotients of a negative one are below it."""
+        low = within(guess, ratio * truth, self.inclusive)
+        return (guess < 0) | (low & within(truth, ratio * guess, self.inclusive))
 
     def compute(self) -> dict[str, Tensor]:
         """Return the errors; ``delta1`` to ``delta3`` are fractions."""
-        if not self.total:
+        if not self.pixels:
             return empty_result(self)
         share = self.within.double() / self.ratios
         return {
-            "rmse": (self.squared / self.total).sqrt(),
-            "mae": self.absolute / self.total,
-            "abs_rel": self.relative / self.ratios,
+            "rmse": (self.squared / self.pixels).sqrt(),
+            "rmse_per_image": self.image_rmse / self.images,
+            "rmse_log": (self.log_squared / self.ratios).sqrt(),
+            "mae": self.absolute / (self.images if self.image_means else self.pixels),
+            "abs_rel": self.relative / (self.ratio_images if self.image_means else self.ratios),
             **{f"delta{level}": value for level, value in enumerate(share, start=1)},
         }

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from taskformer.metrics.counting import SumMetric, count_bins, empty_result, require_same_shape
+from taskformer.metrics.counting import SumMetric, count_bins, empty_result, require_same_shape, within
 
 LIMITS = (11.25, 22.5, 30.0)
 BINS = 1800
@@ -11,22 +11,31 @@ BIN_WIDTH = 180 / BINS
 
 
 class AngularError(SumMetric):
-    """Mean and median angle in degrees and the shares of pixels below 11.25, 22.5 and 30 degrees.
+    """Mean, median and root mean square angle in degrees, and the shares of pixels below 11.25, 22.5 and 30 degrees.
 
     Both vectors are normalised here, and the angle is ``2 atan2(|p - g|, |p + g|)``, which unlike the arc cosine is
     exact near 0 and 180 degrees and counts a predicted zero vector as 90 degrees. The median comes from a histogram
     with bins of 0.1 degrees, so it is within 0.05 degrees of the exact one. Pixels whose target is not finite or has
     no length are ignored.
+
+    Args:
+        inclusive: Whether exactly a limit counts as below it.
+        uncentred: Compare ``(n + 1) / 2``, vectors as images store them (x right, y up, z into the scene), as if
+            that did not change their angle.
     """
 
-    names = ("mean_angle", "median_angle", "within_11.25", "within_22.5", "within_30")
+    names = ("mean_angle", "median_angle", "rmse_angle", "within_11.25", "within_22.5", "within_30")
     angles: Tensor
+    squared: Tensor
     within: Tensor
     histogram: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, inclusive: bool = False, uncentred: bool = False) -> None:
         super().__init__()
+        self.inclusive = inclusive
+        self.uncentred = uncentred
         self.add_sum("angles", dtype=torch.float64)
+        self.add_sum("squared", dtype=torch.float64)
         self.add_sum("within", len(LIMITS))
         self.add_sum("histogram", BINS)
 
@@ -36,9 +45,13 @@ class AngularError(SumMetric):
         valid = torch.isfinite(target).all(dim=1) & (target != 0).any(dim=1)
         guess = unit_vectors(output.float())
         truth = unit_vectors(target.float())
+        if self.uncentred:
+            guess, truth = unit_vectors(stored(guess)), unit_vectors(stored(truth))
         angle = torch.rad2deg(2 * torch.atan2(lengths(guess - truth), lengths(guess + truth)))
-        self.angles += torch.where(valid, angle, 0.0).sum(dtype=torch.float64)
-        self.within += torch.stack([(valid & (angle < limit)).sum() for limit in LIMITS])
+        counted = torch.where(valid, angle, 0.0)
+        self.angles += counted.sum(dtype=torch.float64)
+        self.squared += counted.square().sum(dtype=torch.float64)
+        self.within += torch.stack([(valid & within(angle, limit, self.inclusive)).sum() for limit in LIMITS])
         # A NaN prediction makes the mean NaN; its bin only has to exist.
         bins = (angle / BIN_WIDTH).nan_to_num(BINS).long().clamp(max=BINS - 1)
         self.histogram += count_bins(bins, valid, BINS)
@@ -52,8 +65,15 @@ class AngularError(SumMetric):
         return {
             "mean_angle": self.angles / total,
             "median_angle": median_of(self.histogram) * BIN_WIDTH,
-            **dict(zip(self.names[2:], shares.unbind(), strict=True)),
+            "rmse_angle": (self.squared / total).sqrt(),
+            **dict(zip(self.names[3:], shares.unbind(), strict=True)),
         }
+
+
+def stored(normals: Tensor) -> Tensor:
+    """Map normals ``(B, 3, H, W)`` to the values 0..1 of an image of them, whose y points up."""
+    x, y, z = normals.unbind(dim=1)
+    return (torch.stack([x, -y, z], dim=1) + 1) / 2
 
 
 def lengths(vectors: Tensor) -> Tensor:

@@ -1,41 +1,51 @@
-"""Maximal F-measure and mean IoU of salient objects."""
+"""Maximal F-measure and IoU of salient objects."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
-from taskformer.metrics.counting import (
-    SumMetric,
-    at_least,
-    count_bins,
-    empty_result,
-    mean_iou,
-    require_label_shape,
-    threshold_bins,
-)
+from taskformer.metrics.counting import SumMetric, class_ious, count_bins, empty_result, require_label_shape
+from taskformer.metrics.protocols import STEPS
+
+#: Thresholds of the maximal IoU: .2, .25, ... .9.
+IOU_STEPS = STEPS[3:18]
 
 
 class SaliencyScores(SumMetric):
-    """Maximal F-measure over thresholds, and mean IoU of the two classes at probability 0.5.
+    """Maximal F-measure and maximal mean IoU over thresholds, and mean IoU of the two classes at probability 0.5.
 
-    The true positives, predicted positives and positives of each threshold are added up over the whole data set
-    before precision and recall are formed (other evaluators average precision and recall of images). A pixel is
-    predicted salient if its probability reaches the threshold; without any salient pixel ``maxF`` is 0.
+    For ``maxF`` the true positives, predicted positives and positives of each threshold are added up over the whole
+    data set before precision and recall are formed; without any salient pixel it is 0. ``max_mIoU`` is the maximum over
+    thresholds .2, .25, ... .9 of the mean over images of the salient pixels' IoU, which is 1 for an image without any,
+    predicted or true (Vandenhende et al., MTI-Net: ECCV 2020; they want probabilities above the threshold). A pixel is
+    predicted salient if its probability reaches the threshold.
 
     Args:
-        thresholds: Number of thresholds ``k / (thresholds + 1)``; 19 gives .05, .10, ... .95 as in the literature.
+        thresholds: Thresholds of the F-measure; .05, .10, ... .95 as in the literature.
         beta_squared: Weight of recall against precision; 0.3 is the convention of saliency detection.
         ignore_index: Label of invalid pixels.
     """
 
-    names = ("maxF", "mIoU")
+    names = ("maxF", "max_mIoU", "mIoU")
+    edges: Tensor
     histograms: Tensor
+    ious: Tensor
+    images: Tensor
     confusion: Tensor
 
-    def __init__(self, thresholds: int = 19, beta_squared: float = 0.3, ignore_index: int = 255) -> None:
+    def __init__(self, thresholds: Sequence[float] = STEPS, beta_squared: float = 0.3, ignore_index: int = 255) -> None:
         super().__init__()
-        self.thresholds = thresholds
         self.beta_squared = beta_squared
         self.void = ignore_index
-        self.add_sum("histograms", 2, thresholds + 1)
+        edges = sorted({*thresholds, *IOU_STEPS})
+        self.f_places = [edges.index(threshold) for threshold in thresholds]
+        self.iou_places = [edges.index(threshold) for threshold in IOU_STEPS]
+        self.register_buffer("edges", torch.tensor(edges), persistent=False)
+        # Background and salient pixels by the number of thresholds that they reach.
+        self.add_sum("histograms", 2, len(edges) + 1)
+        self.add_sum("ious", len(edges), dtype=torch.float64)
+        self.add_sum("images")
         self.add_sum("confusion", 2, 2)
 
     def update(self, output: Tensor, target: Tensor) -> None:
@@ -44,19 +54,41 @@ class SaliencyScores(SumMetric):
         log_odds = output[:, 1].float() - output[:, 0].float()
         valid = target != self.void
         label = target.long()
-        bins = threshold_bins(log_odds.sigmoid(), self.thresholds)
-        width = self.thresholds + 1
-        self.histograms += count_bins(label * width + bins, valid, 2 * width).view(2, width)
+        bins = torch.bucketize(log_odds.sigmoid(), self.edges, right=True)
+        images, width = len(target), len(self.edges) + 1
+        place = torch.arange(images, device=target.device)[:, None, None] * 2 + label
+        histograms = count_bins(place * width + bins, valid, images * 2 * width).view(images, 2, width)
+        self.histograms += histograms.sum(0)
+        hits, predicted, positives = _counts(histograms)
+        union = predicted + positives - hits
+        seen = valid.flatten(1).any(dim=1)
+        self.ious += torch.where(union > 0, hits / union.clamp(min=1).double(), seen[:, None].double()).sum(0)
+        self.images += seen.sum()
         self.confusion += count_bins(label * 2 + (log_odds > 0), valid, 4).view(2, 2)
 
     def compute(self) -> dict[str, Tensor]:
         """Return the scores as fractions."""
-        if not self.histograms.any():
+        if not self.images:
             return empty_result(self)
-        positives = self.histograms[1].sum()
-        true_positives = at_least(self.histograms[1]).double()
-        predicted = at_least(self.histograms.sum(0))
+        hits, predicted, positives = _counts(self.histograms)
         # F = (1 + b) P R / (b P + R) with both fractions multiplied out, so that nothing divides by 0.
-        f_measure = (1 + self.beta_squared) * true_positives
-        f_measure = f_measure / (self.beta_squared * positives + predicted).clamp(min=1e-9)
-        return {"maxF": f_measure.max(), "mIoU": mean_iou(self.confusion)}
+        f_measure = (1 + self.beta_squared) * hits.double()
+        f_measure = f_measure / (self.beta_squared * positives.double() + predicted).clamp(min=1e-9)
+        return {
+            "maxF": f_measure[self.f_places].max(),
+            "max_mIoU": (self.ious / self.images)[self.iou_places].max(),
+            "mIoU": class_ious(self.confusion).nanmean(),
+        }
+
+
+def _counts(histograms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Count true positives and predicted positives of each threshold, and positives, in histograms.
+
+    Args:
+        histograms: ``(..., 2, T + 1)``.
+
+    Returns:
+        ``(..., T)``, ``(..., T)`` and ``(..., 1)``.
+    """
+    reached = histograms.flip(-1).cumsum(-1).flip(-1)[..., 1:]
+    return reached[..., 1, :], reached.sum(-2), histograms[..., 1, :].sum(-1, keepdim=True)

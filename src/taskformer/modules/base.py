@@ -1,6 +1,6 @@
 """The LightningModule of every model: losses, metrics, optimizer and prediction; subclasses only build the network."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from taskformer.errors import UnknownNameError
 from taskformer.models.layers import resize
 from taskformer.modules.schedules import PolyLR
-from taskformer.tasks import build_tasks
+from taskformer.tasks import Stage, build_tasks
 
 MEAN = torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1)
 STD = torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1)
@@ -44,6 +44,9 @@ class MultiTaskModule(LightningModule):
         tasks: The tasks by name.
         network: The network.
         results: The metrics of the last evaluation by stage (``"val"``, ``"test"``).
+        test_stage: ``"val"`` leaves out of ``test`` what takes long, the boundary benchmark of edges; set it before
+            ``protocol``.
+        per_class: Each class's score in the last evaluation by stage, for the tasks that have classes.
     """
 
     def __init__(
@@ -67,16 +70,25 @@ class MultiTaskModule(LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.backbone_lr_scale = backbone_lr_scale
-        self.metrics = nn.ModuleDict(
-            {
-                stage: nn.ModuleDict({name: task.metrics() for name, task in self.tasks.items()})
-                for stage in ("val", "test")
-            }
-        )
+        self._protocol = "standard"
+        self.test_stage: Stage = "test"
+        self.metrics = nn.ModuleDict({stage: self._build_metrics(stage) for stage in ("val", "test")})
         self.results: dict[str, Results] = {}
+        self.per_class: dict[str, dict[str, list[float]]] = {}
         # Height and width of the training images, kept in checkpoints: photographs are predicted at this scale.
         self.train_size: Tensor
         self.register_buffer("train_size", torch.zeros(2, dtype=torch.int64))
+
+    @property
+    def protocol(self) -> str:
+        """How evaluations score, one of :data:`taskformer.tasks.PROTOCOLS`; setting it starts the metrics anew."""
+        return self._protocol
+
+    @protocol.setter
+    def protocol(self, name: str) -> None:
+        self._protocol = name
+        for stage in self.metrics:
+            self.metrics[stage] = self._build_metrics(stage).to(self.device)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Predict raw outputs from ``(B, 3, H, W)`` ImageNet-normalised images."""
@@ -104,9 +116,11 @@ class MultiTaskModule(LightningModule):
         """Update the validation metrics."""
         self._evaluate("val", batch, self(batch["image"]))
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Update the test metrics."""
-        self._evaluate("test", batch, self(batch["image"]))
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Update the test metrics and return the raw outputs, for callbacks that look at single images."""
+        outputs: dict[str, Tensor] = self(batch["image"])
+        self._evaluate("test", batch, outputs)
+        return outputs
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return decoded maps."""
@@ -166,6 +180,10 @@ class MultiTaskModule(LightningModule):
         """Note the class, so that :func:`taskformer.load` finds it."""
         checkpoint["taskformer_class"] = f"{type(self).__module__}.{type(self).__qualname__}"
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note what the loaded weights were trained from, whatever the network was filled with before."""
+        self.hparams["weights"] = checkpoint["hyper_parameters"]["weights"]
+
     def _lr_scale(self, name: str) -> float:
         """Return the learning rate of one of the network's parameters over the optimizer's."""
         return self.backbone_lr_scale if name.startswith("backbone.") else 1.0
@@ -185,6 +203,11 @@ class MultiTaskModule(LightningModule):
             for (lr_scale, decays), parameters in groups.items()
         ]
 
+    def _build_metrics(self, stage: str) -> nn.ModuleDict:
+        """Build every task's metrics; all evaluations but the test are of a training's epochs."""
+        kind = self.test_stage if stage == "test" else "val"
+        return nn.ModuleDict({name: task.metrics(self._protocol, kind) for name, task in self.tasks.items()})
+
     def _evaluate(self, stage: str, batch: Batch, outputs: Mapping[str, Tensor]) -> None:
         """Update the metrics of a stage and log its losses."""
         self._log_losses(stage, self.compute_losses(outputs, batch["targets"]), len(batch["image"]))
@@ -195,13 +218,18 @@ class MultiTaskModule(LightningModule):
     def _finish(self, stage: str) -> None:
         """Compute, log and reset the metrics of a stage."""
         results: Results = {}
+        per_class: dict[str, list[float]] = {}
         for name, metrics in self._stage_metrics(stage):
             results[name] = {metric: float(value) for metric, value in metrics.compute().items()}
+            for metric in metrics.values():
+                if scores := class_scores(metric):
+                    per_class[name] = scores
             metrics.reset()
             # The values are reduced over processes already; averaging equal numbers changes nothing.
             self.log_dict({f"{stage}/{name}/{key}": value for key, value in results[name].items()}, sync_dist=True)
         if not self.trainer.sanity_checking:
             self.results[stage] = results
+            self.per_class[stage] = per_class
 
     def _stage_metrics(self, stage: str) -> Iterable[tuple[str, MetricCollection]]:
         """Iterate over the metrics of a stage by task."""
@@ -222,6 +250,15 @@ class MultiTaskModule(LightningModule):
         )
         parts = {f"{stage}/loss/{name}": loss for name, loss in losses.items() if name != "total"}
         self.log_dict(parts, on_step=False, on_epoch=True, sync_dist=True, batch_size=batch_size)
+
+
+def class_scores(metric: Metric) -> list[float]:
+    """Return the score of each class over all processes, NaN where a class never occurs; empty without classes."""
+    per_class: Callable[[], Tensor] | None = getattr(metric, "per_class", None)
+    if per_class is None:
+        return []
+    with metric.sync_context():
+        return per_class().tolist()
 
 
 def default_optimizer(parameters: Any) -> AdamW:

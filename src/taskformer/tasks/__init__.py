@@ -3,7 +3,7 @@
 To add one, write a file with a class that has ``@register("name")`` and import it here.
 """
 
-from taskformer.tasks.base import IGNORE_INDEX, Geometry, Task
+from taskformer.tasks.base import IGNORE_INDEX, PROTOCOLS, Geometry, Stage, Task
 from taskformer.tasks.classification import Classification
 from taskformer.tasks.depth import Depth, InverseDepth, RelativeInverseDepth
 from taskformer.tasks.edges import Edges
@@ -19,6 +19,7 @@ from taskformer.tasks.vector import ImageVector
 __all__ = [
     "HUMAN_PARTS",
     "IGNORE_INDEX",
+    "PROTOCOLS",
     "Classification",
     "Depth",
     "Edges",
@@ -33,6 +34,7 @@ __all__ = [
     "RelativeInverseDepth",
     "Saliency",
     "SemanticSegmentation",
+    "Stage",
     "Task",
     "ValueMapTask",
     "build_task",

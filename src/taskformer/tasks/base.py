@@ -9,15 +9,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from taskformer.errors import UnknownNameError
+from taskformer.errors import InvalidTargetError, UnknownNameError
+from taskformer.metrics.protocols import PROTOCOLS as _PROTOCOLS
+from taskformer.metrics.protocols import Protocol
 
 #: How the values of a map change when the image is flipped, rotated or zoomed: class ids and plain values keep
 #: theirs, depth is divided by the zoom, inverse depth multiplied, vectors turn with the image. ``image`` targets have
 #: no pixels to move.
 Geometry = Literal["label", "value", "depth", "inverse_depth", "vector", "image"]
 
+#: What the metrics are for: ``val`` is cheap enough for every epoch, ``test`` has everything.
+Stage = Literal["val", "test"]
+
 IGNORE_INDEX = 255
-PROTOCOLS = ("standard",)
+#: Names of the ways to score, see :mod:`taskformer.metrics.protocols`.
+PROTOCOLS = tuple(_PROTOCOLS)
 
 
 class Task(ABC):
@@ -61,11 +67,13 @@ class Task(ABC):
         with torch.autocast(output.device.type, enabled=False):
             return self._loss(output.float(), self.check(target, output))
 
-    def metrics(self, protocol: str = "standard") -> MetricCollection:
+    def metrics(self, protocol: str = "standard", stage: Stage = "val") -> MetricCollection:
         """Build fresh metrics that are fed raw outputs: ``metrics.update(output, target)``.
 
         Args:
-            protocol: ``"standard"``, the mathematically right definitions.
+            protocol: ``"standard"``, the mathematically right definitions, or one of :data:`PROTOCOLS` to compare with
+                published numbers.
+            stage: ``"val"`` leaves out what is too slow for every epoch; ``"test"`` has everything.
 
         Raises:
             UnknownNameError: If there is no such protocol.
@@ -73,7 +81,7 @@ class Task(ABC):
         if protocol not in PROTOCOLS:
             kind = "protocol"
             raise UnknownNameError(kind, protocol, PROTOCOLS)
-        return MetricCollection({**self._metrics()})
+        return MetricCollection({**self._metrics(_PROTOCOLS[protocol], stage)})
 
     @abstractmethod
     def check(self, target: Tensor, output: Tensor) -> Tensor:
@@ -84,12 +92,42 @@ class Task(ABC):
         """Compute the loss of a float32 output and a checked target."""
 
     @abstractmethod
-    def _metrics(self) -> dict[str, Metric]:
-        """Build the metrics by name."""
+    def _metrics(self, protocol: Protocol, stage: Stage) -> dict[str, Metric]:
+        """Build the metrics of a stage by name."""
 
     @abstractmethod
     def decode(self, output: Tensor) -> Tensor:
         """Turn raw output ``(B, channels, H, W)`` into the map users want: class ids, metres, unit vectors, ..."""
+
+    def store(self, output: Tensor) -> NDArray[Any]:
+        """Turn the raw output of one image into what a file of predictions holds.
+
+        Args:
+            output: ``(channels, H, W)``, or ``(channels,)`` of a whole image.
+
+        Returns:
+            8-bit values, for a PNG, in the formats of the field's evaluators where they have one; or else float32
+            ``(H, W)``, ``(H, W, channels)`` or ``(channels,)``.
+        """
+        values: NDArray[Any] = output.float().cpu().numpy()
+        if values.ndim == 1:
+            return values
+        return values[0] if self.channels == 1 else np.ascontiguousarray(np.moveaxis(values, 0, -1))
+
+    def restore(self, stored: NDArray[Any]) -> Tensor:
+        """Turn what :meth:`store` returned, or another program, into a raw output with the same scores.
+
+        Raises:
+            InvalidTargetError: If it does not fit the task.
+        """
+        values = torch.from_numpy(stored.astype(np.float32))
+        image = self.geometry == "image"
+        values = values.unsqueeze(-1) if self.channels == 1 and not image and values.ndim == 2 else values
+        if values.ndim != (1 if image else 3) or values.shape[-1] != self.channels:
+            expected = f"({self.channels},)" if image else f"(height, width, {self.channels})"
+            message = f"task {self.name!r} needs predictions of shape {expected}, got {stored.shape}"
+            raise InvalidTargetError(message)
+        return values if image else values.movedim(-1, 0).contiguous()
 
     @abstractmethod
     def colorize(self, values: NDArray[Any]) -> NDArray[np.uint8]:

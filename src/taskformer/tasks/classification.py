@@ -11,7 +11,8 @@ from torchmetrics import Metric
 
 from taskformer.errors import ConfigError, InvalidTargetError
 from taskformer.metrics.classification import SoftLabelScores
-from taskformer.tasks.base import Geometry, Task
+from taskformer.metrics.protocols import Protocol
+from taskformer.tasks.base import Geometry, Stage, Task
 from taskformer.tasks.colors import INVALID_COLOR, distinct_colors
 from taskformer.tasks.losses import soft_cross_entropy
 from taskformer.tasks.maps import check_shapes
@@ -59,7 +60,7 @@ class Classification(Task):
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
         return soft_cross_entropy(output, target)
 
-    def _metrics(self) -> dict[str, Metric]:
+    def _metrics(self, protocol: Protocol, stage: Stage) -> dict[str, Metric]:
         return {"scores": SoftLabelScores()}
 
     def decode(self, output: Tensor) -> Tensor:

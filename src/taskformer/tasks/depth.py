@@ -10,14 +10,15 @@ from torchmetrics import Metric
 
 from taskformer.errors import ConfigError
 from taskformer.metrics.depth import DepthErrors
-from taskformer.tasks.base import Geometry
+from taskformer.metrics.protocols import Protocol
+from taskformer.tasks.base import Geometry, Stage
 from taskformer.tasks.colors import color_scale
 from taskformer.tasks.losses import l1
 from taskformer.tasks.maps import ValueMapTask, plane
 from taskformer.tasks.registry import register
 
 #: Units of the metrics that compare by ratio.
-RATIO_UNITS = {"abs_rel": "", "delta1": "%", "delta2": "%", "delta3": "%"}
+RATIO_UNITS = {"rmse_log": "", "abs_rel": "", "delta1": "%", "delta2": "%", "delta3": "%"}
 
 
 @register("depth")
@@ -32,7 +33,7 @@ class Depth(ValueMapTask):
 
     geometry: ClassVar[Geometry] = "depth"
     headline: ClassVar[str] = "rmse"
-    units: ClassVar[dict[str, str]] = {"rmse": "m", "mae": "m", **RATIO_UNITS}
+    units: ClassVar[dict[str, str]] = {"rmse": "m", "rmse_per_image": "m", "mae": "m", **RATIO_UNITS}
     higher_is_better: ClassVar[bool] = False
 
     def __init__(self, name: str, max_depth: float = 10.0, loss_weight: float = 1.0) -> None:
@@ -50,8 +51,8 @@ class Depth(ValueMapTask):
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
         return l1(output, target)
 
-    def _metrics(self) -> dict[str, Metric]:
-        return {"errors": DepthErrors()}
+    def _metrics(self, protocol: Protocol, stage: Stage) -> dict[str, Metric]:
+        return {"errors": _errors(protocol)}
 
     def decode(self, output: Tensor) -> Tensor:
         """Return depth in metres ``(B, 1, H, W)`` float32, at least 0."""
@@ -83,7 +84,7 @@ class InverseDepth(ValueMapTask):
 
     geometry: ClassVar[Geometry] = "inverse_depth"
     headline: ClassVar[str] = "mae"
-    units: ClassVar[dict[str, str]] = {"rmse": "1/m", "mae": "1/m", **RATIO_UNITS}
+    units: ClassVar[dict[str, str]] = {"rmse": "1/m", "rmse_per_image": "1/m", "mae": "1/m", **RATIO_UNITS}
     higher_is_better: ClassVar[bool] = False
 
     def __init__(self, name: str, max_inverse_depth: float = 0.2, loss_weight: float = 20.0) -> None:
@@ -101,8 +102,8 @@ class InverseDepth(ValueMapTask):
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
         return l1(output, target)
 
-    def _metrics(self) -> dict[str, Metric]:
-        return {"errors": DepthErrors(inverse=True)}
+    def _metrics(self, protocol: Protocol, stage: Stage) -> dict[str, Metric]:
+        return {"errors": _errors(protocol, inverse=True)}
 
     def decode(self, output: Tensor) -> Tensor:
         """Return inverse depth ``(B, 1, H, W)`` float32, at least 0."""
@@ -123,4 +124,16 @@ class InverseDepth(ValueMapTask):
 class RelativeInverseDepth(InverseDepth):
     """Inverse depth up to a factor, as in data sets whose disparities come without their camera: no metric unit."""
 
-    units: ClassVar[dict[str, str]] = {"rmse": "", "mae": "", **RATIO_UNITS}
+    units: ClassVar[dict[str, str]] = {"rmse": "", "rmse_per_image": "", "mae": "", **RATIO_UNITS}
+
+
+def _errors(protocol: Protocol, inverse: bool = False) -> DepthErrors:
+    """Build the metric with the protocol's choices."""
+    return DepthErrors(
+        inverse,
+        floor=protocol.depth_floor,
+        log_floor=protocol.log_floor,
+        above=protocol.depth_above,
+        inclusive=protocol.inclusive,
+        image_means=protocol.image_means,
+    )

@@ -9,11 +9,12 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from taskformer.errors import ConfigError
-from taskformer.metrics.edges import TolerantFMeasure
-from taskformer.tasks.base import IGNORE_INDEX, Geometry
+from taskformer.metrics.edges import EdgeScores, TolerantFMeasure
+from taskformer.metrics.protocols import Protocol
+from taskformer.tasks.base import IGNORE_INDEX, Geometry, Stage
 from taskformer.tasks.colors import gray_scale
 from taskformer.tasks.losses import edge_cross_entropy
-from taskformer.tasks.maps import ValueMapTask, plane
+from taskformer.tasks.maps import ValueMapTask, logits_of, plane, probability_bytes
 from taskformer.tasks.registry import register
 
 
@@ -26,13 +27,20 @@ class Edges(ValueMapTask):
     Args:
         name: The task's name.
         positive_weight: Weight of edges in the loss, in (0, 1); the rest has ``1 - positive_weight``.
-        max_dist: Tolerance of the F-measure as a fraction of the image diagonal.
+        max_dist: Tolerance of the F-measures as a fraction of the image diagonal.
         loss_weight: Weight of the task's loss in the sum.
     """
 
     geometry: ClassVar[Geometry] = "value"
     headline: ClassVar[str] = "f_tolerant"
-    units: ClassVar[dict[str, str]] = {"f_tolerant": "%", "threshold": ""}
+    units: ClassVar[dict[str, str]] = {
+        "f_tolerant": "%",
+        "threshold": "",
+        "odsF": "%",
+        "oisF": "%",
+        "ap": "%",
+        "ods_threshold": "",
+    }
     higher_is_better: ClassVar[bool] = True
 
     def __init__(
@@ -57,12 +65,30 @@ class Edges(ValueMapTask):
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
         return edge_cross_entropy(output, target, self.positive_weight)
 
-    def _metrics(self) -> dict[str, Metric]:
-        return {"tolerant": TolerantFMeasure(self.max_dist)}
+    def _metrics(self, protocol: Protocol, stage: Stage) -> dict[str, Metric]:
+        quick: dict[str, Metric] = {"tolerant": TolerantFMeasure(self.max_dist)}
+        if stage == "val":
+            return quick
+        benchmark = EdgeScores(
+            self.max_dist,
+            protocol.edge_thresholds,
+            nms=protocol.edge_nms,
+            thin_truth=protocol.edge_thin_truth,
+            as_bytes=protocol.edge_bytes,
+        )
+        return {**quick, "benchmark": benchmark}
 
     def decode(self, output: Tensor) -> Tensor:
         """Return the probability of an edge ``(B, 1, H, W)`` float32."""
         return output.float().sigmoid()
+
+    def store(self, output: Tensor) -> NDArray[Any]:
+        """Return the probability of an edge times 255, ``(H, W)`` uint8."""
+        return probability_bytes(self.decode(output)[0])
+
+    def restore(self, stored: NDArray[Any]) -> Tensor:
+        """Return logits ``(1, H, W)`` of stored probabilities ``(H, W)``."""
+        return logits_of(self, stored).unsqueeze(0)
 
     def colorize(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         """Draw probabilities or edges in [0, 1] in white on black."""

@@ -11,7 +11,8 @@ from torchmetrics import Metric
 
 from taskformer.errors import ConfigError, InvalidTargetError
 from taskformer.metrics.grouping import PairScores, sample_pixels, squared_distances
-from taskformer.tasks.base import IGNORE_INDEX, Geometry, Task
+from taskformer.metrics.protocols import Protocol
+from taskformer.tasks.base import IGNORE_INDEX, Geometry, Stage, Task
 from taskformer.tasks.colors import INVALID_COLOR, darken_invalid, distinct_colors, unit_to_byte
 from taskformer.tasks.losses import number
 from taskformer.tasks.maps import check_shapes
@@ -91,7 +92,7 @@ class Embedding(Task):
         losses = (pulled + drift).sum(dim=1) / _count(present) + pushed.sum(dim=(1, 2)) / _count(pairs)
         return losses.sum() / number(present.any(dim=1))
 
-    def _metrics(self) -> dict[str, Metric]:
+    def _metrics(self, protocol: Protocol, stage: Stage) -> dict[str, Metric]:
         return {"pairs": PairScores(self.push, self.samples)}
 
     def decode(self, output: Tensor) -> Tensor:

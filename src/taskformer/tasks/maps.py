@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from taskformer.errors import ConfigError, InvalidTargetError
 from taskformer.tasks.base import IGNORE_INDEX, Geometry, Task
@@ -73,6 +74,18 @@ class LabelMapTask(Task):
         """Turn logits ``(B, channels, H, W)`` into class ids ``(B, H, W)`` int64."""
         return output.argmax(dim=1)
 
+    def store(self, output: Tensor) -> NDArray[Any]:
+        """Return class ids ``(H, W)`` uint8."""
+        return output.argmax(dim=0).byte().cpu().numpy()
+
+    def restore(self, stored: NDArray[Any]) -> Tensor:
+        """Return logits ``(channels, H, W)`` whose maximum is at the stored class ids ``(H, W)``."""
+        labels = plane(self, stored)
+        if not ((labels >= 0) & (labels < self.channels) & (labels == np.floor(labels))).all():
+            message = f"task {self.name!r} needs class ids 0..{self.channels - 1} as predictions, got other values"
+            raise InvalidTargetError(message)
+        return F.one_hot(torch.from_numpy(labels.astype(np.int64)), self.channels).movedim(-1, 0).float()
+
     def colorize(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         """Draw class ids ``(H, W)`` or ``(1, H, W)`` as RGB ``(H, W, 3)``; ids without a class are dark."""
         labels = plane(self, values)
@@ -129,6 +142,27 @@ class ValueMapTask(Task):
     def invalid(self, height: int, width: int) -> Tensor:
         """Return a map ``(channels, height, width)`` full of NaN."""
         return torch.full((self.channels, height, width), torch.nan)
+
+
+def probability_bytes(probability: Tensor) -> NDArray[np.uint8]:
+    """Return probabilities times 255 as uint8, truncated as the field's evaluators do."""
+    values: NDArray[np.uint8] = (probability.float() * 255).byte().cpu().numpy()
+    return values
+
+
+def logits_of(task: Task, stored: NDArray[Any]) -> Tensor:
+    """Return log-odds ``(H, W)`` of stored probabilities: float, or times 255 if uint8.
+
+    Raises:
+        InvalidTargetError: If they are no probabilities of shape ``(H, W)``.
+    """
+    values = plane(task, stored)
+    # A trifle more than the bytes say, so that one equal to a threshold, as 51 / 255 to .2, reaches it after rounding.
+    values = (values + 1e-3).clip(max=255) / 255 if values.dtype == np.uint8 else values.astype(np.float64)
+    if not ((values >= 0) & (values <= 1)).all():
+        message = f"task {task.name!r} needs predictions between 0 and 1, or 8 bits, got {values.min()}..{values.max()}"
+        raise InvalidTargetError(message)
+    return torch.logit(torch.from_numpy(values)).float()
 
 
 def check_shapes(task: Task, output: Tensor, target: Tensor, expected: tuple[int, ...]) -> None:

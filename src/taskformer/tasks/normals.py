@@ -11,7 +11,8 @@ from torchmetrics import Metric
 
 from taskformer.errors import InvalidTargetError
 from taskformer.metrics.normals import AngularError, unit_vectors
-from taskformer.tasks.base import Geometry
+from taskformer.metrics.protocols import Protocol
+from taskformer.tasks.base import Geometry, Stage
 from taskformer.tasks.colors import normal_colors
 from taskformer.tasks.losses import normals_l1
 from taskformer.tasks.maps import ValueMapTask
@@ -34,6 +35,7 @@ class Normals(ValueMapTask):
     units: ClassVar[dict[str, str]] = {
         "mean_angle": "deg",
         "median_angle": "deg",
+        "rmse_angle": "deg",
         "within_11.25": "%",
         "within_22.5": "%",
         "within_30": "%",
@@ -46,12 +48,20 @@ class Normals(ValueMapTask):
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
         return normals_l1(output, target)
 
-    def _metrics(self) -> dict[str, Metric]:
-        return {"angular_error": AngularError()}
+    def _metrics(self, protocol: Protocol, stage: Stage) -> dict[str, Metric]:
+        return {"angular_error": AngularError(protocol.inclusive, protocol.uncentred)}
 
     def decode(self, output: Tensor) -> Tensor:
         """Return unit vectors ``(B, 3, H, W)`` float32."""
         return unit_vectors(output.float())
+
+    def store(self, output: Tensor) -> NDArray[Any]:
+        """Return unit vectors ``(H, W, 3)`` float32."""
+        return super().store(self.decode(output.unsqueeze(0)).squeeze(0))
+
+    def restore(self, stored: NDArray[Any]) -> Tensor:
+        """Return vectors ``(3, H, W)`` of stored ones ``(H, W, 3)``: float, or ``(n + 1) / 2 * 255`` if uint8."""
+        return super().restore(stored / 127.5 - 1 if stored.dtype == np.uint8 else stored)
 
     def colorize(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         """Draw unit vectors ``(3, H, W)`` as RGB ``(n + 1) / 2``."""

@@ -10,8 +10,9 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from taskformer.errors import ConfigError, InvalidTargetError
+from taskformer.metrics.protocols import Protocol
 from taskformer.metrics.regression import MaskedMeanAbsoluteError
-from taskformer.tasks.base import Geometry
+from taskformer.tasks.base import Geometry, Stage
 from taskformer.tasks.colors import color_scale, darken_invalid, unit_to_byte
 from taskformer.tasks.losses import l1
 from taskformer.tasks.maps import ValueMapTask
@@ -54,7 +55,7 @@ class Regression(ValueMapTask):
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
         return l1(output, target)
 
-    def _metrics(self) -> dict[str, Metric]:
+    def _metrics(self, protocol: Protocol, stage: Stage) -> dict[str, Metric]:
         return {"errors": MaskedMeanAbsoluteError()}
 
     def colorize(self, values: NDArray[Any]) -> NDArray[np.uint8]:

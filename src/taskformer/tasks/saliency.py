@@ -1,14 +1,17 @@
 """Salient objects."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
+from taskformer.metrics.protocols import Protocol
 from taskformer.metrics.saliency import SaliencyScores
+from taskformer.tasks.base import Stage
 from taskformer.tasks.losses import balanced_cross_entropy
-from taskformer.tasks.maps import LabelMapTask
+from taskformer.tasks.maps import LabelMapTask, logits_of, probability_bytes
 from taskformer.tasks.registry import register
 
 
@@ -22,7 +25,7 @@ class Saliency(LabelMapTask):
     """
 
     headline: ClassVar[str] = "maxF"
-    units: ClassVar[dict[str, str]] = {"maxF": "%", "mIoU": "%"}
+    units: ClassVar[dict[str, str]] = {"maxF": "%", "max_mIoU": "%", "mIoU": "%"}
 
     def __init__(self, name: str, loss_weight: float = 5.0) -> None:
         super().__init__(name, ("background", "salient"), ((60, 60, 60), (255, 255, 255)), loss_weight)
@@ -30,8 +33,17 @@ class Saliency(LabelMapTask):
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
         return balanced_cross_entropy(output, target)
 
-    def _metrics(self) -> dict[str, Metric]:
-        return {"saliency": SaliencyScores()}
+    def _metrics(self, protocol: Protocol, stage: Stage) -> dict[str, Metric]:
+        return {"saliency": SaliencyScores(protocol.saliency_thresholds)}
+
+    def store(self, output: Tensor) -> NDArray[Any]:
+        """Return the probability of being salient times 255, ``(H, W)`` uint8."""
+        return probability_bytes(output.float().softmax(dim=0)[1])
+
+    def restore(self, stored: NDArray[Any]) -> Tensor:
+        """Return logits ``(2, H, W)`` of stored probabilities ``(H, W)``."""
+        logits = logits_of(self, stored)
+        return torch.stack([torch.zeros_like(logits), logits])
 
     def constant(self, targets: list[Tensor]) -> Tensor:
         """Return logits ``(2,)`` whose softmax is the share of salient pixels."""

@@ -6,7 +6,9 @@ from typing import ClassVar
 from torch import Tensor
 from torchmetrics import Metric
 
+from taskformer.metrics.protocols import Protocol
 from taskformer.metrics.segmentation import MeanIoU, SegmentationScores
+from taskformer.tasks.base import Stage
 from taskformer.tasks.losses import cross_entropy
 from taskformer.tasks.maps import LabelMapTask
 from taskformer.tasks.registry import register
@@ -40,8 +42,11 @@ class SemanticSegmentation(LabelMapTask):
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(output, target)
 
-    def _metrics(self) -> dict[str, Metric]:
-        return {"segmentation": SegmentationScores(self.channels)}
+    def _metrics(self, protocol: Protocol, stage: Stage) -> dict[str, Metric]:
+        scores = SegmentationScores(
+            self.channels, protocol.averaged_classes, protocol.image_means, self.channels in protocol.wrong_void
+        )
+        return {"segmentation": scores}
 
 
 @register("human_parts")
@@ -70,5 +75,6 @@ class HumanParts(LabelMapTask):
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(output, target)
 
-    def _metrics(self) -> dict[str, Metric]:
-        return {"segmentation": MeanIoU(self.channels)}
+    def _metrics(self, protocol: Protocol, stage: Stage) -> dict[str, Metric]:
+        scores = MeanIoU(self.channels, protocol.averaged_classes, protocol.ignore_bare_background)
+        return {"segmentation": scores}

@@ -10,8 +10,9 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from taskformer.errors import ConfigError, InvalidTargetError
+from taskformer.metrics.protocols import Protocol
 from taskformer.metrics.regression import MaskedMeanAbsoluteError
-from taskformer.tasks.base import Geometry, Task
+from taskformer.tasks.base import Geometry, Stage, Task
 from taskformer.tasks.colors import INVALID_COLOR, distinct_colors
 from taskformer.tasks.losses import l1
 from taskformer.tasks.maps import check_shapes
@@ -66,7 +67,7 @@ class ImageVector(Task):
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
         return l1(output, target)
 
-    def _metrics(self) -> dict[str, Metric]:
+    def _metrics(self, protocol: Protocol, stage: Stage) -> dict[str, Metric]:
         return {"errors": MaskedMeanAbsoluteError()}
 
     def decode(self, output: Tensor) -> Tensor:

@@ -11,7 +11,16 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, get_worker_info
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    SequentialSampler,
+    Subset,
+    get_worker_info,
+)
 
 from taskformer.data.datasets.base import MultiTaskDataset, OnError, Sample
 from taskformer.data.memory import shared_empty
@@ -19,6 +28,8 @@ from taskformer.errors import ConfigError, UnknownNameError
 from taskformer.tasks import IGNORE_INDEX, Task, build_tasks
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from taskformer.data.transforms import Transform
 
 
@@ -199,7 +210,40 @@ class MultiTaskDataModule(LightningDataModule, ABC):
 
     def _batches(self, split: str, shuffle: bool) -> dict[str, Any]:
         """Return the arguments that tell the loader of a split which images form a batch."""
-        return {"batch_size": self.batch_size, "shuffle": shuffle, "drop_last": shuffle}
+        if shuffle:
+            return {"batch_size": self.batch_size, "shuffle": True, "drop_last": True}
+        order = SequentialSampler(self.datasets[split])  # type: ignore[arg-type]  # all of ours have a length
+        return {"batch_sampler": EvaluationBatches(order, self.batch_size, drop_last=False)}
+
+
+class EvaluationBatches(BatchSampler):
+    """Batches of evaluation: every image exactly once, whatever the number of processes.
+
+    The arguments are those that Lightning needs to put its own sampler in when there are several processes. That one
+    repeats images until all processes have equally many; here some processes have one image less instead.
+
+    Args:
+        sampler: Indices into the data set.
+        batch_size: Largest number of images in a batch.
+        drop_last: Must be False, every image is evaluated.
+
+    Raises:
+        ConfigError: If there is not an image for every process.
+    """
+
+    def __init__(self, sampler: Iterable[int], batch_size: int, drop_last: bool) -> None:
+        super().__init__(_each_once(sampler), batch_size, drop_last)
+
+
+def _each_once(sampler: Iterable[int]) -> Iterable[int]:
+    """Replace Lightning's sampler by the same process's share without repetitions."""
+    if not isinstance(sampler, DistributedSampler):
+        return sampler
+    images, processes = len(sampler.dataset), sampler.num_replicas  # type: ignore[arg-type]  # all of ours have a length
+    if images < processes:
+        msg = f"{images} images cannot be evaluated by {processes} processes; set trainer.devices to at most {images}"
+        raise ConfigError(msg)
+    return range(sampler.rank, images, processes)
 
 
 def data_modules() -> dict[str, type[MultiTaskDataModule]]:

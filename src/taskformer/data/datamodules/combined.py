@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, NoReturn
 
-from torch.utils.data import BatchSampler, ConcatDataset, Dataset, SequentialSampler
+from torch.utils.data import ConcatDataset, Dataset, SequentialSampler
 
-from taskformer.data.datamodules.base import MultiTaskDataModule
+from taskformer.data.datamodules.base import EvaluationBatches, MultiTaskDataModule
 from taskformer.data.datasets.base import Sample
 from taskformer.errors import ConfigError, UnknownNameError
 from taskformer.tasks import LabelMapTask, Task, build_task, build_tasks
@@ -141,10 +141,8 @@ class PartDataset(Dataset[Sample]):
         return {"image": sample["image"], "targets": targets, "meta": {**sample["meta"], "part": self.part}}
 
 
-class PartBatches(BatchSampler):
-    """Batches of images in the sampler's order that never mix two parts; the parts take turns.
-
-    The arguments are those that Lightning needs to put its own sampler in when there are several processes.
+class PartBatches(EvaluationBatches):
+    """Batches of evaluation that never mix two parts; the parts take turns.
 
     Args:
         sampler: Indices into the concatenated parts.

@@ -1,0 +1,78 @@
+"""The scores of every single image, for significance tests."""
+
+import csv
+import io
+import warnings
+from collections.abc import Iterator, Mapping
+from itertools import count
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from torch.utils.data import IterableDataset
+
+from taskformer.files import write_text
+from taskformer.modules.base import Batch, MultiTaskModule
+
+#: Position in the data set, image, task, metric, value.
+Row = tuple[int, str, str, str, float]
+
+
+class ImageScores:
+    """Score images one by one, on every process its own, and bring them together in the data set's order.
+
+    Args:
+        module: The model, with its tasks and its protocol.
+        loader: The loader of the images.
+        rank: Number of this process.
+        processes: How many there are.
+    """
+
+    def __init__(self, module: MultiTaskModule, loader: Any, rank: int, processes: int) -> None:
+        self.tasks = module.tasks
+        self._metrics = {
+            name: task.metrics(module.protocol, module.test_stage).to(module.device)
+            for name, task in self.tasks.items()
+        }
+        self._positions = _positions(loader, rank, processes)
+        self._rows: list[Row] = []
+
+    @torch.no_grad()
+    def update(self, outputs: Mapping[str, Tensor], batch: Batch) -> None:
+        """Score the images of a batch."""
+        for index, image in enumerate(batch["meta"]["id"]):
+            position = next(self._positions)
+            for name, task in self.tasks.items():
+                output = outputs[name][index : index + 1].float()
+                target = task.check(batch["targets"][name][index : index + 1], output)
+                with warnings.catch_warnings():
+                    # Many an image lacks a task's label, or what is to be found.
+                    warnings.simplefilter("ignore")
+                    scores = self._metrics[name](output, target)  # of this image alone
+                self._rows += [(position, str(image), name, metric, float(value)) for metric, value in scores.items()]
+
+    def gather(self) -> list[Row]:
+        """Return the rows of all processes, which must all call this, in the data set's order."""
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return sorted(self._rows, key=itemgetter(0))
+        parts: list[list[Row]] = [[] for _ in range(distributed.get_world_size())]
+        distributed.all_gather_object(parts, self._rows)
+        return sorted((row for part in parts for row in part), key=itemgetter(0))
+
+
+def write_rows(path: Path, rows: list[Row]) -> None:
+    """Write the table ``id, task, metric, value``; the value is ``nan`` where an image has none."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["id", "task", "metric", "value"])
+    table.writerows(row[1:] for row in rows)
+    write_text(path, text.getvalue())
+
+
+def _positions(loader: Any, rank: int, processes: int) -> Iterator[int]:
+    """Iterate over the indices that a process loads; streamed images are counted as they come."""
+    if isinstance(loader.dataset, IterableDataset):
+        return count(rank, processes)
+    return (index for batch in loader.batch_sampler for index in batch)

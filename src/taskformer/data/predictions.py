@@ -1,0 +1,125 @@
+"""Predictions as files ``FOLDER/TASK/ID.png``, ``.npy`` or ``.mat``, as the field's evaluators write and read them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from taskformer.data.images import File, read_mat, read_npy, read_pixels, read_plane, write_npy, write_png
+from taskformer.errors import CorruptFileError, InvalidTargetError
+from taskformer.tasks import LabelMapTask, Task
+
+if TYPE_CHECKING:
+    from taskformer.data.transforms import Transform
+
+#: What InvPT, MTI-Net and their relatives call the folders that have another name here.
+OTHER_NAMES = {"edges": "edge", "saliency": "sal"}
+SUFFIXES = (".png", ".npy", ".mat")
+
+
+def write_prediction(folder: Path, task: Task, name: str, output: Tensor) -> None:
+    """Write the raw output of one image as the task stores it.
+
+    Args:
+        folder: Folder of all predictions; the task has one below it.
+        task: The task.
+        name: The image's identifier.
+        output: ``(channels, H, W)``, or ``(channels,)`` of a whole image.
+    """
+    values = task.store(output)
+    path = folder / task.name / file_name(name)
+    if values.dtype == np.uint8:
+        write_png(path.with_name(f"{path.name}.png"), values)
+    else:
+        write_npy(path.with_name(f"{path.name}.npy"), values)
+
+
+def file_name(name: str) -> str:
+    """Make an image's identifier a file's name; that of another image is another one."""
+    return quote(name, safe=" +,=@")
+
+
+def task_folder(folder: Path, task: str) -> Path | None:
+    """Find the folder of a task's predictions, also under the name that other programs give it."""
+    candidates = [folder / name for name in (task, OTHER_NAMES.get(task)) if name]
+    return next((path for path in candidates if path.is_dir()), None)
+
+
+def find_prediction(folder: Path, name: str) -> Path | None:
+    """Find the file of an image's prediction in the folder of a task."""
+    candidates = [folder / f"{file_name(name)}{suffix}" for suffix in SUFFIXES]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def read_prediction(path: Path, task: Task, axes: Sequence[int] = (1, 2, 3)) -> Tensor:
+    """Read a prediction as a raw output ``(channels, H, W)`` with the same scores.
+
+    Args:
+        path: The file. Pictures of normals hold ``(n + 1) / 2 * 255``, in the axes of the data set's own files.
+        task: The task.
+        axes: For x (right), y (down) and z (into the scene) the channel of a picture that holds it, 1 to 3, negative
+            if it has the other sign.
+
+    Raises:
+        CorruptFileError: If the file cannot be read, or does not hold a prediction of the task.
+    """
+    stored = _read(path, task)
+    try:
+        output = task.restore(stored)
+    except InvalidTargetError as error:
+        msg = f"{path}: {error}"
+        raise CorruptFileError(msg) from error
+    if task.geometry == "vector" and path.suffix == ".png":
+        signs = torch.tensor(np.sign(axes), dtype=output.dtype).view(-1, 1, 1)
+        output = output[np.abs(axes) - 1] * signs
+    return output
+
+
+def _read(path: Path, task: Task) -> NDArray[Any]:
+    """Read the array that a file of any kind holds."""
+    file = File(str(path), path.read_bytes())
+    if path.suffix == ".png":
+        return read_plane(file) if isinstance(task, LabelMapTask) or task.channels == 1 else read_pixels(file)
+    if path.suffix == ".npy":
+        return read_npy(file)
+    arrays = {key: value for key, value in read_mat(file).items() if not key.startswith("__")}
+    for name in (task.name, OTHER_NAMES.get(task.name)):
+        if name in arrays:
+            return np.asarray(arrays[name])
+    if len(arrays) != 1:
+        msg = (
+            f"{path} holds the variables {', '.join(arrays) or 'none'}; expected one called {task.name!r}, or only one"
+        )
+        raise CorruptFileError(msg)
+    return np.asarray(next(iter(arrays.values())))
+
+
+def is_only_padded(transforms: Sequence["Transform"]) -> bool:
+    """Whether transforms leave images as they are but for borders around them."""
+    from taskformer.data.transforms import Pad  # with albumentations, which takes seconds to import
+
+    return all(isinstance(step, Pad) and step.position == "center" for step in transforms)
+
+
+def without_padding(output: Tensor, size: Sequence[int], transforms: Sequence["Transform"]) -> Tensor:
+    """Cut what an image shows out of a map ``(C, H, W)`` of the image as the network saw it.
+
+    Args:
+        output: The map.
+        size: Height and width of the image before the transforms.
+        transforms: The transforms. If they do more than pad, the map is returned as it is.
+    """
+    if output.ndim != 3 or not is_only_padded(transforms):
+        return output
+    # Batches are padded on the right and at the bottom, see collate; Pad centres.
+    place, padded = [0, 0], list(size)
+    for step in transforms:
+        for axis, least in enumerate((step.height, step.width)):
+            place[axis] += max(0, least - padded[axis]) // 2
+            padded[axis] = max(least, padded[axis])
+    return output[:, place[0] : place[0] + size[0], place[1] : place[1] + size[1]]

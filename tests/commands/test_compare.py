@@ -1,0 +1,116 @@
+"""``taskformer compare``: paired bootstrap of two runs' images."""
+
+import json
+
+import numpy as np
+import pytest
+
+from taskformer.cli import main
+from taskformer.commands.compare import paired_interval
+
+BETTER = {"semseg": {"mIoU": "higher"}, "depth": {"rmse": "lower"}, "edges": {"threshold": ""}}
+
+
+def write_run(folder, values, protocol="standard"):
+    """A run folder with the values of each (task, metric), image by image."""
+    folder.mkdir()
+    record = {"protocol": protocol, "better": BETTER, "per_image": "per_image.csv"}
+    (folder / "metrics.json").write_text(json.dumps({"test": record}))
+    count = len(next(iter(values.values())))
+    rows = [
+        f"i{index},{task},{metric},{column[index]}"
+        for index in range(count)
+        for (task, metric), column in values.items()
+    ]
+    (folder / "per_image.csv").write_text("\n".join(["id,task,metric,value", *rows]) + "\n")
+    return str(folder)
+
+
+def rows(tmp_path, a, b, *flags):
+    main(["compare", a, b, f"--json={tmp_path}/out.json", *flags])
+    record = json.loads((tmp_path / "out.json").read_text())
+    return {(row["task"], row["metric"]): row for row in record["rows"]}
+
+
+def test_the_interval_is_that_of_the_mean_of_normal_differences():
+    differences = np.random.default_rng(0).normal(0.3, 2.0, 4000)
+    low, high = paired_interval(differences, 10_000, seed=1)
+    error = differences.std() / np.sqrt(4000)
+    assert low == pytest.approx(differences.mean() - 1.96 * error, abs=0.06 * error)
+    assert high == pytest.approx(differences.mean() + 1.96 * error, abs=0.06 * error)
+
+
+def test_the_interval_of_two_images_is_known_exactly():
+    # The four equally likely resamples have the means 0, 1/2, 1/2 and 1: both ends are beyond 2.5 % of a quarter.
+    assert paired_interval(np.array([0.0, 1.0]), 1000, seed=0) == (0, 1)
+
+
+def test_equal_differences_leave_no_doubt():
+    assert paired_interval(np.full(5, 0.25), 100, seed=0) == (0.25, 0.25)
+
+
+def test_a_small_gain_on_every_image_shows_among_images_that_differ_much(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    score, error = rng.uniform(0, 1, 50), rng.uniform(0, 5, 50)
+    keys = [(task, metric) for task, metrics in BETTER.items() for metric in metrics]
+    a = write_run(tmp_path / "a", dict(zip(keys, [score, error, score], strict=True)))
+    noise = rng.normal(0, 0.01, 50)
+    b = write_run(tmp_path / "b", dict(zip(keys, [score + 0.02 + noise, error + 0.02 + noise, score + 1], strict=True)))
+    found = rows(tmp_path, a, b, "--resamples=2000")
+    assert [found[key]["better"] for key in keys] == ["B", "A", ""]  # a larger error is worse, a threshold neither
+    row = found["semseg", "mIoU"]
+    assert row["difference"] == pytest.approx(0.02 + noise.mean())
+    assert row["low"] < row["difference"] < row["high"]
+    assert (row["a"], row["images"]) == (pytest.approx(score.mean()), 50)
+    assert "protocol standard" in " ".join(capsys.readouterr().out.split())
+    assert rows(tmp_path, a, b, "--resamples=2000") == found
+    assert rows(tmp_path, a, b, "--resamples=2000", "--seed=1") != found
+
+
+def test_noise_is_no_winner(tmp_path):
+    rng = np.random.default_rng(3)
+    values = [{("semseg", "mIoU"): rng.normal(0.5, 0.1, 40)} for _ in range(2)]
+    found = rows(tmp_path, write_run(tmp_path / "a", values[0]), write_run(tmp_path / "b", values[1]))
+    assert found["semseg", "mIoU"]["better"] == ""
+
+
+def test_images_without_a_value_are_left_out(tmp_path):
+    a = write_run(tmp_path / "a", {("depth", "rmse"): [1.0, np.nan, 3.0, 4.0]})
+    b = write_run(tmp_path / "b", {("depth", "rmse"): [2.0, 9.0, 4.0, np.nan]})
+    row = rows(tmp_path, a, b)["depth", "rmse"]
+    assert (row["images"], row["a"], row["b"], row["difference"]) == (2, 2.0, 3.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"protocol": "invpt"}, "was scored by the protocol standard and"),
+        ({"count": 4}, "was tested on 3 images and"),
+        ({"count": 1}, "was tested on 3 images and"),
+        ({"rename": True}, "different images: number 2 is 'i1' and 'j1'"),
+        ({"key": ("normals", "mean_angle")}, "have no task in common"),
+        ({"bare": True}, "--results.per_image true"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused(tmp_path, capsys, change, message):
+    a = write_run(tmp_path / "a", {("depth", "rmse"): [1.0, 2.0, 3.0]})
+    values = {change.get("key", ("depth", "rmse")): [1.0] * change.get("count", 3)}
+    b = write_run(tmp_path / "b", values, change.get("protocol", "standard"))
+    path = tmp_path / "b" / "per_image.csv"
+    if change.get("rename"):
+        path.write_text(path.read_text().replace("i1", "j1"))
+    if change.get("bare"):
+        path.unlink()
+    with pytest.raises(SystemExit) as error:
+        main(["compare", a, b])
+    assert error.value.code == 2
+    said = capsys.readouterr().err.strip()
+    assert message in said
+    assert "\n" not in said
+
+
+def test_one_image_is_too_little(tmp_path, capsys):
+    a, b = (write_run(tmp_path / name, {("depth", "rmse"): [1.0]}) for name in "ab")
+    with pytest.raises(SystemExit):
+        main(["compare", a, b])
+    assert "at least 2 images" in capsys.readouterr().err

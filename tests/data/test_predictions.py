@@ -1,0 +1,193 @@
+"""Predictions as files: what comes back, in which formats, from where in a padded map."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.io import savemat
+from torch.nn import functional as F
+
+from taskformer.data.predictions import (
+    file_name,
+    find_prediction,
+    is_only_padded,
+    read_prediction,
+    task_folder,
+    without_padding,
+    write_prediction,
+)
+from taskformer.data.transforms import Pad, Resize
+from taskformer.errors import CorruptFileError
+from taskformer.tasks import build_task
+
+SPECS = {
+    "semseg": {"classes": [str(number) for number in range(40)]},
+    "human_parts": {},
+    "saliency": {},
+    "depth": {},
+    "normals": {},
+    "edges": {},
+    "reshading": {},
+    "curvature": {},
+    "segment_unsup2d": {"channels": 5},
+    "class_scene": {"classes": ["kitchen", "bath", "hall"]},
+}
+MAPS = [name for name in SPECS if name != "class_scene"]
+
+
+def task_of(name):
+    return build_task(name, SPECS[name])
+
+
+def raw_output(task, size=(6, 8)):
+    torch.manual_seed(2)
+    return 3 * torch.randn(task.channels, *(() if task.geometry == "image" else size))
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_what_is_written_comes_back(name, tmp_path):
+    task = task_of(name)
+    output = raw_output(task)
+    write_prediction(tmp_path, task, "a/b c", output)
+    path = find_prediction(tmp_path / name, "a/b c")
+    restored = read_prediction(path, task)
+    assert restored.shape == output.shape
+    before, after = task.decode(output[None]), task.decode(restored[None])
+    if name in ("semseg", "human_parts"):
+        assert torch.equal(after, before)
+    elif name == "normals":
+        torch.testing.assert_close(after, before, atol=1e-6, rtol=0)
+    elif name in ("edges", "saliency"):
+        share = (before if name == "edges" else output.softmax(0)[1]).flatten()
+        found = (after if name == "edges" else restored.softmax(0)[1]).flatten()
+        assert torch.equal((found * 255 + 1e-4).int(), (share * 255).int())  # truncated
+        assert path.suffix == ".png"
+    else:
+        assert torch.equal(restored, output)  # depth, too, keeps values below 0
+        assert path.suffix == ".npy"
+
+
+def test_the_formats_are_those_of_the_field(tmp_path):
+    outputs = {name: raw_output(task_of(name)) for name in SPECS}
+    for name, output in outputs.items():
+        write_prediction(tmp_path, task_of(name), "2008_000002", output)
+    png = {name: np.array(Image.open(tmp_path / name / "2008_000002.png")) for name in ("semseg", "saliency", "edges")}
+    assert np.array_equal(png["semseg"], outputs["semseg"].argmax(0))
+    assert np.array_equal(png["saliency"], np.floor(outputs["saliency"].softmax(0)[1].numpy() * 255))
+    assert np.array_equal(png["edges"], np.floor(outputs["edges"].sigmoid()[0].numpy() * 255))
+    depth, normals = (np.load(tmp_path / name / "2008_000002.npy") for name in ("depth", "normals"))
+    assert depth.dtype == normals.dtype == np.float32
+    assert np.array_equal(depth, outputs["depth"][0])
+    assert normals.shape == (6, 8, 3)
+    assert np.allclose(normals, F.normalize(outputs["normals"], dim=0).permute(1, 2, 0), atol=1e-6)
+
+
+def test_edges_from_files_score_as_in_a_protocol_of_8_bits(tmp_path):
+    task = build_task("edges", {"max_dist": 0.03})  # 2 pixels
+    target = torch.zeros(1, 1, 40, 60)
+    target[..., 20, 5:50] = 1
+    target[..., 5:35, 30] = 1
+    torch.manual_seed(0)
+    output = 12 * F.avg_pool2d(target, 5, stride=1, padding=2) - 3 + 0.3 * torch.randn(1, 1, 40, 60)
+    write_prediction(tmp_path, task, "x", output[0])
+    restored = read_prediction(find_prediction(tmp_path / "edges", "x"), task)[None]
+    results = []
+    for raw in (output, restored):
+        metrics = task.metrics("atrc", stage="test")
+        metrics.update(raw, target)
+        results.append({key: float(metrics.compute()[key]) for key in ("odsF", "oisF", "ap", "ods_threshold")})
+    assert results[0] == results[1]
+    assert 0.5 < results[0]["odsF"] <= 1
+
+
+def test_identifiers_become_different_safe_names(tmp_path):
+    names = ["a/b", "a_b", "a%2Fb", "../up", "a\\b", "ä", "2008_000002"]
+    files = [file_name(name) for name in names]
+    assert len(set(files)) == len(names)
+    assert not any(sign in file for file in files for sign in "/\\")
+    assert files[-1] == "2008_000002"
+    write_prediction(tmp_path / "inside", task_of("depth"), "../../up", torch.ones(1, 2, 2))
+    assert [path.parent.name for path in tmp_path.rglob("*.npy")] == ["depth"]
+
+
+def test_bytes_reach_the_thresholds_up_to_them():
+    task = task_of("saliency")
+    logits = task.restore(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    share = (logits[1] - logits[0]).sigmoid().flatten().numpy()
+    for step in range(1, 100):  # in hundredths: 51 / 255 is exactly .2
+        assert np.array_equal(share >= np.float32(step / 100), 100 * np.arange(256) >= 255 * step)
+
+
+def test_the_folders_of_other_programs_are_found(tmp_path):
+    (tmp_path / "sal").mkdir()
+    (tmp_path / "edge").mkdir()
+    assert task_folder(tmp_path, "saliency") == tmp_path / "sal"
+    assert task_folder(tmp_path, "edges") == tmp_path / "edge"
+    assert task_folder(tmp_path, "depth") is None
+
+
+def test_depth_of_mti_net_and_any_array_of_a_mat(tmp_path):
+    depth = np.arange(6, dtype=np.float32).reshape(2, 3)
+    savemat(tmp_path / "a.mat", {"depth": depth, "other": 1})
+    savemat(tmp_path / "b.mat", {"anything": depth})
+    savemat(tmp_path / "c.mat", {"one": depth, "two": depth})
+    for name in "ab":
+        assert np.array_equal(read_prediction(tmp_path / f"{name}.mat", task_of("depth"))[0], depth)
+    with pytest.raises(CorruptFileError, match=r"c\.mat holds the variables one, two; expected one called 'depth'"):
+        read_prediction(tmp_path / "c.mat", task_of("depth"))
+
+
+def test_pictures_of_normals_have_the_axes_of_the_data_set(tmp_path):
+    stored = np.zeros((1, 1, 3), dtype=np.uint8) + np.array([255, 0, 51], dtype=np.uint8)
+    Image.fromarray(stored).save(tmp_path / "n.png")
+    # Channels 1, -1, -.6; x is the second, y the negative third, z the first.
+    assert read_prediction(tmp_path / "n.png", task_of("normals"), (2, -3, 1)).flatten().tolist() == pytest.approx(
+        [-1, 0.6, 1], abs=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("semseg", np.full((2, 2), 40, np.uint8), r"class ids 0\.\.39"),
+        ("semseg", np.full((2, 2), 0.5, np.float32), r"class ids 0\.\.39"),
+        ("semseg", np.zeros((2, 2, 3), np.uint8), r"\(2, 2, 3\)"),
+        ("edges", np.full((2, 2), 3.0, np.float32), r"between 0 and 1, or 8 bits, got 3\.0\.\.3\.0"),
+        ("saliency", np.full((2, 2), np.nan, np.float32), "between 0 and 1"),
+        ("depth", np.zeros((2, 2, 3), np.float32), r"\(height, width, 1\), got \(2, 2, 3\)"),
+        ("normals", np.zeros((3, 4, 4), np.float32), r"\(height, width, 3\), got \(3, 4, 4\)"),
+        ("class_scene", np.zeros(4, np.float32), r"\(3,\), got \(4,\)"),
+    ],
+)
+def test_what_does_not_fit_is_named(name, array, message, tmp_path):
+    np.save(tmp_path / "x.npy", array)
+    with pytest.raises(CorruptFileError, match=rf"x\.npy: task '{name}' .*{message}"):
+        read_prediction(tmp_path / "x.npy", task_of(name))
+
+
+def test_padding_is_cut_off_where_it_was_added():
+    inner = torch.arange(5 * 7.0).view(1, 5, 7)
+    centred = F.pad(inner, (1, 2, 2, 3), value=-1)  # to 10 x 10; odd rests go to the right and the bottom
+    assert torch.equal(without_padding(centred, (5, 7), [Pad(10, 10)]), inner)
+    # Then a batch with a larger image adds more on the right and at the bottom.
+    assert torch.equal(without_padding(F.pad(centred, (0, 4, 0, 3)), (5, 7), [Pad(10, 10)]), inner)
+    assert torch.equal(without_padding(F.pad(inner, (0, 4, 0, 3)), (5, 7), []), inner)
+    assert torch.equal(without_padding(F.pad(inner, (1, 2, 2, 3)), (5, 7), [Pad(8, 8), Pad(10, 10)]), inner)
+    assert without_padding(centred, (5, 7), [Resize(10, 10)]) is centred
+
+
+@pytest.mark.parametrize("size", [(5, 7), (12, 9), (3, 20)])
+def test_the_cut_undoes_the_transform(size):
+    image = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    pad = Pad(11, 10)
+    padded = pad.apply(image, **pad.draw(*size))
+    assert np.array_equal(
+        without_padding(torch.from_numpy(padded).permute(2, 0, 1), size, [pad]).permute(1, 2, 0), image
+    )
+
+
+def test_which_transforms_only_pad():
+    assert is_only_padded([])
+    assert is_only_padded([Pad(4, 4)])
+    assert not is_only_padded([Pad(4, 4, position="random")])
+    assert not is_only_padded([Pad(4, 4), Resize(2, 2)])
