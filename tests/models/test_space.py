@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -19,10 +20,12 @@ SMALL = {
     "num_heads": [6, 6, 5, 7, 5, 5, 5, 6, 6, 7, 7, 6, 7],
 }
 KINDS = ("none", "binary", "grouped", "tree")
+DECODERS = {"num_queries": (16, 4, 8), "num_scales": (1, 4), "decoder_widths": (32, 64, 96)}
 
 
-def toy(sharing="none", num_tasks=5, copies=3):
-    return SearchSpace((8, 16), (2, 3, 5), (2.0, 3.5), (1, 2), num_tasks=num_tasks, sharing=sharing, copies=copies)
+def toy(sharing="none", num_tasks=5, copies=3, **decoders):
+    sizes = (8, 16), (2, 3, 5), (2.0, 3.5), (1, 2)
+    return SearchSpace(*sizes, num_tasks=num_tasks, sharing=sharing, copies=copies, **decoders)
 
 
 def groups(row):
@@ -38,6 +41,9 @@ def check(space, architecture):
     assert len(architecture.mlp_ratio) == len(architecture.num_heads) == architecture.depth
     assert set(architecture.mlp_ratio) <= set(space.mlp_ratios)
     assert set(architecture.num_heads) <= set(space.num_heads)
+    assert architecture.num_queries in (space.num_queries or {0})
+    assert architecture.num_scales in (space.num_scales or {0})
+    assert architecture.decoder_width in (space.decoder_widths or {0})
     if not architecture.sharing:
         return
     assert [len(row) for row in architecture.sharing] == [space.num_tasks] * 2 * architecture.depth
@@ -67,6 +73,37 @@ def test_sharing_is_drawn_after_the_sizes(sharing):
     shared = SearchSpace.preset("tiny", num_tasks=3, sharing=sharing).random(Random(0))
     plain = SearchSpace.preset("tiny").random(Random(0))
     assert shared.to_dict() | {"sharing": []} == plain.to_dict()
+
+
+@pytest.mark.parametrize("sharing", KINDS)
+def test_decoders_are_drawn_after_everything_else(sharing):
+    space, plain = toy(sharing, **DECODERS), toy(sharing)
+    drawn = [(space.random(Random(seed)), plain.random(Random(seed))) for seed in range(300)]
+    decoders = [one.decoder for one, _ in drawn]
+    assert [one.to_dict() for _, one in drawn] == [
+        {
+            key: value
+            for key, value in one.to_dict().items()
+            if key not in ("num_queries", "num_scales", "decoder_width")
+        }
+        for one, _ in drawn
+    ]
+    assert set(decoders) == set(itertools.product(*DECODERS.values()))
+    assert space.size() == 18 * plain.size()
+
+
+@pytest.mark.parametrize(
+    ("sharing", "following"),
+    [("none", 0.6219331368609262), ("binary", 0.7665977011165321), ("grouped", 0.5827816955352305),
+     ("tree", 0.4329268403494141)],
+)  # fmt: skip
+def test_without_choices_of_the_decoder_draws_are_as_before_there_were_any(sharing, following):
+    space, rng = toy(sharing), Random(0)
+    one = space.random(rng)
+    for _ in range(200):
+        other = space.mutate(one, rng)
+        one = space.crossover(other, space.mutate(other, rng, size_prob=0.0), rng)
+    assert rng.random() == following
 
 
 @pytest.mark.parametrize(("name", "size"), [("tiny", 1.06e9), ("small", 7.71e13), ("base", 1.01e13)])
@@ -110,6 +147,13 @@ def test_an_architecture_is_what_its_json_says():
     assert hash(Architecture(**SMALL | {"mlp_ratio": tuple(map(float, SMALL["mlp_ratio"]))})) == hash(architecture)
 
 
+def test_json_holds_the_decoders_sizes_that_are_chosen():
+    architecture = Architecture(**SMALL, num_queries=8, decoder_width=64)
+    assert json.loads(architecture.to_json()) == SMALL | {"sharing": [], "num_queries": 8, "decoder_width": 64}
+    assert Architecture.from_json(architecture.to_json()) == architecture != Architecture(**SMALL)
+    assert architecture.decoder == (8, 0, 64)
+
+
 def test_sharing_everything_is_the_same_as_no_genes():
     plain = Architecture(8, 2, (2, 2), (1, 1))
     assert Architecture(8, 2, (2, 2), (1, 1), [[0, 0, 0]] * 4) == plain
@@ -144,12 +188,18 @@ def test_a_space_knows_what_is_not_in_it():
     for change in ({"embed_dim": 12}, {"mlp_ratio": (2, 3)}, {"num_heads": (1, 3)}):
         assert Architecture(**inside | change) not in tree
     assert "something else" not in tree
+    chosen = {"num_queries": 8, "num_scales": 1, "decoder_width": 96}
+    assert Architecture(**inside, **chosen) in toy("tree", num_tasks=3, **DECODERS)
+    assert Architecture(**inside, **chosen) not in tree
+    for change in ({"num_queries": 0}, {"num_scales": 2}, {"decoder_width": 128}):
+        assert Architecture(**inside, **chosen | change) not in toy("tree", num_tasks=3, **DECODERS)
 
 
 @pytest.mark.parametrize("sharing", KINDS)
 def test_the_fixed_architectures_bound_the_others(sharing):
-    space = toy(sharing)
+    space = toy(sharing, **DECODERS)
     smallest, median, largest = space.smallest(), space.median(), space.largest()
+    assert (smallest.decoder, median.decoder, largest.decoder) == ((4, 1, 32), (8, 1, 64), (16, 4, 96))
     for architecture in (smallest, median, largest):
         check(space, architecture)
     assert (smallest.embed_dim, smallest.depth, largest.embed_dim, largest.depth) == (8, 2, 16, 5)
@@ -175,8 +225,9 @@ def test_the_probability_of_a_split_is_the_callers(sharing):
 
 
 @pytest.mark.parametrize("sharing", KINDS)
-def test_ten_thousand_operations_stay_in_the_space(sharing):
-    space, rng = toy(sharing), Random(1)
+@pytest.mark.parametrize("decoders", [{}, DECODERS], ids=len)
+def test_ten_thousand_operations_stay_in_the_space(sharing, decoders):
+    space, rng = toy(sharing, **decoders), Random(1)
     population = [space.random(rng) for _ in range(30)]
     for _ in range(2500):
         first, second = rng.sample(population, 2)
@@ -187,6 +238,7 @@ def test_ten_thousand_operations_stay_in_the_space(sharing):
             assert space.canonical(child) == child
         population[rng.randrange(30)] = space.mutate(second, rng)
     assert len({one.depth for one in population}) == 3
+    assert len({one.decoder for one in population}) > (5 if decoders else 0)
 
 
 @given(
@@ -195,10 +247,11 @@ def test_ten_thousand_operations_stay_in_the_space(sharing):
     copies=st.integers(1, 5),
     seed=st.integers(0, 2**32),
     rates=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    chosen=st.sets(st.sampled_from(list(DECODERS))),
 )
 @settings(max_examples=300, deadline=None)
-def test_any_space_is_closed_under_its_operations(sharing, num_tasks, copies, seed, rates):
-    space, rng = toy(sharing, num_tasks, copies), Random(seed)
+def test_any_space_is_closed_under_its_operations(sharing, num_tasks, copies, seed, rates, chosen):
+    space, rng = toy(sharing, num_tasks, copies, **{name: DECODERS[name] for name in chosen}), Random(seed)
     one = space.random(rng)
     changed = space.mutate(one, rng, *rates)
     for child in (one, changed, space.crossover(changed, space.mutate(changed, rng, size_prob=0.0), rng)):
@@ -207,10 +260,11 @@ def test_any_space_is_closed_under_its_operations(sharing, num_tasks, copies, se
 
 @pytest.mark.parametrize("sharing", KINDS)
 def test_mutation_with_probability_zero_changes_nothing_and_one_changes_all(sharing):
-    space, rng = toy(sharing), Random(2)
+    space, rng = toy(sharing, **DECODERS), Random(2)
     for _ in range(100):
         one = space.random(rng)
         assert space.mutate(one, rng, 0.0, 0.0) == one
+    assert {space.mutate(one, rng, 0.0, 1.0).decoder for _ in range(300)} == set(space.decoders())
     if sharing == "binary":
         flipped = space.mutate(one, rng, 1.0, 0.0).sharing
         assert all((a == (0,) * 5) != (b == (0,) * 5) for a, b in zip(one.sharing, flipped, strict=True))
@@ -218,13 +272,17 @@ def test_mutation_with_probability_zero_changes_nothing_and_one_changes_all(shar
 
 @pytest.mark.parametrize("sharing", KINDS)
 def test_children_have_the_genes_of_their_parents(sharing):
-    space, rng = toy(sharing), Random(3)
+    space, rng = toy(sharing, **DECODERS), Random(3)
+    decoders = set()
     for _ in range(100):
         one = space.random(rng)
         assert space.crossover(one, one, rng) == one
-        other = space.mutate(one, rng, size_prob=0.0)
+        other = replace(space.mutate(one, rng, size_prob=0.0), num_queries=4, num_scales=1, decoder_width=32)
+        one = replace(one, num_queries=8, num_scales=4, decoder_width=96)
         child = space.crossover(one, other, rng)
         assert all(gene in pair for gene, *pair in zip(child.num_heads, one.num_heads, other.num_heads, strict=True))
+        decoders.add(child.decoder)
+    assert decoders == set(itertools.product((4, 8), (1, 4), (32, 96)))
 
 
 def test_every_tree_can_be_drawn():
@@ -259,6 +317,9 @@ def test_networks_of_different_depth_are_not_crossed():
         ({"sharing": [[0, 1]] * 25 + [[0]]}, "one copy per task"),
         ({"sharing": [[0, -1]] * 26}, "0 or above"),
         ({"heads": 3}, "unknown key of an architecture 'heads'"),
+        ({"num_querys": 3}, "unknown key of an architecture 'num_querys' .did you mean 'num_queries'"),
+        ({"num_scales": -1}, r"integers, 0 or above, got \[0, -1, 0\]"),
+        ({"decoder_width": 1.5}, "integers, 0 or above"),
     ],
 )
 def test_impossible_architectures_are_refused(change, message):
@@ -281,6 +342,7 @@ def test_broken_json_is_named(text, message):
         ({"depths": (2, 2)}, "different values above 0"),
         ({"super_heads": 1}, "super_heads must be at least the largest of num_heads, 2, got 1"),
         ({"num_tasks": 0}, "integers above 0"),
+        ({"num_queries": (4, 0)}, "num_queries needs one or more different values above 0"),
         ({"sharing": "trees"}, "did you mean 'tree'"),
     ],
 )

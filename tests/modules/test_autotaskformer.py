@@ -338,9 +338,38 @@ def test_the_single_task_reference_takes_the_same_file():
     assert model(torch.randn(1, 3, 32, 48))["depth"].shape == (1, 1, 32, 48)
 
 
+DECODER = {"head": "query", "num_queries": [2, 4], "num_scales": [1, 4], "decoder_widths": [8, 16]}
+
+
+def test_the_query_decoder_trains_with_the_transformer_and_is_taken_over(tmp_path):
+    model = build(**DECODER, sampler="sandwich")
+    assert set(model.space.decoders()) == {(n, s, c) for n in (2, 4) for s in (1, 4) for c in (8, 16)}
+    assert model.network.heads.dense.queries.shape == (3, 4, 16)  # as large as the largest choice
+    before = model.network.heads.dense.queries.clone()
+    trainer(tmp_path, enable_checkpointing=True).fit(model, loader(), loader())
+    assert (model.network.heads.dense.queries != before).all()
+    assert {"val", "val_smallest", "val_median"} == set(model.results)
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    again = AutoTaskFormer.load_from_checkpoint(checkpoint, map_location="cpu")
+    assert again.space == model.space
+    chosen = model.space.smallest()
+    assert chosen.decoder == (2, 1, 8)
+    subnet = build(**DECODER, weights=str(checkpoint), architecture=chosen.to_json())
+    image = torch.randn(1, 3, 32, 48)
+    for task, value in again.eval().network(image, chosen).items():
+        torch.testing.assert_close(subnet.eval().network(image)[task], value, atol=1e-5, rtol=1e-5)
+
+
+def test_autoformers_space_may_choose_the_decoder_too():
+    model = AutoTaskFormer(TASKS, space="tiny", image_size=(32, 32), **DECODER)
+    assert (model.space.embed_dims, model.space.decoder_widths) == ((192, 216, 240), (8, 16))
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
+        ({"num_queries": [2, 4]}, ConfigError, "chosen for the head 'query'"),
+        (DECODER | {"head_width": 8}, ConfigError, "weights hold width=8, an architecture needs 16"),
         ({"space": "tiny"}, ConfigError, "the space 'tiny' has its own embed_dims, depths"),
         ({"num_heads": None}, ConfigError, "the custom space needs num_heads"),
         ({"architecture": "nowhere.json"}, ConfigError, "cannot read the architecture 'nowhere.json'"),

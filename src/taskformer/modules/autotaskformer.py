@@ -44,8 +44,12 @@ class AutoTaskFormer(MultiTaskModule):
         sharing: What tasks may share in each layer's attention and MLP: everything (``"none"``), all tasks or none
             (``"binary"``), any of ``copies`` (``"grouped"``), or the same without ever meeting again (``"tree"``).
         copies: Stored copies of every unit for ``"grouped"`` and ``"tree"``.
+        num_queries: Choices of the query head's queries per task; None: nothing to choose, and so in the following.
+        num_scales: Choices of its scales: how many of the transformer's taps it reads, from the last one on.
+        decoder_widths: Choices of its width, multiples of an attention head's channels: of a fourth of the largest.
         head: What turns tokens into maps.
-        head_width: Channels inside the heads; None: the head's own default. ``"linear"`` has none.
+        head_width: Channels inside the heads; None: the head's own default, or the largest of ``decoder_widths``.
+            ``"linear"`` has none.
         image_size: Height and width of the training images: the positions learned are those of their patches. Other
             sizes work.
         patch_size: Side of a patch in pixels.
@@ -85,6 +89,9 @@ class AutoTaskFormer(MultiTaskModule):
         head_dim: int = 64,
         sharing: SharingKind = "binary",
         copies: int = 4,
+        num_queries: list[int] | None = None,
+        num_scales: list[int] | None = None,
+        decoder_widths: list[int] | None = None,
         head: Literal["linear", "aspp", "pup", "dpt", "query"] = "linear",
         head_width: int | None = None,
         image_size: tuple[int, int] = (224, 224),
@@ -103,8 +110,10 @@ class AutoTaskFormer(MultiTaskModule):
     ) -> None:
         _check_shares(distill=distill, sharing_warmup=sharing_warmup)
         choices = {"embed_dims": embed_dims, "depths": depths, "mlp_ratios": mlp_ratios, "num_heads": num_heads}
+        decoder = {"num_queries": num_queries, "num_scales": num_scales, "decoder_widths": decoder_widths}
+        transformers = _build_space(space, choices, head_dim, len(tasks), sharing, copies)
         supernet = Supernet(
-            _build_space(space, choices, head_dim, len(tasks), sharing, copies),
+            replace(transformers, **_given(decoder)),
             output_channels(tasks),
             head=head,
             image_tasks=image_tasks(tasks),
@@ -234,7 +243,7 @@ def _build_space(
     copies: int,
 ) -> SearchSpace:
     """Build a preset or the user's own space."""
-    given: dict[str, Any] = {key: tuple(values) for key, values in choices.items() if values is not None}
+    given = _given(choices)
     if name == "custom":
         missing = [key for key in choices if key not in given]
         if missing:
@@ -245,6 +254,11 @@ def _build_space(
         msg = f"the space {name!r} has its own {', '.join(given)}; set space to 'custom' to choose them"
         raise ConfigError(msg)
     return replace(SearchSpace.preset(name, num_tasks, sharing, copies), head_dim=head_dim)
+
+
+def _given(choices: Mapping[str, list[Any] | None]) -> dict[str, Any]:
+    """Leave out choices that the user did not make."""
+    return {key: tuple(values) for key, values in choices.items() if values is not None}
 
 
 def _read_architecture(source: str, num_tasks: int) -> Architecture:

@@ -93,9 +93,9 @@ def _grow(draw: Draw) -> list[Architecture]:
     grown = min(draw.progress / GROWTH, 1.0)
 
     def unlocked(choices: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(sorted(choices)[: 1 + round(grown * (len(choices) - 1))])
+        return tuple(sorted(choices)[: 1 + round(grown * (len(choices) - 1))])  # without choices: still none
 
-    names = ("embed_dims", "depths", "mlp_ratios", "num_heads")
+    names = ("embed_dims", "depths", "mlp_ratios", "num_heads", "num_queries", "num_scales", "decoder_widths")
     sizes: dict[str, Any] = {name: unlocked(getattr(draw.space, name)) for name in names}
     young = replace(draw.space, **sizes)
     return [young.random(draw.rng, draw.split)]

@@ -5,6 +5,9 @@ first columns of their weights, as many as their input has; everything behind th
 sub-networks. Where such a head normalises, it uses group or layer norm, whose statistics belong to the image at hand:
 nothing has to be recalibrated for a sub-network, and an image's output does not depend on its batch.
 
+The query head has sizes of its own to choose from. A smaller one is a head like it whose every parameter is the first
+entries, along all axes, of the larger one's.
+
 Notation of the shape comments: B images, E the sampled width, C a head's own width, K a task's output channels,
 (h, w) the grid of patches, T tasks, N queries per task.
 """
@@ -14,15 +17,18 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.flop_counter import flop_registry, register_flop_formula, sdpa_flop
 
 from taskformer.errors import ConfigError, UnknownNameError
 from taskformer.models.autotaskformer.layers import SlicedLinear, filled
+from taskformer.models.autotaskformer.space import FULL, DecoderSize
 from taskformer.models.layers import resize
 from taskformer.models.mqtransformer.layers import CrossTaskAttention, Decoder, Encoder
 
@@ -269,6 +275,7 @@ class SeparateHead(nn.Module):
     def __init__(self, decoders: Mapping[str, TaskDecoder]) -> None:
         super().__init__()
         self.decoders = nn.ModuleDict(decoders)
+        self.fractions = next(iter(decoders.values())).fractions
 
     def forward(self, features: Taps) -> dict[str, Tensor]:
         """Decode every task's taps ``(B, E, h, w)`` to ``(B, K, h', w')``."""
@@ -299,16 +306,15 @@ class QueryHead(nn.Module):
         cross_drop_path: The same for the cross-task attention.
         upsample: Resolution of the last convolutions over that of the patch grid.
         head_dim: Channels before each task's last layer.
+        num_scales: Taps that are read, the last ones.
 
     Raises:
-        ConfigError: If ``width`` does not divide by ``num_heads``.
+        ConfigError: If ``width`` does not divide by ``num_heads``, or there are not as many taps.
 
     Reference:
         Xu, Li, Yuan, Yang, Zhang. Multi-Task Learning with Multi-Query Transformer for Dense Prediction.
         arXiv 2205.14354.
     """
-
-    fractions: ClassVar[tuple[float, ...]] = QUARTERS
 
     def __init__(
         self,
@@ -325,15 +331,34 @@ class QueryHead(nn.Module):
         cross_drop_path: float = 0.5,
         upsample: int = 2,
         head_dim: int = 64,
+        num_scales: int = len(QUARTERS),
     ) -> None:
         super().__init__()
         if width % num_heads:
             msg = f"width must be a multiple of num_heads, got width={width} and num_heads={num_heads}"
             raise ConfigError(msg)
+        if not 1 <= num_scales <= len(QUARTERS):
+            msg = f"the query head reads 1 to {len(QUARTERS)} taps, got num_scales={num_scales}"
+            raise ConfigError(msg)
+        self._like = partial(  # the same but for the sizes that are chosen
+            QueryHead,
+            tasks=tasks,
+            num_blocks=num_blocks,
+            encoder_mlp_ratio=encoder_mlp_ratio,
+            cross_mlp_ratio=cross_mlp_ratio,
+            decoder_mlp_ratio=decoder_mlp_ratio,
+            drop_path=drop_path,
+            cross_drop_path=cross_drop_path,
+            upsample=upsample,
+            head_dim=head_dim,
+        )
+        self._smaller: dict[DecoderSize, QueryHead] = {}
         count = len(tasks)
         self.upsample = upsample
+        self.fractions = QUARTERS[-num_scales:]
+        taps = [str(tap) for tap in range(len(QUARTERS))][-num_scales:]  # each keeps its name however many are read
         self.project = nn.ModuleDict(
-            {task: nn.ModuleList(_project(embed_dim, width) for _ in QUARTERS) for task in tasks}
+            {task: nn.ModuleDict({tap: _project(embed_dim, width) for tap in taps}) for task in tasks}
         )
         self.queries = nn.Parameter(torch.empty(count, num_queries, width))  # (T, N, C)
         # Positions are one head wide and the same for every head.
@@ -360,8 +385,17 @@ class QueryHead(nn.Module):
             {task: _init_output(nn.Conv2d(head_dim, channels, kernel_size=1)) for task, channels in tasks.items()}
         )
 
-    def forward(self, features: Taps) -> dict[str, Tensor]:
-        """Decode every task's taps ``(B, E, h, w)`` to ``(B, K, upsample * h, upsample * w)``."""
+    def forward(self, features: Taps, decoder: DecoderSize = FULL) -> dict[str, Tensor]:
+        """Decode every task's taps ``(B, E, h, w)`` to ``(B, K, upsample * h, upsample * w)``.
+
+        Args:
+            features: Task name to its taps, at least the last ``num_scales``.
+            decoder: Sizes, if smaller than this head's.
+        """
+        if any(decoder):
+            smaller = self.smaller(decoder).train(self.training)
+            outputs: dict[str, Tensor] = functional_call(smaller, self._first_entries(smaller), (features,))
+            return outputs
         maps = torch.stack([self._fuse(task, features[task]) for task in self.project], dim=1)  # (B, T, C, h, w)
         batch, count = maps.shape[:2]
         height, width = maps.shape[-2:]
@@ -396,14 +430,78 @@ class QueryHead(nn.Module):
         fine = (_weights(self.bottleneck, embed_dim) + _weights(self.predict, embed_dim)) * self.upsample**2
         return rounds * attention + pointwise + (_weights(self.project, embed_dim) + fine) * patches
 
+    def smaller(self, decoder: DecoderSize) -> "QueryHead":
+        """Return a smaller head without weights; the same one every time, as building takes long.
+
+        Raises:
+            ConfigError: If these weights hold no such head.
+        """
+        if decoder not in self._smaller:
+            self._smaller[decoder] = self._build(decoder)
+        return self._smaller[decoder]
+
+    def narrowed(self, decoder: DecoderSize) -> "QueryHead":
+        """Copy a smaller head out of this one, for taps as wide as before.
+
+        Raises:
+            ConfigError: If these weights hold no such head.
+        """
+        smaller = self._build(decoder)
+        weights = {name: entries.detach().clone() for name, entries in self._first_entries(smaller).items()}
+        smaller.load_state_dict(weights, assign=True)
+        return smaller
+
+    def check(self, decoder: DecoderSize) -> None:
+        """Refuse sizes that these weights do not hold.
+
+        Raises:
+            ConfigError: If there is one.
+        """
+        for what, needed, available in zip(decoder._fields, decoder, self._size(), strict=True):
+            if needed > available:
+                msg = f"the query decoder's weights hold {what}={available}, an architecture needs {needed}"
+                raise ConfigError(msg)
+        if decoder.width % self._channels():
+            msg = (
+                f"the query decoder's width is a multiple of its attention heads' {self._channels()} channels, "
+                f"got {decoder.width}"
+            )
+            raise ConfigError(msg)
+
+    def _build(self, decoder: DecoderSize) -> "QueryHead":
+        """Build a head like this, without weights, of other sizes."""
+        self.check(decoder)
+        size = DecoderSize(*(wanted or own for wanted, own in zip(decoder, self._size(), strict=True)))
+        embed_dim = next(self.project.parameters()).shape[1]
+        num_heads = size.width // self._channels()  # heads are as wide as before, so that they can learn one thing
+        with torch.device("meta"):
+            return self._like(embed_dim, num_heads=num_heads, **size._asdict())
+
+    def _size(self) -> DecoderSize:
+        _, num_queries, width = self.queries.shape
+        return DecoderSize(num_queries, len(self.fractions), width)
+
+    def _channels(self) -> int:
+        """Count the channels of one attention head."""
+        return self.query_pos.shape[-1]
+
+    def _first_entries(self, smaller: nn.Module) -> dict[str, Tensor]:
+        """Cut this head's parameters to the shapes of a smaller one's."""
+        own = dict(self.named_parameters())
+        return {
+            name: own[name][tuple(slice(side) for side in parameter.shape)]
+            for name, parameter in smaller.named_parameters()
+        }
+
     def _fuse(self, task: str, taps: Sequence[Tensor]) -> Tensor:
-        """Project one task's taps and add them up: ``(B, C, h, w)``."""
-        projected = [project(tap) for project, tap in zip(cast(nn.ModuleList, self.project[task]), taps, strict=True)]
-        return torch.stack(projected).sum(0)
+        """Project one task's last taps and add them up: ``(B, C, h, w)``."""
+        projections = cast(nn.ModuleDict, self.project[task]).values()
+        last = taps[-len(projections) :]
+        return torch.stack([project(tap) for project, tap in zip(projections, last, strict=True)]).sum(0)
 
     def _positions(self, positions: Tensor, batch: int) -> Tensor:
         """Positions ``(T, N, C / heads)`` of one block, repeated for every head and image: ``(B*T, N, C)``."""
-        heads = self.queries.shape[-1] // positions.shape[-1]
+        heads = self.queries.shape[-1] // self._channels()
         return positions.repeat(1, 1, heads).repeat(batch, 1, 1)
 
 
@@ -423,72 +521,90 @@ class Heads(nn.Module):
     Args:
         dense: The dense head of all tasks that have a map, or None if there is no such task.
         image: Task name to its classifier.
-        fractions: Depth fractions of the taps that the dense head reads, ascending, the last one 1.
         embed_dim: Largest width of the transformer.
 
     Attributes:
-        fractions: Tap i is the output after layer ``ceil(fractions[i] * depth)``.
+        fractions: Depth fractions of the taps that are read, ascending, the last one 1: tap i is the output after
+            layer ``ceil(fractions[i] * depth)``.
         image: The classifiers by task name.
     """
 
     def __init__(
         self,
         dense: SeparateHead | QueryHead | None,
-        image: Mapping[str, nn.Module],
-        fractions: tuple[float, ...],
+        image: Mapping[str, nn.Module] | nn.ModuleDict,
         embed_dim: int,
     ) -> None:
         super().__init__()
         self.dense = dense
-        self.image = nn.ModuleDict(image)
-        self.fractions = fractions
+        self.image = nn.ModuleDict(dict(image.items()))
+        self.fractions = LAST if dense is None else dense.fractions
         self.embed_dim = embed_dim
 
-    def forward(self, features: Taps, size: tuple[int, int]) -> dict[str, Tensor]:
+    def forward(self, features: Taps, size: tuple[int, int], decoder: DecoderSize = FULL) -> dict[str, Tensor]:
         """Predict every task from its taps ``(B, E, h, w)``.
 
         Args:
             features: Task name to its taps, one per fraction, E at most ``embed_dim`` and the same for all.
             size: Height and width of the maps, in pixels.
+            decoder: Sizes of the query decoder, as :meth:`check` allows.
 
         Returns:
             ``(B, K, *size)`` for each dense task, ``(B, K)`` for each image task.
         """
-        maps = {} if self.dense is None else self.dense(features)
+        sizes = (decoder,) if any(decoder) else ()  # only the query head can have any
+        maps = {} if self.dense is None else self.dense(features, *sizes)
         outputs = {task: resize(x, size) for task, x in maps.items()}
         outputs |= {task: layer(features[task][-1].mean((2, 3))) for task, layer in self.image.items()}
         return {task: outputs[task] for task in features}
 
-    def narrowed(self, embed_dim: int) -> "Heads":
+    def narrowed(self, embed_dim: int, decoder: DecoderSize = FULL) -> "Heads":
         """Return a stand-alone copy for one width, with plain layers only and the same outputs.
 
         Raises:
-            ConfigError: If ``embed_dim`` is not between 1 and the largest width.
+            ConfigError: As of :meth:`check`.
         """
-        self._check(embed_dim)
+        self.check(embed_dim, decoder)
+        dense = self.dense.narrowed(decoder) if isinstance(self.dense, QueryHead) else self.dense
+        heads = Heads(dense, self.image, embed_dim)
         # A deep copy takes what the memo holds for an object: the narrowed layers in the places of the sliced ones.
-        narrowed = copy.deepcopy(
-            self, {id(layer): layer.narrowed(embed_dim, len(layer.weight)) for layer in _sliced(self)}
-        )
-        narrowed.embed_dim = embed_dim
-        return narrowed.train(self.training)
+        memo = {id(layer): layer.narrowed(embed_dim, len(layer.weight)) for layer in _sliced(heads)}
+        return copy.deepcopy(heads, memo).train(self.training)
 
-    def count_parameters(self, embed_dim: int) -> int:
+    def count_parameters(self, embed_dim: int, decoder: DecoderSize = FULL) -> int:
         """Count the parameters that a sub-network of width ``embed_dim`` uses."""
-        self._check(embed_dim)
-        unused = sum(layer.weight[:, embed_dim:].numel() for layer in _sliced(self))
-        return sum(parameter.numel() for parameter in self.parameters()) - unused
+        self.check(embed_dim, decoder)
+        heads = self._sized(decoder)
+        unused = sum(layer.weight[:, embed_dim:].numel() for layer in _sliced(heads))
+        return sum(parameter.numel() for parameter in heads.parameters()) - unused
 
-    def count_macs(self, embed_dim: int, grid: Pair) -> int:
+    def count_macs(self, embed_dim: int, grid: Pair, decoder: DecoderSize = FULL) -> int:
         """Count the multiply-accumulates for one image of ``grid`` = (rows, columns) patches at width ``embed_dim``."""
-        self._check(embed_dim)
+        self.check(embed_dim, decoder)
+        dense = self._sized(decoder).dense
         classifiers = _weights(self.image, embed_dim)
-        return classifiers if self.dense is None else classifiers + self.dense.count_macs(embed_dim, grid)
+        return classifiers if dense is None else classifiers + dense.count_macs(embed_dim, grid)
 
-    def _check(self, embed_dim: int) -> None:
+    def check(self, embed_dim: int, decoder: DecoderSize) -> None:
+        """Refuse sizes that these heads do not have.
+
+        Raises:
+            ConfigError: If ``embed_dim`` is not between 1 and the largest width, or there is no such query decoder.
+        """
         if not 1 <= embed_dim <= self.embed_dim:
             msg = f"embed_dim must be between 1 and {self.embed_dim}, the width of these heads, got {embed_dim}"
             raise ConfigError(msg)
+        if isinstance(self.dense, QueryHead):
+            self.dense.check(decoder)
+        elif any(decoder):
+            msg = "queries, scales and decoder width are chosen for the head 'query' of tasks with a map: there is none"
+            raise ConfigError(msg)
+
+    def _sized(self, decoder: DecoderSize) -> "Heads":
+        """Return what is counted: these heads, or those with a smaller decoder."""
+        if isinstance(self.dense, QueryHead) and any(decoder):
+            return Heads(self.dense.smaller(decoder), self.image, self.embed_dim)
+        return self
 
 
 def build_heads(
@@ -518,13 +634,13 @@ def build_heads(
     classifiers = {task: _init_output(SlicedLinear(embed_dim, tasks[task])) for task in tasks if task in image_tasks}
     maps = {task: channels for task, channels in tasks.items() if task not in image_tasks}
     if not maps:
-        return Heads(None, classifiers, LAST, embed_dim)
+        return Heads(None, classifiers, embed_dim)
     dense: SeparateHead | QueryHead
     if issubclass(head, QueryHead):
         dense = head(embed_dim, maps, **options)
     else:
         dense = SeparateHead({task: head(embed_dim, channels, **options) for task, channels in maps.items()})
-    return Heads(dense, classifiers, head.fractions, embed_dim)
+    return Heads(dense, classifiers, embed_dim)
 
 
 def _project(embed_dim: int, width: int) -> nn.Sequential:

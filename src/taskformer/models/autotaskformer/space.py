@@ -6,9 +6,10 @@ Sizes and the order of random draws are AutoFormer's (Chen et al., ICCV 2021, ar
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
+from itertools import product
 from random import Random
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 from taskformer.errors import ConfigError, UnknownNameError
 from taskformer.models.autotaskformer.sharing import KINDS, Rows, Sharing
@@ -41,6 +42,23 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+class DecoderSize(NamedTuple):
+    """Sizes of the query decoder; 0: all that its weights hold.
+
+    Attributes:
+        num_queries: Queries per task, the first ones.
+        num_scales: Scales: taps of the transformer that it reads, the last ones.
+        width: Channels of its tokens and queries, the first ones: whole attention heads.
+    """
+
+    num_queries: int = 0
+    num_scales: int = 0
+    width: int = 0
+
+
+FULL = DecoderSize()
+
+
 @dataclass(frozen=True)
 class Architecture:
     """One sub-network of a supernet; hashable, and equal if and only if the sub-networks are.
@@ -52,6 +70,9 @@ class Architecture:
         num_heads: Attention heads of each layer.
         sharing: For each unit (unit 2l is the attention of layer l, unit 2l + 1 its MLP) the id of the stored copy
             that every task uses; copy 0 is the shared one. Empty: all tasks share everything.
+        num_queries: Queries per task of the query decoder; 0: all that it has, and so in the following.
+        num_scales: Its scales: taps of the transformer that it reads.
+        decoder_width: Its width.
 
     Raises:
         ConfigError: If lengths or values do not fit.
@@ -62,6 +83,9 @@ class Architecture:
     mlp_ratio: tuple[float, ...]
     num_heads: tuple[int, ...]
     sharing: Rows = ()
+    num_queries: int = 0
+    num_scales: int = 0
+    decoder_width: int = 0
 
     def __post_init__(self) -> None:
         try:
@@ -73,6 +97,7 @@ class Architecture:
             raise ConfigError(msg) from error
         self._check_layers()
         self._check_sharing()
+        self._check_decoder()
         if not any(copy for row in self.sharing for copy in row):
             object.__setattr__(self, "sharing", ())
 
@@ -104,19 +129,31 @@ class Architecture:
             msg = f"sharing holds ids of copies, 0 or above, got {[list(row) for row in self.sharing]}"
             raise ConfigError(msg)
 
+    def _check_decoder(self) -> None:
+        if not all(value == 0 or _is_count(value) for value in self.decoder):
+            msg = f"num_queries, num_scales and decoder_width are integers, 0 or above, got {list(self.decoder)}"
+            raise ConfigError(msg)
+
+    @property
+    def decoder(self) -> DecoderSize:
+        """The sizes of the query decoder."""
+        return DecoderSize(self.num_queries, self.num_scales, self.decoder_width)
+
     def to_dict(self) -> dict[str, Any]:
-        """Describe the architecture in plain types."""
+        """Describe the architecture in plain types; sizes that are the decoder's own are left out."""
+        decoder = {name: getattr(self, name) for name in ("num_queries", "num_scales", "decoder_width")}
         return {
             "embed_dim": self.embed_dim,
             "depth": self.depth,
             "mlp_ratio": list(self.mlp_ratio),
             "num_heads": list(self.num_heads),
             "sharing": [list(row) for row in self.sharing],
+            **{name: value for name, value in decoder.items() if value},
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build an architecture from :meth:`to_dict`; ``sharing`` may be left out.
+        """Build an architecture from :meth:`to_dict`; ``sharing`` and the decoder's sizes may be left out.
 
         Raises:
             ConfigError: If a key is missing, unknown or does not fit.
@@ -126,7 +163,7 @@ class Architecture:
             if key not in known:
                 kind = "key of an architecture"
                 raise UnknownNameError(kind, key, known)
-        missing = [name for name in known if name not in values and name != "sharing"]
+        missing = [field.name for field in fields(cls) if field.default is MISSING and field.name not in values]
         if missing:
             msg = f"the architecture lacks {', '.join(missing)}"
             raise ConfigError(msg)
@@ -173,6 +210,10 @@ class SearchSpace:
             choose, all is shared. ``"binary"``: a unit is shared by all or every task has its own. ``"grouped"``: any
             task uses any of ``copies``. ``"tree"``: as grouped, but tasks that parted never meet again.
         copies: Stored copies of each unit for ``"grouped"`` and ``"tree"``; more than tasks are of no use.
+        num_queries: Choices of the query decoder's queries per task; empty: there is nothing to choose, and so in the
+            following.
+        num_scales: Choices of its scales, the taps of the transformer that it reads.
+        decoder_widths: Choices of its width.
 
     Raises:
         ConfigError: If settings contradict each other.
@@ -190,6 +231,9 @@ class SearchSpace:
     num_tasks: int = 1
     sharing: SharingKind = "none"
     copies: int = 4
+    num_queries: tuple[int, ...] = ()
+    num_scales: tuple[int, ...] = ()
+    decoder_widths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for choices, largest in {
@@ -198,7 +242,11 @@ class SearchSpace:
             "num_heads": "super_heads",
             "mlp_ratios": "super_mlp_ratio",
         }.items():
-            self._set_choices(choices, largest)
+            self._set_choices(choices)
+            self._set_size(choices, largest)
+        for choices in ("num_queries", "num_scales", "decoder_widths"):
+            if getattr(self, choices):
+                self._set_choices(choices)
         if self.sharing not in get_args(SharingKind):
             kind = "kind of sharing"
             raise UnknownNameError(kind, self.sharing, get_args(SharingKind))
@@ -209,17 +257,21 @@ class SearchSpace:
             )
             raise ConfigError(msg)
 
-    def _set_choices(self, choices: str, largest: str) -> None:
-        """Check the choices of one size and fill in the size of the weights."""
+    def _set_choices(self, choices: str) -> None:
+        """Check the choices of one size."""
         values = tuple(getattr(self, choices))
         if not values or min(values) <= 0 or len(set(values)) < len(values):
             msg = f"{choices} needs one or more different values above 0, got {list(values)}"
             raise ConfigError(msg)
-        size = getattr(self, largest) or max(values)
-        if size < max(values):
-            msg = f"{largest} must be at least the largest of {choices}, {max(values)}, got {size}"
-            raise ConfigError(msg)
         object.__setattr__(self, choices, values)
+
+    def _set_size(self, choices: str, largest: str) -> None:
+        """Check and fill in the size of the weights."""
+        needed = max(getattr(self, choices))
+        size = getattr(self, largest) or needed
+        if size < needed:
+            msg = f"{largest} must be at least the largest of {choices}, {needed}, got {size}"
+            raise ConfigError(msg)
         object.__setattr__(self, largest, size)
 
     @classmethod
@@ -250,10 +302,15 @@ class SearchSpace:
     def size(self) -> int:
         """Count the architectures, sharing left aside."""
         layers = len(self.mlp_ratios) * len(self.num_heads)
-        return len(self.embed_dims) * sum(int(layers**depth) for depth in self.depths)
+        transformers = len(self.embed_dims) * sum(int(layers**depth) for depth in self.depths)
+        return transformers * len(self.decoders())
+
+    def decoders(self) -> list[DecoderSize]:
+        """List the sizes that the query decoder may have."""
+        return [DecoderSize(*sizes) for sizes in product(*(choices or (0,) for choices in self._decoder_choices))]
 
     def random(self, rng: Random, split: float = 0.5) -> Architecture:
-        """Draw an architecture uniformly, in AutoFormer's order: depth, MLP ratios, heads, width; then the sharing.
+        """Draw an architecture uniformly, in AutoFormer's order: depth, MLP ratios, heads, width; then the rest.
 
         Args:
             rng: Source of randomness.
@@ -265,7 +322,8 @@ class SearchSpace:
         embed_dim = rng.choice(self.embed_dims)
         kind = self._kind()
         sharing = kind.random(2 * depth, rng, split) if kind else ()
-        return Architecture(embed_dim, depth, mlp_ratio, num_heads, sharing)
+        decoder = [rng.choice(choices) if choices else 0 for choices in self._decoder_choices]
+        return Architecture(embed_dim, depth, mlp_ratio, num_heads, sharing, *decoder)
 
     def mutate(
         self, architecture: Architecture, rng: Random, gene_prob: float = 0.2, size_prob: float = 0.4
@@ -276,7 +334,7 @@ class SearchSpace:
             architecture: One of this space.
             rng: Source of randomness.
             gene_prob: Probability of each layer's ratio and heads, and of each sharing gene, to be drawn anew.
-            size_prob: Probability of depth and of width to be drawn anew.
+            size_prob: Probability of depth, of width and of each of the decoder's sizes to be drawn anew.
         """
         depth = rng.choice(self.depths) if rng.random() < size_prob else architecture.depth
 
@@ -292,7 +350,11 @@ class SearchSpace:
         if kind:
             kept = kind.mutate(self._rows(kind, architecture)[: 2 * depth], rng, gene_prob)
             sharing = kind.grow(kept, 2 * depth, rng)
-        return Architecture(embed_dim, depth, mlp_ratio, num_heads, sharing)
+        decoder = [
+            rng.choice(choices) if choices and rng.random() < size_prob else gene
+            for gene, choices in zip(architecture.decoder, self._decoder_choices, strict=True)
+        ]
+        return Architecture(embed_dim, depth, mlp_ratio, num_heads, sharing, *decoder)
 
     def crossover(self, first: Architecture, second: Architecture, rng: Random) -> Architecture:
         """Take each gene from either of two architectures of equal depth.
@@ -308,7 +370,9 @@ class SearchSpace:
         embed_dim = rng.choice((first.embed_dim, second.embed_dim))
         kind = self._kind()
         sharing = kind.crossover(self._rows(kind, first), self._rows(kind, second), rng) if kind else ()
-        return Architecture(embed_dim, first.depth, mlp_ratio, num_heads, sharing)
+        pairs = zip(first.decoder, second.decoder, self._decoder_choices, strict=True)
+        decoder = [rng.choice((one, other)) if choices else 0 for one, other, choices in pairs]
+        return Architecture(embed_dim, first.depth, mlp_ratio, num_heads, sharing, *decoder)
 
     def smallest(self) -> Architecture:
         """Return the architecture of the least cost: the smallest sizes, everything shared."""
@@ -334,6 +398,7 @@ class SearchSpace:
             and architecture.depth in self.depths
             and set(architecture.mlp_ratio) <= set(self.mlp_ratios)
             and set(architecture.num_heads) <= set(self.num_heads)
+            and architecture.decoder in self.decoders()
             and self._contains_sharing(architecture)
         )
 
@@ -347,6 +412,11 @@ class SearchSpace:
             and kind.contains(architecture.sharing)
             and self.canonical(architecture) == architecture
         )
+
+    @property
+    def _decoder_choices(self) -> tuple[tuple[int, ...], ...]:
+        """The choices of each of the decoder's sizes."""
+        return self.num_queries, self.num_scales, self.decoder_widths
 
     def _kind(self) -> Sharing | None:
         """Return what draws and changes sharing genes, None where there is nothing to choose."""
@@ -367,7 +437,12 @@ class SearchSpace:
         units = round(shared * 2 * depth)
         sharing = (kind.shared,) * units + (kind.split,) * (2 * depth - units) if kind else ()
         return Architecture(
-            pick(self.embed_dims), depth, (pick(self.mlp_ratios),) * depth, (pick(self.num_heads),) * depth, sharing
+            pick(self.embed_dims),
+            depth,
+            (pick(self.mlp_ratios),) * depth,
+            (pick(self.num_heads),) * depth,
+            sharing,
+            *(pick(choices) if choices else 0 for choices in self._decoder_choices),
         )
 
 

@@ -52,17 +52,19 @@ def schedule(architecture: Architecture, num_tasks: int) -> list[Step]:
 
 
 class Route(NamedTuple):
-    """The transformer of one sub-network as functions: plain modules, or slices of the supernet's.
+    """One sub-network as functions: plain modules, or slices of the supernet's.
 
     Attributes:
         stem: Image to tokens.
         units: The copies of each unit that run, attention and MLP in turn.
         steps: Which stream runs through which copy.
+        heads: Every task's taps, and the height and width of the maps, to outputs.
     """
 
     stem: Callable[[Tensor], Tensor]
     units: Iterable[Mapping[int, Unit]]
     steps: Sequence[Step]
+    heads: Callable[[Maps, tuple[int, int]], dict[str, Tensor]]
 
 
 class Network(nn.Module):
@@ -90,7 +92,7 @@ class Network(nn.Module):
         """Predict from ``(B, 3, H, W)``: ``(B, C_task, H, W)``, or ``(B, C_task)`` for image tasks."""
         height, width = image.shape[-2:]
         padded = self._padded(image)
-        outputs: dict[str, Tensor] = self.heads(self._features(padded, route), (padded.shape[-2], padded.shape[-1]))
+        outputs = route.heads(self._features(padded, route), (padded.shape[-2], padded.shape[-1]))
         return {task: x[..., :height, :width] if x.ndim == 4 else x for task, x in outputs.items()}
 
     def _features(self, image: Tensor, route: Route) -> Maps:
@@ -168,7 +170,7 @@ class Subnet(Network):
 
     def _route(self) -> Route:
         units = [{int(copy): unit for copy, unit in copies.named_children()} for copies in self.units]
-        return Route(self.stem, units, self.steps)
+        return Route(self.stem, units, self.steps, self.heads)
 
 
 def _run(unit: Unit, streams: Sequence[Tensor], parents: Sequence[int], grid: Grid) -> Sequence[Tensor]:

@@ -35,10 +35,11 @@ class Supernet(Network):
         patch_size: Side of a patch in pixels.
         max_relative: Distance, in patches, from which on relative positions are equal.
         drop_path: Stochastic depth rate of the last layer of the weights, rising linearly from 0 at the first.
-        head_options: Further arguments of the dense heads.
+        head_options: Further arguments of the dense heads. The query head is as large as the space's largest choices
+            if they do not say.
 
     Raises:
-        ConfigError: If the space is for another number of tasks.
+        ConfigError: If the space is for another number of tasks, or for decoders that the head does not hold.
     """
 
     norm: SlicedNorm
@@ -59,7 +60,11 @@ class Supernet(Network):
             msg = f"the search space shares among {space.num_tasks} tasks, got {len(tasks)}: {', '.join(tasks)}"
             raise ConfigError(msg)
         width = space.super_embed_dim
-        heads = build_heads(head, tasks, image_tasks, width, **(head_options or {}))
+        largest = space.largest().decoder._asdict() if head == "query" else {}
+        options = {name: size for name, size in largest.items() if size} | dict(head_options or {})
+        heads = build_heads(head, tasks, image_tasks, width, **options)
+        for decoder in space.decoders():
+            heads.check(width, decoder)
         super().__init__(tasks, SlicedNorm(width), heads, patch_size, max_relative)
         self.space = space
         self.stem = SuperStem(width, patch_size, self._grid(image_size))
@@ -111,7 +116,7 @@ class Supernet(Network):
             self.stem.narrowed(width),
             units,
             self.norm.narrowed(width),
-            self.heads.narrowed(width),
+            self.heads.narrowed(width, architecture.decoder),
             self.patch_size,
             self.max_relative,
         )
@@ -123,7 +128,8 @@ class Supernet(Network):
         Raises:
             ConfigError: If the architecture does not fit the weights.
         """
-        return self._cost(architecture).parameters(self.stem.grid) + self.heads.count_parameters(architecture.embed_dim)
+        transformer = self._cost(architecture).parameters(self.stem.grid)
+        return transformer + self.heads.count_parameters(architecture.embed_dim, architecture.decoder)
 
     def count_macs(self, architecture: Architecture, size: tuple[int, int]) -> int:
         """Count the multiply-accumulates of a sub-network, heads included, for one image.
@@ -136,7 +142,8 @@ class Supernet(Network):
             ConfigError: If the architecture does not fit the weights.
         """
         grid = self._grid(size)
-        return self._cost(architecture).macs(grid) + self.heads.count_macs(architecture.embed_dim, grid)
+        transformer = self._cost(architecture).macs(grid)
+        return transformer + self.heads.count_macs(architecture.embed_dim, grid, architecture.decoder)
 
     @torch.no_grad()
     def warm_start_copies(self) -> None:
@@ -154,7 +161,8 @@ class Supernet(Network):
             {copy: partial(self._copy(unit, copy), width=self._inner(architecture, unit)) for copy, _ in step.calls}
             for unit, step in enumerate(steps)
         ]
-        return Route(partial(self.stem, embed_dim=architecture.embed_dim), units, steps)
+        stem = partial(self.stem, embed_dim=architecture.embed_dim)
+        return Route(stem, units, steps, partial(self.heads, decoder=architecture.decoder))
 
     def _cost(self, architecture: Architecture) -> Cost:
         self._check(architecture)
@@ -192,3 +200,4 @@ class Supernet(Network):
             tasks = len(architecture.sharing[0])
             msg = f"the architecture shares among {tasks} tasks, the supernet has {len(self.tasks)}"
             raise ConfigError(msg)
+        self.heads.check(architecture.embed_dim, architecture.decoder)
