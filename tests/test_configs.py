@@ -26,6 +26,10 @@ def config_files(*kinds):
     return [str(path.relative_to(ROOT)) for kind in kinds for path in sorted((CONFIGS / kind).rglob("*.yaml"))]
 
 
+#: Settings of ``taskformer search``, which completes a run's own.
+SEARCHES = [path for path in config_files("experiment") if Path(path).name.startswith("search_")]
+
+
 @pytest.fixture(autouse=True)
 def _in_root(monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -36,10 +40,22 @@ def parse(command_line):
     return TaskformerCLI(args=command_line, run=False)
 
 
-@pytest.mark.parametrize("path", config_files(*PARTIAL))
+@pytest.mark.parametrize("path", [path for path in config_files(*PARTIAL) if path not in SEARCHES])
 def test_every_config_builds_a_model_and_data(path):
     model, data = taskformer.from_config(*PARTIAL[Path(path).parts[1]], path)
     assert list(model.tasks) == data.task_names
+
+
+@pytest.mark.parametrize("path", SEARCHES)
+def test_searches_parse(path, capsys):
+    run = "configs/experiment/autotaskformer_rooms.yaml"
+    with pytest.raises(SystemExit) as stopped:
+        TaskformerCLI(args=["search", f"--config={run}", f"--config={path}", "--ckpt_path=x.ckpt", "--print_config"])
+    assert stopped.value.code == 0
+    settings = yaml.safe_load(capsys.readouterr().out)
+    given = yaml.safe_load(Path(path).read_text())
+    assert {key: settings[key] for key in given} == given
+    assert settings["model"]["class_path"].endswith("AutoTaskFormer")
 
 
 def test_no_config_is_left_out():

@@ -1,4 +1,4 @@
-"""``taskformer fit|validate|test``: any model x any data set through LightningCLI, each run in a folder of its own.
+"""``taskformer fit|validate|test|search``: any model x any data set through LightningCLI, each run in its own folder.
 
 :func:`from_config` builds the same objects for Python.
 """
@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from taskformer.callbacks import Gallery, Predictions, ResultsTable, RunFolder
 from taskformer.commands.parser import TaskformerParser
+from taskformer.commands.search import SearchTrainer
 from taskformer.data import MultiTaskDataModule
 from taskformer.errors import ConfigError
 from taskformer.modules import MultiTaskModule
@@ -30,7 +31,7 @@ RUN_NAME_VARIABLE = "TASKFORMER_RUN_NAME"
 
 
 def main(argv: list[str]) -> None:
-    """Run ``fit``, ``validate`` or ``test``."""
+    """Run ``fit``, ``validate``, ``test`` or ``search``."""
     # What Lightning 2.6 says about torch's internals and its own products is nothing our users can act on.
     warnings.filterwarnings("ignore", message="`isinstance.treespec, LeafSpec.` is deprecated")
     # Our batches take the sampler's place and evaluate every image once, see EvaluationBatches.
@@ -72,6 +73,7 @@ class TaskformerCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=RunFolder if run else None,
+            trainer_class=SearchTrainer,
             trainer_defaults={"max_epochs": 20},
             seed_everything_default=0,
             parser_class=TaskformerParser,
@@ -86,12 +88,12 @@ class TaskformerCLI(LightningCLI):
         """Name the Trainer methods that are commands, and their arguments that are no flags."""
         commands = LightningCLI.subcommands()
         del commands["predict"]  # `taskformer predict` takes photographs, see predict.py
-        return commands
+        return commands | {"search": {"model", "datamodule"}}
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         """Leave tables to :class:`ResultsTable`, not to Lightning's own print of every logged number."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        if subcommand != "fit":
+        if subcommand in ("validate", "test"):
             parser.set_defaults(verbose=False)
         return parser
 

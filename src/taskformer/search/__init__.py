@@ -1,0 +1,1 @@
+"""Search: from one trained supernet to the sub-networks for any budget."""

@@ -1,0 +1,240 @@
+"""How long a sub-network takes on this device, without running it: a table of its parts' measured times.
+
+A prediction adds up the times of all calls of units, which depend on the width, on the heads or hidden channels, and on
+how many activation streams run side by side. What else a network does, stem and heads, is what is left of the time of a
+network of one layer when its two units are taken away. On their own parts find their weights and inputs in the
+processor's caches; how much slower they are in a whole network is measured on a few of those.
+"""
+
+import json
+import platform
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import sha256
+from math import ceil
+from pathlib import Path
+from random import Random
+from statistics import fmean, median
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.utils import benchmark
+
+from taskformer.errors import ConfigError
+from taskformer.files import write_json
+from taskformer.models.autotaskformer import Architecture, SearchSpace, Supernet
+from taskformer.models.autotaskformer.cost import hidden_width
+from taskformer.models.autotaskformer.layers import Grid
+from taskformer.models.autotaskformer.space import DecoderSize
+from taskformer.models.autotaskformer.subnet import Subnet, Unit, schedule
+
+#: All parts are measured in turn, so often, so that a slow moment of the machine spoils none.
+ROUNDS = 5
+#: Seconds that each runs in a round, at least once.
+BLOCK = 0.05
+#: Whole networks that the sums of parts are scaled by.
+WHOLE = 8
+#: Entry of the table: time of a whole network over the sum of its parts.
+SCALE = "scale"
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Predicts the time of sub-networks, once :meth:`measure` or :meth:`load` has filled it.
+
+    Args:
+        supernet: The supernet.
+        space: The sub-networks that are predicted.
+        batch: Images at a time.
+        size: Height and width of the images.
+        device: Where networks run.
+        seconds: Time of each part by name.
+    """
+
+    supernet: Supernet
+    space: SearchSpace
+    batch: int
+    size: tuple[int, int]
+    device: torch.device
+    seconds: Mapping[str, float]
+
+    @classmethod
+    def measure(
+        cls, supernet: Supernet, space: SearchSpace, batch: int, size: tuple[int, int], device: str | torch.device
+    ) -> Self:
+        """Measure all parts, which takes seconds to a minute. Arguments as of the class."""
+        table = cls(supernet, space, batch, size, torch.device(device), {})
+        table = replace(table, seconds={SCALE: 1.0} | table._times(table._parts()))
+        ratios = [seconds / predicted for predicted, seconds in table._compared(WHOLE, seed=1)]
+        return replace(table, seconds={**table.seconds, SCALE: median(ratios)})
+
+    @classmethod
+    def cached(
+        cls,
+        folder: Path,
+        supernet: Supernet,
+        space: SearchSpace,
+        batch: int,
+        size: tuple[int, int],
+        device: str | torch.device,
+    ) -> Self:
+        """Load the table of these conditions from a folder, or measure it and save it there."""
+        table = cls(supernet, space, batch, size, torch.device(device), {})
+        path = folder / f"latency_{_digest(json.dumps(table.conditions()))}.json"
+        if path.is_file():
+            return table.load(path)
+        measured = cls.measure(supernet, space, batch, size, device)
+        measured.save(path)
+        return measured
+
+    def load(self, path: Path) -> Self:
+        """Return this table with the times of a file.
+
+        Raises:
+            ConfigError: If they were measured under other conditions.
+        """
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        different = [key for key, value in self.conditions().items() if saved["conditions"].get(key) != value]
+        if different:
+            msg = f"the latencies in {path} are of another {', '.join(different)}; delete the file to measure again"
+            raise ConfigError(msg)
+        return replace(self, seconds=saved["seconds"])
+
+    def save(self, path: Path) -> None:
+        """Write times and conditions as JSON."""
+        write_json(path, {"conditions": self.conditions(), "seconds": dict(self.seconds)})
+
+    def conditions(self) -> dict[str, Any]:
+        """Describe all that the times depend on, in plain types."""
+        cuda = self.device.type == "cuda"
+        return {
+            "device": torch.cuda.get_device_name(self.device) if cuda else f"{self.device.type} of {platform.node()}",
+            "dtype": str(self.supernet.norm.weight.dtype),
+            "torch": str(torch.__version__),
+            "threads": torch.get_num_threads(),
+            "batch": self.batch,
+            "size": list(self.size),
+            "space": repr(self.space),
+            "network": _digest(f"{self.supernet.patch_size} {self.supernet.tasks} {self.supernet}"),
+        }
+
+    def predict(self, architecture: Architecture) -> float:
+        """Return the seconds that a sub-network takes for one batch.
+
+        Raises:
+            ConfigError: If it has a unit that the space does not have.
+        """
+        thin = self._thin(architecture.embed_dim, architecture.decoder)
+        try:
+            frame = self.seconds[_whole(thin)] - self._in_units(thin)
+            return self.seconds[SCALE] * (frame + self._in_units(architecture))
+        except KeyError as error:
+            msg = f"the latency of {error} was not measured: only sub-networks of the search space are predicted"
+            raise ConfigError(msg) from error
+
+    def check(self, n: int = 30, seed: int = 0) -> float:
+        """Compare with random sub-networks that are run as a whole.
+
+        Args:
+            n: How many.
+            seed: Which ones.
+
+        Returns:
+            The mean absolute error of the predictions in percent.
+        """
+        return 100 * fmean(abs(predicted / seconds - 1) for predicted, seconds in self._compared(n, seed))
+
+    def _compared(self, n: int, seed: int) -> list[tuple[float, float]]:
+        """Predict and measure the seconds of random sub-networks."""
+        rng = Random(seed)
+        networks = [self._extract(self.space.random(rng)) for _ in range(n)]
+        image = self._image()
+        measured = self._times({str(index): partial(network, image) for index, network in enumerate(networks)})
+        predicted = [self.predict(network.architecture) for network in networks]
+        return list(zip(predicted, measured.values(), strict=True))
+
+    @torch.inference_mode()
+    def _times(self, calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+        """Measure the seconds that each call takes."""
+        threads = torch.get_num_threads()
+        # The time of a single thread is its own, whatever else the processor does meanwhile.
+        clock = time.thread_time if self.device.type == "cpu" and threads == 1 else benchmark.timer
+        timers = {
+            name: benchmark.Timer("call()", globals={"call": call}, timer=clock, num_threads=threads)
+            for name, call in calls.items()
+        }
+        counts = {name: ceil(BLOCK / timer.timeit(1).mean) for name, timer in timers.items()}
+        rounds = [{name: timer.timeit(counts[name]).mean for name, timer in timers.items()} for _ in range(ROUNDS)]
+        return {name: median(times[name] for times in rounds) for name in calls}
+
+    def _parts(self) -> dict[str, Callable[[], object]]:
+        """Return what is measured: for each width and decoder a network of one layer, and every unit on its own."""
+        image = self._image()
+        parts: dict[str, Callable[[], object]] = {}
+        for width in self.space.embed_dims:
+            thin = self._thin(width, self.space.decoders()[0])
+            tokens, grid = self._tokens(width)
+            for decoder in self.space.decoders():
+                network = self._thin(width, decoder)
+                parts[_whole(network)] = partial(self._extract(network), image)
+            attentions = [replace(thin, num_heads=(heads,)) for heads in self.space.num_heads]
+            mlps = [replace(thin, mlp_ratio=(ratio,)) for ratio in self.space.mlp_ratios]
+            for unit, layers in enumerate((attentions, mlps)):
+                for layer in layers:
+                    module = self._extract(layer).units[unit].get_submodule("0")
+                    for streams in self._stream_counts():
+                        parts[_unit(layer, unit, streams)] = partial(_run, module, tokens, streams, grid)
+        return parts
+
+    def _in_units(self, architecture: Architecture) -> float:
+        """Add up the times of a sub-network's units."""
+        return sum(
+            self.seconds[_unit(architecture, unit, len(parents))]
+            for unit, step in enumerate(schedule(architecture, len(self.supernet.tasks)))
+            for _, parents in step.calls
+        )
+
+    def _thin(self, width: int, decoder: DecoderSize) -> Architecture:
+        """Describe a sub-network of one layer."""
+        return Architecture(width, 1, self.space.mlp_ratios[:1], self.space.num_heads[:1], (), *decoder)
+
+    def _extract(self, architecture: Architecture) -> Subnet:
+        return self.supernet.extract(architecture).to(self.device).eval()
+
+    def _image(self) -> Tensor:
+        dtype = self.supernet.norm.weight.dtype
+        return torch.zeros(self.batch, 3, *self.size, device=self.device, dtype=dtype)
+
+    def _tokens(self, width: int) -> tuple[Tensor, Grid]:
+        """Return tokens of one stream and their grid."""
+        rows, columns = (ceil(side / self.supernet.patch_size) for side in self.size)
+        tokens = torch.randn(self.batch, 1 + rows * columns, width).to(self._image())
+        return tokens, Grid.of(rows, columns, self.supernet.max_relative, like=tokens)
+
+    def _stream_counts(self) -> Collection[int]:
+        """Return how many streams may run through one copy of a unit: those of a tree never meet again."""
+        tasks = len(self.supernet.tasks)
+        return {"binary": {1, tasks}, "grouped": range(1, tasks + 1)}.get(self.space.sharing, {1})
+
+
+def _run(unit: Unit, tokens: Tensor, streams: int, grid: Grid) -> object:
+    """Run a unit on some streams side by side, as networks do."""
+    return unit(tokens, grid) if streams == 1 else unit(torch.cat([tokens] * streams), grid).chunk(streams)
+
+
+def _whole(architecture: Architecture) -> str:
+    return f"network of one layer, width {architecture.embed_dim}, decoder {list(architecture.decoder)}"
+
+
+def _unit(architecture: Architecture, unit: int, streams: int) -> str:
+    """Name a call of a unit by all that its time depends on."""
+    layer = unit // 2
+    inner = f"hidden {hidden_width(architecture, layer)}" if unit % 2 else f"heads {architecture.num_heads[layer]}"
+    return f"width {architecture.embed_dim}, {inner}, streams {streams}"
+
+
+def _digest(text: str) -> str:
+    return sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,189 @@
+"""``taskformer search`` on a supernet of a few rooms, against networks evaluated one by one."""
+
+import json
+from types import SimpleNamespace
+
+import optuna
+import pytest
+import torch
+import yaml
+
+import taskformer
+from taskformer.cli import main
+from taskformer.commands.search import Constraints, require_clean_selection
+from taskformer.data import RoomsDataModule
+from taskformer.errors import ConfigError
+from taskformer.models.autotaskformer import Architecture
+from taskformer.search.study import open_storage, read_records
+
+TASKS = {"semseg", "depth"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, small_rooms):
+    """Run folder of a supernet that has trained for one step; three of eight training images are held out."""
+    runs = tmp_path_factory.mktemp("runs")
+    settings = {
+        "model": "AutoTaskFormer",
+        "model.space": "custom",
+        "model.embed_dims": [8, 16],
+        "model.depths": [1, 2],
+        "model.mlp_ratios": [1.0, 2.0],
+        "model.num_heads": [1, 2],
+        "model.head_dim": 8,
+        "model.image_size": [128, 160],
+        "model.patch_size": 32,
+        "data": "RoomsDataModule",
+        "data.root": small_rooms,
+        "data.tasks": sorted(TASKS),
+        "data.batch_size": 2,
+        "data.holdout": 0.3,
+        "name": "supernet",
+        "runs_dir": runs,
+        "trainer.accelerator": "cpu",
+        "trainer.max_epochs": 1,
+        "trainer.num_sanity_val_steps": 0,
+        "trainer.log_every_n_steps": 1,
+        "trainer.enable_progress_bar": "false",
+        "gallery.every_n_epochs": 9,
+    }
+    main(["fit", *(f"--{name}={value}" for name, value in settings.items())])
+    return runs / "supernet"
+
+
+def search(run, *flags):
+    main(["search", f"--config={run / 'config.yaml'}", f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}", *flags])
+
+
+def read(run, study="search"):
+    storage = open_storage(str(run / study / "study.db"))
+    return read_records(optuna.load_study(study_name=study, storage=storage))
+
+
+@pytest.fixture(scope="module")
+def found(run):
+    """The records of a search with everything."""
+    search(run, "--generations=3", "--population=4", "--batch=3", "--early_stop=false", "--final=2")
+    return read(run)
+
+
+def test_every_kind_of_network_is_in_the_study(run, found):
+    origins = [record.key.origin for record in found]
+    assert origins.count("evolution") == origins.count("random") == 12
+    assert {"all-shared", "all-specific"} <= set(origins)
+    drawn = {record.candidate.architecture for record in found}
+    assert len(drawn) == len(found)
+    # Nothing is evaluated twice: in so small a space the search may find what one would draw by hand.
+    by_hand = [record for record in found if record.key.origin == "hand-made"]
+    space = taskformer.load(run / "checkpoints" / "last.ckpt").space
+    assert space.median() in drawn
+    assert len(by_hand) <= 3
+    assert all(set(record.candidate.values) == {"delta_m", "params", "macs"} | TASKS for record in found)
+
+
+def test_scores_and_costs_are_those_of_the_extracted_network(run, found):
+    model = taskformer.load(run / "checkpoints" / "last.ckpt")
+    data = RoomsDataModule(str(data_root(run)), tasks=sorted(TASKS), batch_size=2, holdout=0.3)
+    data.setup("validate")
+    largest = score(model, model.space.largest(), data)
+    for record in (found[0], found[7], found[-1]):
+        values = record.candidate.values
+        expected = score(model, record.candidate.architecture, data)
+        assert {name: values[name] for name in TASKS} == pytest.approx(expected, rel=1e-4)
+        gains = [expected["semseg"] / largest["semseg"] - 1, 1 - expected["depth"] / largest["depth"]]
+        assert values["delta_m"] == pytest.approx(100 * sum(gains) / 2, abs=1e-2)
+        network = model.network.extract(record.candidate.architecture)
+        assert values["params"] == sum(parameter.numel() for parameter in network.parameters())
+
+
+def data_root(run):
+    return yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"]["root"]
+
+
+@torch.no_grad()
+def score(model, architecture, data):
+    """Score a network as a test would, batch after batch."""
+    network = model.network.extract(architecture).eval()
+    metrics = {name: task.metrics() for name, task in model.tasks.items()}
+    for batch in data.val_dataloader():
+        outputs = network(batch["image"])
+        for name, metric in metrics.items():
+            metric.update(outputs[name], batch["targets"][name])
+    return {name: float(metric.compute()[model.tasks[name].headline]) for name, metric in metrics.items()}
+
+
+def test_the_final_ones_are_of_the_front_and_scored_on_the_test_images(run, found):
+    scores = json.loads((run / "search" / "test.json").read_text())
+    assert 1 <= len(scores) <= 2
+    model = taskformer.load(run / "checkpoints" / "last.ckpt")
+    data = RoomsDataModule(str(data_root(run)), tasks=sorted(TASKS), batch_size=2)
+    data.setup("test")
+    data.val_dataloader = data.test_dataloader
+    evolved = [record.candidate for record in found if record.key.origin == "evolution"]
+    for entry in scores:
+        architecture = Architecture.from_dict(entry["architecture"])
+        assert {name: entry["test"][name] for name in TASKS} == pytest.approx(
+            score(model, architecture, data), rel=1e-4
+        )
+        assert not any(
+            one.values["delta_m"] > entry["val"]["delta_m"] and one.values["params"] <= entry["val"]["params"]
+            for one in evolved
+        )
+
+
+def test_a_longer_search_goes_on_and_repeats_nothing(run, found, capsys):
+    search(run, "--generations=4", "--population=4", "--early_stop=false", "--baselines=false")
+    longer = read(run)
+    assert [record for record in longer if record.key in {one.key for one in found}] == found
+    assert len(longer) == len(found) + 4
+    assert "M params" in capsys.readouterr().out
+
+
+def test_settings_on_which_results_depend_cannot_change(run, found, capsys):
+    with pytest.raises(SystemExit):
+        search(run, "--seed=1", "--population=4", "--early_stop=false")
+    error = capsys.readouterr().err
+    assert "begun with seed 0, now it is 1" in error
+    assert "--study" in error
+
+
+def test_constraints_hold_and_the_impossible_is_refused(run, capsys):
+    search(run, "--study=small", "--objectives=[delta_m]", "--constraint.params=[52e3,58e3]", "--generations=2",
+           "--population=4")  # fmt: skip
+    records = read(run, "small")
+    assert {"evolution", "random"} <= {record.key.origin for record in records}
+    assert all(52e3 <= record.candidate.values["params"] <= 58e3 for record in records)
+    with pytest.raises(SystemExit):
+        search(run, "--study=none", "--constraint.params=[1,2]")
+    assert "no sub-network has params in [1, 2]: the smallest has" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        search(run, "--study=none", "--objectives=[delta]")
+    assert "unknown objective 'delta' (did you mean 'delta_m'?)" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        search(run, "--study=none", "--population=0")
+    assert "population is at least 1, got 0" in capsys.readouterr().err
+
+
+def test_only_supernets_are_searched(run, capsys, tmp_path):
+    (tmp_path / "one.json").write_text(Architecture(8, 1, (1.0,), (1,)).to_json())
+    with pytest.raises(SystemExit):
+        search(run, f"--model.architecture={tmp_path / 'one.json'}")
+    assert "only an AutoTaskFormer without an architecture" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["search", f"--config={run / 'config.yaml'}", "--ckpt_path=nothing.ckpt"])
+    assert "there is no checkpoint 'nothing.ckpt'" in capsys.readouterr().err
+
+
+def test_nothing_is_chosen_on_images_that_papers_test_on_or_that_were_trained_on(run, tmp_path):
+    published = SimpleNamespace(name="nyud", splits=lambda: ["train", "val"], holdout=0.0)
+    with pytest.raises(ConfigError, match="papers test on"):
+        require_clean_selection(published, tmp_path)
+    published.holdout = 0.1
+    require_clean_selection(published, tmp_path)
+    require_clean_selection(SimpleNamespace(splits=lambda: ["train", "val", "test"], holdout=0.0), tmp_path)
+    published.holdout = 0.3
+    require_clean_selection(published, run)
+    published.holdout = 0.4
+    with pytest.raises(ConfigError, match=r"trained with holdout 0\.3"):
+        require_clean_selection(published, run)
+    assert Constraints().params is None

@@ -1,0 +1,248 @@
+"""The shared study: several processes, one of them killed, and always the study that a single process makes."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from collections import Counter
+from random import Random
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from taskformer.errors import ConfigError
+from taskformer.models.autotaskformer import SearchSpace
+from taskformer.search.evaluate import Partial, Result
+from taskformer.search.evolution import Evolution
+from taskformer.search.objectives import Candidate, Objective, Window, best
+from taskformer.search.study import STALE, Key, Round, Search, SearchStudy, open_storage, read_records
+
+SPACE = SearchSpace((8, 16, 24), (2, 3, 5), (2.0, 3.5, 4.0), (1, 2), num_tasks=3, sharing="binary")
+OBJECTIVES = [Objective("delta_m", "maximize"), Objective("params", "minimize")]
+WINDOW = Window("params", 40, 150)
+POPULATION, GENERATIONS = 8, 4
+FORK = multiprocessing.get_context("fork")
+
+
+def costs(architecture):
+    sizes = sum(architecture.num_heads) + sum(architecture.mlp_ratio)
+    return {"params": architecture.embed_dim * sizes / 2, "macs": float(architecture.depth)}
+
+
+def evaluate(architectures, front, seconds=0.0, log=None):
+    """A fake evaluator with the real one's contract: it stops what a finished candidate dominates half-way."""
+    results = []
+    for architecture in architectures:
+        time.sleep(seconds)
+        if log:
+            with log.open("a") as handle:
+                handle.write(f"{os.getpid()} {architecture.to_json()}\n")
+        rng = Random(architecture.to_json())
+        half = rng.gauss(sum(architecture.num_heads), 1)
+        beaten = any(one.dominates(Partial(half, (costs(architecture)["params"],))) for one in front)
+        delta = half if beaten else half + rng.gauss(0, 0.1)
+        results.append(Result({"depth": 1 / (1 + delta**2)}, delta, half, not beaten))
+    return results
+
+
+def rounds():
+    evolution = Evolution(SPACE, OBJECTIVES, lambda one: WINDOW.admits(costs(one)), seed=3, population=POPULATION)
+
+    def propose(number):
+        def inner(earlier):
+            done = [record.candidate for record in earlier if record.state == TrialState.COMPLETE]
+            return evolution.generation(number, done, {record.candidate.architecture for record in earlier})
+
+        return inner
+
+    return [Round("evolution", number, propose(number)) for number in range(GENERATIONS)]
+
+
+def run(storage, log=None, seconds=0.0, worker=False, report=lambda _: None):
+    """Be one process of a search."""
+    study = SearchStudy(open_storage(str(storage)), "toy", OBJECTIVES, [WINDOW], worker=worker, poll=0.05)
+    Search(study, lambda some, front: evaluate(some, front, seconds, log), costs, batch=3).run(rounds(), report)
+    return study
+
+
+def start(*arguments):
+    process = FORK.Process(target=run, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def contents(storage):
+    """All that a finished study says, by place."""
+    study = optuna.load_study(study_name="toy", storage=open_storage(str(storage)))
+    return {record.key: (record.candidate, record.state, record.partial) for record in read_records(study)}
+
+
+def evaluations(log):
+    return Counter(line.split(" ", 1)[1] for line in log.read_text().splitlines())
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A study that one process made undisturbed."""
+    storage = tmp_path_factory.mktemp("alone") / "study.db"
+    run(storage)
+    return storage
+
+
+def test_a_study_holds_every_generation_and_what_optuna_needs(alone):
+    found = contents(alone)
+    assert set(found) == {Key("evolution", g, s) for g in range(GENERATIONS) for s in range(POPULATION)}
+    assert len({candidate.architecture for candidate, _, _ in found.values()}) == len(found)
+    for candidate, state, partial in found.values():
+        [expected] = evaluate([candidate.architecture], [])
+        assert candidate.values["params"] == costs(candidate.architecture)["params"]
+        assert 40 <= candidate.values["params"] <= 150
+        assert partial == expected.partial
+        if state == TrialState.COMPLETE:
+            assert candidate.values["delta_m"] == expected.delta_m
+    study = optuna.load_study(study_name="toy", storage=open_storage(str(alone)))
+    assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert study.metric_names == ["delta_m", "params"]
+    complete = [candidate for candidate, state, _ in found.values() if state == TrialState.COMPLETE]
+    ours = best(complete, OBJECTIVES, len(study.best_trials))
+    told = {tuple(trial.values) for trial in study.best_trials}
+    assert told == {(one.values["delta_m"], one.values["params"]) for one in ours}
+    assert all(max(trial.constraints.values()) <= 0 for trial in study.trials)
+
+
+def test_a_candidate_stops_only_where_an_earlier_generation_beats_it(alone):
+    found = contents(alone)
+    states = Counter(state for _, state, _ in found.values())
+    assert states[TrialState.PRUNED] > 0
+    for key, (candidate, state, partial) in found.items():
+        earlier = [
+            (other.values["params"], half)
+            for place, (other, ended, half) in found.items()
+            if place.generation < key.generation and ended == TrialState.COMPLETE
+        ]
+        beaten = any(half > partial and size <= candidate.values["params"] for size, half in earlier)
+        # What is dominated by any complete candidate half-way, but by none of the front, goes on.
+        assert beaten or state == TrialState.COMPLETE
+
+
+# The lock of a journal's killed process is broken after half a minute.
+@pytest.mark.parametrize("name", ["study.db", pytest.param("study.journal", marks=pytest.mark.slow)])
+def test_killed_and_continued_it_is_the_same_study(alone, tmp_path, name):
+    storage, log = tmp_path / name, tmp_path / "log"
+    for enough in (5, 14):
+        process = start(storage, log, 0.02)
+        while not log.exists() or len(log.read_text().splitlines()) < enough:
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    run(storage, log)
+    assert contents(storage) == contents(alone)
+    again = sum(count - 1 for count in evaluations(log).values())
+    assert again <= 2 * 3  # no more than the batches that were killed
+
+
+@pytest.mark.parametrize("name", ["study.db", "study.journal"])
+def test_workers_share_the_work_and_repeat_nothing(alone, tmp_path, name):
+    storage, log = tmp_path / name, tmp_path / "log"
+    workers = [start(storage, log, 0.02, True) for _ in range(2)]
+    run(storage, log, 0.02)
+    for worker in workers:
+        worker.join(30)
+        assert worker.exitcode == 0
+    assert contents(storage) == contents(alone)
+    assert set(evaluations(log).values()) == {1}
+    shares = Counter(line.split()[0] for line in log.read_text().splitlines())
+    assert len(shares) == 3
+
+
+def test_a_finished_study_evaluates_nothing(alone):
+    def fail(architectures, front):
+        raise AssertionError
+
+    study = SearchStudy(open_storage(str(alone)), "toy", OBJECTIVES, [WINDOW])
+    before = len(study.study.trials)
+    Search(study, fail, costs).run(rounds())
+    assert len(study.study.trials) == before
+
+
+def test_an_error_frees_what_was_taken(tmp_path):
+    def fail(architectures, front):
+        raise KeyboardInterrupt
+
+    study = SearchStudy(open_storage(str(tmp_path / "study.db")), "toy", OBJECTIVES, [WINDOW])
+    with pytest.raises(KeyboardInterrupt):
+        Search(study, fail, costs).run(rounds())
+    assert study.records() == []
+    assert {trial.state for trial in study.study.trials} == {TrialState.FAIL}
+
+
+def test_only_the_main_process_frees_what_others_left(tmp_path):
+    """A trial of a dead process, of a live one, and of another machine long ago and just now."""
+    dead = FORK.Process(target=int)
+    dead.start()
+    dead.join()
+    study = SearchStudy(open_storage(str(tmp_path / "study.db")), "toy", OBJECTIVES, [WINDOW])
+    [*work] = Evolution(SPACE, OBJECTIVES, lambda one: WINDOW.admits(costs(one))).generation(0, [], set())[:4]
+    taken = study.claim({Key("evolution", 0, slot): one for slot, one in enumerate(work)}, costs)
+    owners = {0: (f"{socket.gethostname()}:{dead.pid}", 0), 1: (study.owner, 0), 2: ("far:1", STALE), 3: ("far:1", 0)}
+    for record in taken:
+        trial = study._trial_id(record.number)
+        owner, age = owners[record.key.slot]
+        study.storage.set_trial_user_attr(trial, "owner", owner)
+        study.storage.set_trial_user_attr(trial, "started", time.time() - age)
+    assert [record.is_left() for record in study.records()] == [True, False, True, False]
+
+
+def test_a_trial_that_was_given_up_stays_so(tmp_path):
+    study = SearchStudy(open_storage(str(tmp_path / "study.db")), "toy", OBJECTIVES, [WINDOW])
+    architecture = SPACE.smallest()
+    [first] = study.claim({Key("evolution", 0, 0): architecture}, costs)
+    assert study.claim({Key("evolution", 0, 0): architecture}, costs) == []  # taken
+    study.fail(first.number)
+    [second] = study.claim({Key("evolution", 0, 0): architecture}, costs)
+    study.finish(first, {"delta_m": 1.0, "params": 1.0}, None, True)  # its process was only slow
+    study.finish(second, {"delta_m": 2.0, "params": 2.0}, None, True)
+    [record] = study.records()
+    assert record.candidate == Candidate(architecture, {"delta_m": 2.0, "params": 2.0})
+
+
+def test_what_cannot_be_compared_is_no_result(tmp_path):
+    study = SearchStudy(open_storage(str(tmp_path / "study.db")), "toy", OBJECTIVES, [WINDOW])
+    [record] = study.claim({Key("evolution", 0, 0): SPACE.smallest()}, costs)
+    study.finish(record, {"delta_m": float("nan"), "params": 1.0}, None, True)
+    assert study.study.trials[0].state == TrialState.PRUNED
+    assert study.study.best_trials == []
+
+
+def test_a_study_is_continued_as_it_was_begun(alone, tmp_path):
+    storage = open_storage(str(alone))
+    with pytest.raises(ConfigError, match=r"objectives.*--study"):
+        SearchStudy(storage, "toy", OBJECTIVES[:1], [WINDOW])
+    with pytest.raises(ConfigError, match=r"constraints \{'params': \[40, 150\]\}, now it is \{\}"):
+        SearchStudy(storage, "toy", OBJECTIVES)
+    study = SearchStudy(storage, "toy", OBJECTIVES, [WINDOW])
+    study.agree("seed", 0)
+    study.agree("seed", 0)
+    with pytest.raises(ConfigError, match="begun with seed 0, now it is 1"):
+        study.agree("seed", 1)
+    assert study.shared("reference", lambda: {"depth": 0.5}) == {"depth": 0.5}
+    assert study.shared("reference", lambda: {"depth": 0.7}) == {"depth": 0.5}
+
+
+def test_a_study_without_a_trial_is_begun_anew(tmp_path):
+    storage = open_storage(str(tmp_path / "study.db"))
+    SearchStudy(storage, "toy", OBJECTIVES[:1], [WINDOW])  # nothing was found inside the window, say
+    assert SearchStudy(storage, "toy", OBJECTIVES).study.directions == [
+        optuna.study.StudyDirection.MAXIMIZE,
+        optuna.study.StudyDirection.MINIMIZE,
+    ]
+
+
+def test_storages_that_do_not_exist_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="cannot open the storage 'nosuch://db'"):
+        open_storage("nosuch://db")
+    (tmp_path / "text.db").write_text("no database" * 100)
+    with pytest.raises(ConfigError, match="cannot open the storage"):
+        open_storage(str(tmp_path / "text.db"))
