@@ -45,6 +45,8 @@ bench: setup ## measure what README reports beyond the demo
 	$(BIN)/python benchmarks/real_photos.py
 	$(BIN)/python benchmarks/loading.py
 	$(BIN)/python benchmarks/supernet.py
+	$(BIN)/python benchmarks/metrics.py
+	$(BIN)/python benchmarks/search.py
 
 clean: ## remove caches and the environment; runs stay
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info

@@ -21,6 +21,11 @@ def test_mean_over_tasks_in_percent():
     assert value == pytest.approx((10 - 25) / 2)
 
 
+def test_weighted_tasks():
+    value = delta_m({"semseg": 0.44, "depth": 0.75}, {"semseg": 0.4, "depth": 0.6}, SENSE, {"semseg": 3.0})
+    assert value == pytest.approx((3 * 10 - 25) / 4)
+
+
 def test_an_unmeasured_task_is_not_hidden():
     assert math.isnan(delta_m({"semseg": 0.44, "depth": math.nan}, {"semseg": 0.4, "depth": 0.6}, SENSE))
 

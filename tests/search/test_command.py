@@ -10,9 +10,9 @@ import yaml
 
 import taskformer
 from taskformer.cli import main
-from taskformer.commands.search import Constraints, require_clean_selection
+from taskformer.commands.search import Constraints, require_clean_selection, require_weights
 from taskformer.data import RoomsDataModule
-from taskformer.errors import ConfigError
+from taskformer.errors import ConfigError, TaskformerError
 from taskformer.models.autotaskformer import Architecture
 from taskformer.search.study import open_storage, read_records
 
@@ -187,3 +187,9 @@ def test_nothing_is_chosen_on_images_that_papers_test_on_or_that_were_trained_on
     with pytest.raises(ConfigError, match=r"trained with holdout 0\.3"):
         require_clean_selection(published, run)
     assert Constraints().params is None
+
+
+@pytest.mark.parametrize(("weights", "message"), [({"semsg": 2.0}, "semseg"), ({"semseg": 0.0}, "above 0")])
+def test_task_weights_that_make_no_sense_are_refused(weights, message):
+    with pytest.raises(TaskformerError, match=message):
+        require_weights(weights, dict.fromkeys(TASKS))

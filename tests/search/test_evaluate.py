@@ -172,6 +172,14 @@ def test_those_dominated_at_the_half_by_the_front_stop_there():
     assert all(result.complete for result in whole)
 
 
+def test_tasks_may_have_weights():
+    supernet, data = build(), batches(2)
+    small = [supernet.space.smallest()]
+    gains = [Evaluator(supernet, TASKS, data, REFERENCE, weights=w).evaluate(small)[0] for w in (None, {"depth": 5.0})]
+    depth = 100 * (1 - gains[0].tasks["depth"] / REFERENCE["depth"])
+    assert gains[1].delta_m == pytest.approx((3 * gains[0].delta_m + 4 * depth) / 7)
+
+
 def test_all_may_stop_at_the_half():
     supernet, data = build(), batches(2)
     results = Evaluator(supernet, TASKS, data, REFERENCE).evaluate([supernet.space.smallest()], [Partial(1e9)])

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from taskformer.data import MultiTaskDataModule
-from taskformer.errors import ConfigError, WeightsError
+from taskformer.errors import ConfigError, UnknownNameError, WeightsError
 from taskformer.files import write_json
 from taskformer.models.autotaskformer import Architecture, Supernet
 from taskformer.modules import MultiTaskModule
@@ -95,6 +95,7 @@ class SearchTrainer(Trainer):
         datamodule: MultiTaskDataModule,
         ckpt_path: str,
         objectives: tuple[str, ...] = ("delta_m", "params"),
+        task_weights: dict[str, float] | None = None,
         constraint: Constraints = ANY,
         generations: int = 20,
         population: int = 50,
@@ -120,6 +121,7 @@ class SearchTrainer(Trainer):
             ckpt_path: Checkpoint of the supernet.
             objectives: What to improve: any of delta_m, params, macs, latency, and tasks by name. One: AutoFormer's
                 evolution; several: NSGA-II, which finds the best trade-offs.
+            task_weights: Weights of tasks in delta_m, e.g. ``{semseg: 2.0}``; 1 where none is given.
             constraint: Hard limits on params, macs and latency, e.g. ``--constraint.params [5e6,7e6]``.
             generations: How often a population is bred and evaluated; the first is random.
             population: Sub-networks of a generation.
@@ -151,7 +153,13 @@ class SearchTrainer(Trainer):
         windows = [Window(name, *window) for name, window in vars(constraint).items() if window]
         folder = run / study
         memory = SearchStudy(open_storage(storage or str(folder / "study.db")), study, wanted, windows, worker)
-        settings = {"seed": seed, "population": population, "early_stop": early_stop, "predictor": predictor}
+        settings: dict[str, Any] = {
+            "seed": seed,
+            "population": population,
+            "early_stop": early_stop,
+            "predictor": predictor,
+        }
+        settings["task_weights"] = require_weights(task_weights or {}, model.tasks)
         facts = {"weights": digest(supernet), "images": sum(len(batch["image"]) for batch in images)}
         for name, value in (settings | facts).items():
             memory.agree(name, value)
@@ -163,7 +171,7 @@ class SearchTrainer(Trainer):
         for window in windows:
             _require_possible(window, costs(supernet.space.smallest()), costs(supernet.space.largest()))
         compared = partial(_compared, costs, wanted)
-        evaluator = Evaluator(supernet, model.tasks, images, costs=compared)
+        evaluator = Evaluator(supernet, model.tasks, images, costs=compared, weights=task_weights)
         evaluator.reference = memory.shared("reference", lambda: evaluator.reference)
 
         def admits(architecture: Architecture) -> bool:
@@ -264,6 +272,22 @@ def require_clean_selection(data: MultiTaskDataModule, run: Path) -> None:
         if data.holdout > trained:
             msg = f"the supernet was trained with holdout {trained}, a search with {data.holdout} sees training images"
             raise ConfigError(msg)
+
+
+def require_weights(weights: dict[str, float], tasks: Mapping[str, Task]) -> dict[str, float]:
+    """Return weights of tasks if they make sense.
+
+    Raises:
+        ConfigError: If a task does not exist, or weights are not above 0.
+    """
+    for name, weight in weights.items():
+        if name not in tasks:
+            kind = "task in task_weights"
+            raise UnknownNameError(kind, name, tasks)
+        if not weight > 0:
+            msg = f"task_weights are above 0, got {name}: {weight}; leave a task out of training to leave it out here"
+            raise ConfigError(msg)
+    return weights
 
 
 def load_supernet(model: MultiTaskModule, checkpoint: str) -> Supernet:

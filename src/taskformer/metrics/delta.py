@@ -22,7 +22,10 @@ def improvement(value: float, baseline: float, higher_is_better: bool) -> float:
 
 
 def delta_m(
-    results: Mapping[str, float], baselines: Mapping[str, float], higher_is_better: Mapping[str, bool]
+    results: Mapping[str, float],
+    baselines: Mapping[str, float],
+    higher_is_better: Mapping[str, bool],
+    weights: Mapping[str, float] | None = None,
 ) -> float:
     """Compute delta_m, the mean relative improvement over single-task models, in percent.
 
@@ -33,6 +36,7 @@ def delta_m(
         results: Headline metric by task of the multi-task model.
         baselines: The same metrics of single-task models; may hold further tasks.
         higher_is_better: For every task whether larger values of its metric are better.
+        weights: Weights of tasks in the mean, 1 where none is given; published delta_m have none.
 
     Raises:
         ValueError: If there are no results, or a task lacks a baseline, a sense, or has a baseline that is not
@@ -53,4 +57,5 @@ def delta_m(
         except ValueError as error:
             message = f"task {task!r}: {error}"
             raise ValueError(message) from error
-    return sum(gains) / len(gains)
+    shares = [(weights or {}).get(task, 1.0) for task in results]
+    return sum(share * gain for share, gain in zip(shares, gains, strict=True)) / sum(shares)

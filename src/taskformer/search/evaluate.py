@@ -128,6 +128,7 @@ class Evaluator:
         reference: Headline metric of each task that delta_m is measured against; None: those of the largest
             sub-network.
         costs: Returns the study's other objectives of a sub-network, less is better; used to compare with the front.
+        weights: Weights of tasks in delta_m; None: all 1.
 
     Attributes:
         reference: The reference.
@@ -143,6 +144,7 @@ class Evaluator:
         batches: Sequence[Batch],
         reference: Mapping[str, float] | None = None,
         costs: Callable[[Architecture], tuple[float, ...]] = lambda _: (),
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         if not batches:
             msg = "there are no validation images to score sub-networks on"
@@ -150,6 +152,7 @@ class Evaluator:
         self.supernet = supernet.eval()
         self.tasks = dict(tasks)
         self.costs = costs
+        self.weights = weights
         self._headlines = {name: headline(task) for name, task in tasks.items()}
         self._batches = [self._prepared(batch) for batch in batches]
         self.reference = self._largest() if reference is None else dict(reference)
@@ -211,8 +214,9 @@ class Evaluator:
         return self._values(sums[0])
 
     def _delta_m(self, values: Mapping[str, float]) -> float:
+        senses = {name: task.higher_is_better for name, task in self.tasks.items()}
         try:
-            return delta_m(values, self.reference, {name: task.higher_is_better for name, task in self.tasks.items()})
+            return delta_m(values, self.reference, senses, self.weights)
         except ValueError as error:
             msg = f"delta_m needs the headline metric of every task to compare with: {error}"
             raise ConfigError(msg) from error
