@@ -114,3 +114,31 @@ def test_one_image_is_too_little(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["compare", a, b])
     assert "at least 2 images" in capsys.readouterr().err
+
+
+def test_a_metric_with_a_value_of_one_image_does_not_stop_the_others(tmp_path):
+    values = {("depth", "rmse"): [1.0, 2.0, 3.0], ("semseg", "mIoU"): [0.5, np.nan, np.nan]}
+    a, b = (write_run(tmp_path / name, values) for name in "ab")
+    assert list(rows(tmp_path, a, b)) == [("depth", "rmse")]
+
+
+def test_another_data_set_is_refused_though_its_images_have_the_same_names(tmp_path, capsys):
+    a, b = (write_run(tmp_path / name, {("depth", "rmse"): [1.0, 2.0, 3.0]}) for name in "ab")
+    for name, data in (("a", "rooms"), ("b", "nyud")):
+        path = tmp_path / name / "metrics.json"
+        record = json.loads(path.read_text())
+        record["test"]["facts"] = {"data": data, "split": "test"}
+        path.write_text(json.dumps(record))
+    with pytest.raises(SystemExit):
+        main(["compare", a, b])
+    assert "was tested on rooms, test and" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["i3,depth,rmse", "i3,depth,rmse,x"])
+def test_a_damaged_table_is_one_sentence(line, tmp_path, capsys):
+    a = write_run(tmp_path / "a", {("depth", "rmse"): [1.0, 2.0, 3.0]})
+    path = tmp_path / "a" / "per_image.csv"
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(SystemExit):
+        main(["compare", a, a])
+    assert "has no scores of single images" in capsys.readouterr().err

@@ -209,6 +209,26 @@ def test_other_files_are_not_overwritten(folders, tmp_path, capsys):
     assert out.read_text() == '{"loss": 1}'
 
 
+@pytest.mark.parametrize("place", [".", "pred/a.png/out.json"])
+def test_places_that_cannot_be_written_are_refused_before_the_work(place, folders, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(folders, tmp_path / place)
+    assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("images", [{"a": {}}, None, {"a": 1}])
+def test_a_damaged_result_is_one_sentence(images, folders, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    report = run(folders, out)
+    out.write_text(json.dumps(report | {"images": images}))
+    assert "is no result of this command" in fails(folders, tmp_path, capsys)
+
+
+def test_two_files_of_true_edges_are_named(folders, tmp_path, capsys):
+    scipy.io.savemat(folders[1] / "a.mat", {"groundTruth": np.zeros((1, 0))})
+    assert "two files of true edges of the image a" in fails(folders, tmp_path, capsys)
+
+
 def test_a_negative_distance_is_refused(folders, tmp_path, capsys):
     assert "--max-dist" in fails(folders, tmp_path, capsys, "--max-dist=-1")
 

@@ -211,3 +211,17 @@ def test_the_metric_says_what_the_functions_say():
     counts = count_matches(probability, [target[0, 0].numpy() >= 0.5], thresholds, 1.6)
     assert np.array_equal(metric.counts.numpy(), counts)
     assert floats(metric)["odsF"] == best_point(counts, thresholds).f
+
+
+@pytest.mark.parametrize("nms", [True, False])
+def test_padding_changes_nothing(nms):
+    output, target = batch(2)
+    alone, padded = EdgeScores(ONE_PIXEL, nms=nms), EdgeScores(ONE_PIXEL, nms=nms)
+    alone.update(output, target)
+    place = (slice(None), slice(None), slice(7, 31), slice(3, 35))
+    maps = torch.randn(2, 1, 50, 70), torch.full((2, 1, 50, 70), NAN)
+    for map_, values in zip(maps, (output, target), strict=True):
+        map_[place] = values
+    padded.update(*maps)
+    assert torch.equal(alone.counts, padded.counts)
+    assert alone.counts.any()

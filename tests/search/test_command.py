@@ -1,6 +1,7 @@
 """``taskformer search`` on a supernet of a few rooms, against networks evaluated one by one."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import optuna
@@ -10,9 +11,11 @@ import yaml
 
 import taskformer
 from taskformer.cli import main
-from taskformer.commands.search import Constraints, require_clean_selection, require_weights
+from taskformer.commands import search as search_command
+from taskformer.commands.search import Constraints, require_clean_selection, require_weights, spell_out
 from taskformer.data import RoomsDataModule
 from taskformer.errors import ConfigError, TaskformerError
+from taskformer.metrics import delta_m
 from taskformer.models.autotaskformer import Architecture
 from taskformer.search.study import open_storage, read_records
 
@@ -164,6 +167,44 @@ def test_constraints_hold_and_the_impossible_is_refused(run, capsys):
     assert "population is at least 1, got 0" in capsys.readouterr().err
 
 
+def test_latencies_are_measured_once_and_checked(run, capsys, monkeypatch):
+    from taskformer.search import latency
+
+    monkeypatch.setattr(latency, "BLOCK", 1e-4)
+    monkeypatch.setattr(latency, "WHOLE", 2)
+    monkeypatch.setattr(search_command, "CHECKED", 2)
+    flags = [
+        "--study=fast",
+        "--objectives=[delta_m,latency]",
+        "--population=3",
+        "--baselines=false",
+        "--predictor=true",
+    ]
+    search(run, *flags, "--generations=1")
+    said = capsys.readouterr().out
+    assert re.search(r"latency table: mean error [\d.]+ % on 2 random sub-networks", said)
+    assert "rank correlation" not in said  # there was too little to learn from
+    assert all(record.candidate.values["latency"] > 0 for record in read(run, "fast"))
+    search(run, *flags, "--generations=2")
+    assert "latency table" not in capsys.readouterr().out
+
+
+def test_weights_hold_for_the_final_ones_too(run):
+    search(run, "--study=weighted", "--task_weights={semseg: 3}", "--generations=1", "--population=3", "--final=3",
+           "--baselines=false")  # fmt: skip
+    entries = json.loads((run / "weighted" / "test.json").read_text())
+    model = taskformer.load(run / "checkpoints" / "last.ckpt")
+    data = RoomsDataModule(str(data_root(run)), tasks=sorted(TASKS), batch_size=2)
+    data.setup("test")
+    data.val_dataloader = data.test_dataloader
+    largest = score(model, model.network.space.largest(), data)
+    senses = {name: model.tasks[name].higher_is_better for name in TASKS}
+    for entry in entries:
+        own = {name: entry["test"][name] for name in TASKS}
+        expected = delta_m(own, largest, senses, {"semseg": 3.0})
+        assert entry["test"]["delta_m"] == pytest.approx(expected, abs=0.02)
+
+
 def test_only_supernets_are_searched(run, capsys, tmp_path):
     (tmp_path / "one.json").write_text(Architecture(8, 1, (1.0,), (1,)).to_json())
     with pytest.raises(SystemExit):
@@ -193,3 +234,14 @@ def test_nothing_is_chosen_on_images_that_papers_test_on_or_that_were_trained_on
 def test_task_weights_that_make_no_sense_are_refused(weights, message):
     with pytest.raises(TaskformerError, match=message):
         require_weights(weights, dict.fromkeys(TASKS))
+
+
+def test_limits_may_be_two_words_and_worker_one():
+    words = ["search", "--constraint.params", "5e6", "7e6", "--worker", "--seed", "1", "--worker", "false"]
+    expected = ["search", "--constraint.params=[5e6,7e6]", "--worker=true", "--seed", "1", "--worker", "false"]
+    assert spell_out(words) == expected
+    assert spell_out(["--constraint.macs", "[1,2]", "--worker"]) == ["--constraint.macs", "[1,2]", "--worker=true"]
+    assert spell_out(["--constraint.macs=[1,2]", "--constraint.params"]) == [
+        "--constraint.macs=[1,2]",
+        "--constraint.params",
+    ]

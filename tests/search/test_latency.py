@@ -89,7 +89,14 @@ def test_whole_networks_that_are_slower_than_their_parts_scale_the_sums(made_up,
     architecture = supernet.space.median()
     assert scaled.predict(architecture) == pytest.approx(1.5 * plain.predict(architecture))
     assert scaled.check(5) == pytest.approx(0, abs=1e-9)
-    assert plain.check(5) == pytest.approx(100 / 3)  # two thirds of the truth
+    assert plain.check(5) == pytest.approx(0, abs=1e-9)  # the machine has become slower since, that is no error
+
+
+def test_wrong_times_of_some_parts_are_an_error(made_up):
+    supernet = build()
+    right = LatencyTable.measure(supernet, supernet.space, 2, SIZE, "cpu")
+    seconds = {name: value * (3 if "heads 2" in name else 1) for name, value in right.seconds.items()}
+    assert replace(right, seconds=seconds).check(20) > 5
 
 
 def test_all_of_a_space_can_be_predicted_from_real_measurements(monkeypatch):

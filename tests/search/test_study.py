@@ -246,3 +246,25 @@ def test_storages_that_do_not_exist_are_named(tmp_path):
     (tmp_path / "text.db").write_text("no database" * 100)
     with pytest.raises(ConfigError, match="cannot open the storage"):
         open_storage(str(tmp_path / "text.db"))
+
+
+def test_what_is_known_from_another_place_is_not_evaluated_again(alone, tmp_path):
+    study = SearchStudy(open_storage(str(tmp_path / "study.db")), "toy", OBJECTIVES, [WINDOW])
+    [*some] = Evolution(SPACE, OBJECTIVES, lambda one: WINDOW.admits(costs(one))).generation(0, [], set())[:4]
+    log = tmp_path / "log"
+    search = Search(study, lambda new, front: evaluate(new, front, log=log), costs)
+    search.run([Round("random", 0, lambda _: some[:3])])
+    search.run([Round("evolution", 0, lambda _: some)])
+    assert set(evaluations(log).values()) == {1}
+    by_origin = {record.key: record.candidate for record in study.records()}
+    assert [by_origin["evolution", 0, slot] for slot in range(3)] == [by_origin["random", 0, slot] for slot in range(3)]
+
+
+def test_what_a_dead_process_of_the_same_number_left_is_free(tmp_path):
+    """As after a container was started again."""
+    study = SearchStudy(open_storage(str(tmp_path / "study.db")), "toy", OBJECTIVES, [WINDOW])
+    [first, *_] = rounds()
+    study.claim({Key("evolution", 0, 0): first.propose([])[0]}, costs)
+    Search(study, evaluate, costs).run([first])
+    assert len(study.records()) == POPULATION
+    assert all(record.state != TrialState.RUNNING for record in study.records())

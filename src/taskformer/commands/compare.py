@@ -57,12 +57,14 @@ class ScoredRun:
     Attributes:
         folder: The run folder.
         protocol: How it was scored.
+        data: Data set and split.
         better: ``{task: {metric: "higher", "lower" or ""}}``.
         values: The values of each task and metric, with their images.
     """
 
     folder: Path
     protocol: str
+    data: str
     better: dict[str, dict[str, str]]
     values: Columns
 
@@ -96,22 +98,27 @@ def read_run(folder: Path) -> ScoredRun:
     try:
         record: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["test"]
         path = folder / record["per_image"]
+        columns: dict[tuple[str, str], tuple[list[str], list[float]]] = {}
         with path.open(encoding="utf-8", newline="") as lines:
-            rows = list(csv.DictReader(lines))
-    except (OSError, KeyError, ValueError) as error:
+            for row in csv.DictReader(lines):
+                ids, values = columns.setdefault((row["task"], row["metric"]), ([], []))
+                ids.append(row["id"])
+                values.append(float(row["value"]))
+        arrays = {key: (ids, np.array(values)) for key, (ids, values) in columns.items()}
+        return ScoredRun(folder, record["protocol"], _data(record), record["better"], arrays)
+    except (OSError, KeyError, ValueError, TypeError) as error:
         msg = (
             f"{folder} has no scores of single images; test it with "
             f"`taskformer test --config {folder / 'config.yaml'} --ckpt_path {folder / 'checkpoints' / 'best.ckpt'} "
             "--results.per_image true`"
         )
         raise ConfigError(msg) from error
-    columns: dict[tuple[str, str], tuple[list[str], list[float]]] = {}
-    for row in rows:
-        ids, values = columns.setdefault((row["task"], row["metric"]), ([], []))
-        ids.append(row["id"])
-        values.append(float(row["value"]))
-    arrays = {key: (ids, np.array(values)) for key, (ids, values) in columns.items()}
-    return ScoredRun(folder, record["protocol"], record["better"], arrays)
+
+
+def _data(record: dict[str, Any]) -> str:
+    """Name the data set and the split that a test was made on."""
+    facts = record.get("facts", {})
+    return f"{facts.get('data', 'unknown data')}, {facts.get('split', 'test')}"
 
 
 def compare(a: ScoredRun, b: ScoredRun, resamples: int, seed: int) -> list[Difference]:
@@ -129,6 +136,9 @@ def compare(a: ScoredRun, b: ScoredRun, resamples: int, seed: int) -> list[Diffe
     if a.protocol != b.protocol:
         msg = f"{a.folder} was scored by the protocol {a.protocol} and {b.folder} by {b.protocol}; test them alike"
         raise ConfigError(msg)
+    if a.data != b.data:
+        msg = f"{a.folder} was tested on {a.data} and {b.folder} on {b.data}; test both on the same images"
+        raise ConfigError(msg)
     if resamples < 1:
         msg = f"--resamples is the number of bootstrap samples, at least 1, got {resamples}"
         raise ConfigError(msg)
@@ -143,8 +153,11 @@ def compare(a: ScoredRun, b: ScoredRun, resamples: int, seed: int) -> list[Diffe
             msg = _other_images(a.folder, b.folder, ids, others)
             raise ConfigError(msg)
         both = np.isfinite(first) & np.isfinite(second)
-        if both.any():
+        if both.sum() > 1:
             found.append(_difference(key, first[both], second[both], a.better[key[0]][key[1]], resamples, seed))
+    if not found:
+        msg = f"a bootstrap needs at least 2 images with a value in both {a.folder} and {b.folder}, no metric has them"
+        raise ConfigError(msg)
     return found
 
 

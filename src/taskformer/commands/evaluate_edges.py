@@ -6,6 +6,7 @@ files have changed.
 
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -81,6 +82,9 @@ def main(argv: list[str]) -> None:
     settings = Settings(_thresholds(options.thresholds), options.max_dist, options.nms, options.thin_truth)
     pairs = find_pairs(Path(options.pred), Path(options.gt))
     out = Path(options.json)
+    if out.is_dir() or any(parent.exists() and not parent.is_dir() for parent in out.parents):
+        msg = f"--json {out} cannot be written: it is a folder, or inside of a file"
+        raise ConfigError(msg)
     images = score(pairs, settings, out, default_workers() if options.workers is None else options.workers)
     report = summarise(images, settings, len(pairs))
     write_json(out, report)
@@ -127,11 +131,16 @@ def find_pairs(predictions: Path, truths: Path) -> list[Pair]:
 
     Raises:
         DatasetNotFoundError: If there are no true edges, or one lacks its prediction.
+        ConfigError: If an image has two files of true edges.
     """
     found = sorted(path for path in truths.glob("*") if path.suffix in (".png", ".mat"))
     if not found:
         msg = f"{truths} has no true edges (ID.png or ID.mat); check --gt"
         raise DatasetNotFoundError(msg)
+    name, times = Counter(path.stem for path in found).most_common(1)[0]
+    if times > 1:
+        msg = f"{truths} has two files of true edges of the image {name}, .mat and .png; keep one of them"
+        raise ConfigError(msg)
     files = {path: _prediction(predictions, path.stem) for path in found}
     missing = [path.stem for path, file in files.items() if file is None]
     if missing:
@@ -195,7 +204,8 @@ def _saved(out: Path, settings: Settings) -> dict[str, Any]:
     report = read_json(File(str(out), out.read_bytes()))
     try:
         images: dict[str, Any] = report["images"] if report["settings"] == asdict(settings) else {}
-    except (KeyError, TypeError) as error:
+        [image[key] for image in images.values() for key in ("files", *COUNTED)]
+    except (KeyError, TypeError, AttributeError) as error:
         msg = f"{out} is no result of this command and would be overwritten; give --json another name"
         raise ConfigError(msg) from error
     return images
@@ -227,6 +237,9 @@ def read_probability(path: Path) -> Floats:
     """Read a predicted edge map ``(H, W)`` in [0, 1]; whole numbers are shares of the largest of their type."""
     file = File(str(path), path.read_bytes())
     values: NDArray[Any] = read_npy(file) if path.suffix == ".npy" else read_plane(file)
+    if values.dtype.kind not in "bufi":
+        msg = f"{path} must be a map of probabilities, got values of type {values.dtype}"
+        raise CorruptFileError(msg)
     if values.dtype.kind == "u":
         values = values / np.iinfo(values.dtype).max
     values = values.astype(np.float64)

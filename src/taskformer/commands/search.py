@@ -30,7 +30,7 @@ from taskformer.search.evolution import Evolution
 from taskformer.search.objectives import COSTS, Candidate, Objective, Window, build_objectives, front, spread
 from taskformer.search.predictor import Predictor
 from taskformer.search.results import write_results
-from taskformer.search.rounds import baseline_rounds, evolution_rounds, results
+from taskformer.search.rounds import LEARNABLE, baseline_rounds, evolution_rounds, results
 from taskformer.search.study import Costs, Record, Search, SearchStudy, open_storage
 from taskformer.search.units import unit_of
 from taskformer.tasks import Task
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 #: Rows of the table at the end.
 SHOWN = 10
+#: Random sub-networks that are run as a whole to check the latency table.
+CHECKED = 30
 
 
 def main(argv: list[str]) -> None:
@@ -49,7 +51,29 @@ def main(argv: list[str]) -> None:
         return
     from taskformer.commands import trainer  # which imports this module
 
-    trainer.main(argv)
+    trainer.main(spell_out(argv))
+
+
+def spell_out(argv: Sequence[str]) -> list[str]:
+    """Write ``--constraint.NAME LOW HIGH`` and a bare ``--worker`` as the parser takes them."""
+    words: list[str] = []
+    left = list(argv)
+    while left:
+        word = left.pop(0)
+        if word.startswith("--constraint.") and len(left) > 1 and all(map(_is_number, left[:2])):
+            word += f"=[{left.pop(0)},{left.pop(0)}]"
+        elif word == "--worker" and left[:1] not in (["true"], ["false"]):
+            word += "=true"
+        words.append(word)
+    return words
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -190,13 +214,13 @@ class SearchTrainer(Trainer):
             return
         write_results(folder, memory.records(), wanted, model.tasks)
         evolved = results(memory.records(), "evolution")
-        if guesses:
+        if guesses and len(evolved) >= LEARNABLE:
             Console().print(f"rank correlation of the predictor: {guesses.rank_correlation(evolved):.2f}")
         best = front(evolved, wanted)
         Console().print(candidates_table(spread(best, SHOWN), model.tasks))
         Console().print(f"wrote {folder}", soft_wrap=True)
         if final:
-            scores = score_final(spread(best, final), supernet, model.tasks, datamodule)
+            scores = score_final(spread(best, final), supernet, model.tasks, datamodule, task_weights)
             write_json(folder / "test.json", scores)
             Console().print(f"wrote {folder / 'test.json'}", soft_wrap=True)
 
@@ -334,7 +358,14 @@ def shared_table(
     device = torch.device(options.device or next(supernet.parameters()).device)
     of = (supernet, supernet.space, options.batch_size, options.size or size, device)
     memory.agree("latency_of", [options.batch_size, list(options.size or size), device.type])
-    return LatencyTable(*of, memory.shared("latency", lambda: dict(LatencyTable.cached(folder, *of).seconds)))
+
+    def measure() -> dict[str, float]:
+        table = LatencyTable.cached(folder, *of)
+        error = table.check(CHECKED)
+        Console().print(f"latency table: mean error {error:.1f} % on {CHECKED} random sub-networks")
+        return dict(table.seconds)
+
+    return LatencyTable(*of, memory.shared("latency", measure))
 
 
 def count_costs(
@@ -349,10 +380,15 @@ def count_costs(
 
 
 def score_final(
-    chosen: Sequence[Candidate], supernet: Supernet, tasks: Mapping[str, Task], data: MultiTaskDataModule
+    chosen: Sequence[Candidate],
+    supernet: Supernet,
+    tasks: Mapping[str, Task],
+    data: MultiTaskDataModule,
+    weights: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Score chosen networks on the test images, delta_m against the largest sub-network's results there."""
-    scores = Evaluator(supernet, tasks, load_batches(data, "test")).evaluate([one.architecture for one in chosen])
+    evaluator = Evaluator(supernet, tasks, load_batches(data, "test"), weights=weights)
+    scores = evaluator.evaluate([one.architecture for one in chosen])
     return [
         {
             "architecture": one.architecture.to_dict(),

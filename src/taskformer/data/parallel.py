@@ -68,18 +68,21 @@ def run_jobs(
         msg = f"workers={workers} is not possible; expected 0 (this process) or more"
         raise ConfigError(msg)
     with progress_bar(label, len(items)) as advance:
-        for outcome in _run(iter(items), job, workers):
+        for outcome in _run(items, job, workers):
             advance()
             yield outcome
 
 
-def _run(left: Iterator[Item], job: Callable[[Item], Result], workers: int) -> Iterator[Outcome[Item, Result]]:
-    """Work in this process, and in others if it takes long."""
+def _run(items: Sequence[Item], job: Callable[[Item], Result], workers: int) -> Iterator[Outcome[Item, Result]]:
+    """Work in this process, and in others if that takes long and much is left."""
     start = time.monotonic()
-    for item in left:
+    for done, item in enumerate(items, start=1):
         yield Outcome(item, *_attempt(job, item))
-        if workers > 1 and time.monotonic() - start > PATIENCE_S:
-            yield from _in_pool(left, job, workers)
+        spent = time.monotonic() - start
+        left = spent / done * (len(items) - done)
+        if workers > 1 and spent > PATIENCE_S and left > 2 * PATIENCE_S:
+            yield from _in_pool(iter(items[done:]), job, workers)
+            return
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -111,10 +112,11 @@ class EdgeScores(SumMetric):
     """The boundary benchmark's scores: F-measures of thinned edges matched one to one within a tolerance.
 
     Matching is work for the processor: ``update`` copies the maps there and takes from tenths of a second to seconds
-    per image. Each image is counted alone and in integers, so that nothing depends on batches or processes.
+    per image. Each image is counted alone and in integers, within the smallest rectangle around its labelled pixels, so
+    that nothing depends on batches, padding or processes.
 
     Args:
-        max_dist: Tolerance as a fraction of the image diagonal; NYUD-v2 uses 0.011, PASCAL-Context 0.0075.
+        max_dist: Tolerance as a fraction of that rectangle's diagonal; NYUD-v2 uses 0.011, PASCAL-Context 0.0075.
         thresholds: Increasing, in (0, 1]; None takes 0.01, 0.02, ..., 0.99.
         nms: Whether probabilities are first suppressed off the ridges, as SEISM does.
         thin_truth: Whether true edges are thinned first; False takes them as they are.
@@ -150,7 +152,6 @@ class EdgeScores(SumMetric):
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add logits and edge maps in [0, 1], both ``(B, 1, H, W)``; pixels of at least 0.5 are edges."""
         require_same_shape(self, output, target)
-        radius = self.max_dist * math.hypot(*target.shape[-2:])
         valid = torch.isfinite(target)
         self.valid += valid.sum()
         # Where there is no label, nothing is predicted and nothing is to be found.
@@ -158,12 +159,17 @@ class EdgeScores(SumMetric):
         if self.as_bytes:
             probability = (probability * 255).floor() / 255
         edge = valid & (target >= 0.5)
-        for scores, truth in zip(probability[:, 0].cpu().numpy(), edge[:, 0].cpu().numpy(), strict=True):
+        images = (maps[:, 0].cpu().numpy() for maps in (probability, edge, valid))
+        for whole_scores, whole_truth, labelled in zip(*images, strict=True):
+            boxes = ndimage.find_objects(labelled.astype(np.uint8))
+            if not boxes:
+                continue
+            scores, truth = whole_scores[boxes[0]], whole_truth[boxes[0]]
             counts = count_matches(
                 suppress(scores) if self.nms else scores,
                 [thin(truth) if self.thin_truth else truth],
                 self.thresholds,
-                radius,
+                self.max_dist * math.hypot(*truth.shape),
             )
             self.counts += torch.from_numpy(counts).to(self.device)
             self.counts_at_best += torch.from_numpy(counts_at_best(counts)).to(self.device)

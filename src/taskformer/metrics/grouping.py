@@ -71,11 +71,11 @@ def sample_pixels(output: Tensor, target: Tensor, count: int, ignore_index: int 
     if height * width <= count:
         index = torch.arange(height * width, device=target.device).expand(len(target), -1)
     else:
-        steps = torch.tensor(STEPS, dtype=torch.float64, device=target.device)
-        places = torch.arange(count, dtype=torch.float64, device=target.device)[:, None] * steps  # (N, 2)
+        # A tensor of STEPS would be copied to the device, which waits for it.
+        places = torch.arange(count, dtype=torch.float64, device=target.device)
         # Shifted by a number that any change of the target changes.
-        shift = (target.sum(dim=(1, 2)).double()[:, None] * steps).frac().unsqueeze(1)  # (B, 1, 2)
-        rows, columns = (places + shift).frac().unbind(dim=-1)
+        shift = target.sum(dim=(1, 2)).double()[:, None]
+        rows, columns = ((places * step + (shift * step).frac()).frac() for step in STEPS)  # (B, N)
         index = (rows * height).long() * width + (columns * width).long()  # (B, N)
     segments = target.flatten(1).gather(1, index)
     points = output.flatten(2).gather(2, index.unsqueeze(1).expand(-1, output.shape[1], -1)).transpose(1, 2)

@@ -9,7 +9,7 @@ processor's caches; how much slower they are in a whole network is measured on a
 import json
 import platform
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -68,8 +68,7 @@ class LatencyTable:
         """Measure all parts, which takes seconds to a minute. Arguments as of the class."""
         table = cls(supernet, space, batch, size, torch.device(device), {})
         table = replace(table, seconds={SCALE: 1.0} | table._times(table._parts()))
-        ratios = [seconds / predicted for predicted, seconds in table._compared(WHOLE, seed=1)]
-        return replace(table, seconds={**table.seconds, SCALE: median(ratios)})
+        return replace(table, seconds={**table.seconds, SCALE: _ratio(table._compared(table._scaled_by()))})
 
     @classmethod
     def cached(
@@ -138,6 +137,9 @@ class LatencyTable:
     def check(self, n: int = 30, seed: int = 0) -> float:
         """Compare with random sub-networks that are run as a whole.
 
+        Processors change their speed by tens of percent within minutes. The networks that the table was scaled by
+        therefore run again beside the others, and predictions are taken at the speed of the moment.
+
         Args:
             n: How many.
             seed: Which ones.
@@ -145,16 +147,23 @@ class LatencyTable:
         Returns:
             The mean absolute error of the predictions in percent.
         """
-        return 100 * fmean(abs(predicted / seconds - 1) for predicted, seconds in self._compared(n, seed))
-
-    def _compared(self, n: int, seed: int) -> list[tuple[float, float]]:
-        """Predict and measure the seconds of random sub-networks."""
         rng = Random(seed)
-        networks = [self._extract(self.space.random(rng)) for _ in range(n)]
+        scaled_by = self._scaled_by()
+        pairs = self._compared([*scaled_by, *(self.space.random(rng) for _ in range(n))])
+        speed = _ratio(pairs[: len(scaled_by)])
+        return 100 * fmean(abs(speed * predicted / seconds - 1) for predicted, seconds in pairs[len(scaled_by) :])
+
+    def _scaled_by(self) -> list[Architecture]:
+        """Return the sub-networks that run as a whole to scale the sums of parts."""
+        rng = Random(1)
+        return [self.space.random(rng) for _ in range(WHOLE)]
+
+    def _compared(self, architectures: Sequence[Architecture]) -> list[tuple[float, float]]:
+        """Predict and measure the seconds of sub-networks."""
         image = self._image()
+        networks = [self._extract(architecture) for architecture in architectures]
         measured = self._times({str(index): partial(network, image) for index, network in enumerate(networks)})
-        predicted = [self.predict(network.architecture) for network in networks]
-        return list(zip(predicted, measured.values(), strict=True))
+        return [(self.predict(one), seconds) for one, seconds in zip(architectures, measured.values(), strict=True)]
 
     @torch.inference_mode()
     def _times(self, calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
@@ -223,6 +232,11 @@ class LatencyTable:
 def _run(unit: Unit, tokens: Tensor, streams: int, grid: Grid) -> object:
     """Run a unit on some streams side by side, as networks do."""
     return unit(tokens, grid) if streams == 1 else unit(torch.cat([tokens] * streams), grid).chunk(streams)
+
+
+def _ratio(pairs: Sequence[tuple[float, float]]) -> float:
+    """Return by how much measured times exceed predicted ones."""
+    return median(seconds / predicted for predicted, seconds in pairs)
 
 
 def _whole(architecture: Architecture) -> str:

@@ -73,7 +73,7 @@ def write_results(
     if not found:
         msg = f"no network has been evaluated completely, so there is nothing to write to {folder}"
         raise ConfigError(msg)
-    names = {record.candidate.architecture: name_of(record) for record in records}
+    names = {record.candidate.architecture: name_of(record) for record in records if record.key.origin == "evolution"}
     rows = []
     for candidate in found:
         name = names[candidate.architecture]
@@ -185,9 +185,9 @@ def load_search(folder: Path, storage: str | None = None) -> tuple[list[Objectiv
         raise ConfigError(msg)
     try:
         study = optuna.load_study(storage=open_storage(place), study_name=folder.name)
+        names = study.user_attrs["objectives"]
     except KeyError as error:
         raise ConfigError(msg) from error
-    names = study.user_attrs["objectives"]
     objectives = [
         Objective(name, "maximize" if direction == optuna.study.StudyDirection.MAXIMIZE else "minimize")
         for name, direction in zip(names, study.directions, strict=True)

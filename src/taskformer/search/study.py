@@ -286,12 +286,14 @@ class Search:
             known = {record.key: record for record in records if record.key in work}
             if len(known) == len(work) and all(record.state != TrialState.RUNNING for record in known.values()):
                 return [known[key] for key in work]
-            left = [] if self.study.worker else [record for record in known.values() if record.is_left()]
+            # This process evaluates nothing just now: what is its own is of one that died with the same number.
+            left = [record for record in known.values() if record.is_left() or self._is_own(record)]
+            left = [] if self.study.worker else left
             for record in left:
                 self.study.fail(record.number)
             mine = self.study.claim(self._some(work, known), self.costs)
             if mine:
-                self._evaluate(mine, front)
+                self._evaluate(self._reuse(mine, records), front)
             elif not left:
                 time.sleep(self.study.poll)
 
@@ -305,7 +307,23 @@ class Search:
         start = size * SystemRandom().randrange(ceil(len(free) / size))  # rarely what another process chooses
         return {key: work[key] for key in free[start : start + size]}
 
+    def _is_own(self, record: Record) -> bool:
+        return record.state == TrialState.RUNNING and record.owner == self.study.owner
+
+    def _reuse(self, mine: Sequence[Record], records: Sequence[Record]) -> list[Record]:
+        """Finish what the study has evaluated elsewhere (in a search that was lengthened) and return the rest."""
+        known = {record.candidate.architecture: record for record in records if record.state == TrialState.COMPLETE}
+        new = []
+        for record in mine:
+            if old := known.get(record.candidate.architecture):
+                self.study.finish(record, old.candidate.values, old.partial, complete=True)
+            else:
+                new.append(record)
+        return new
+
     def _evaluate(self, mine: Sequence[Record], front: Sequence[Partial]) -> None:
+        if not mine:
+            return
         try:
             architectures = [record.candidate.architecture for record in mine]
             for record, result in zip(mine, self.evaluate(architectures, front), strict=True):
