@@ -14,6 +14,7 @@ COMMANDS = {
     "fit": ("trainer", "train a model on a data set"),
     "validate": ("trainer", "evaluate on the validation split"),
     "test": ("trainer", "evaluate on the test split: results table, gallery, metrics.json"),
+    "export": ("export", "a trained network, or a supernet's sub-network, as an ONNX file"),
     "search": ("search", "find a trained supernet's best sub-networks for any budget; `search pick` takes one"),
     "predict": ("predict", "maps and pictures for your own photographs"),
     "evaluate": ("evaluate", "score saved predictions, ours or other people's, under any protocol"),

@@ -18,7 +18,7 @@ class Gallery(Callback):
 
     Args:
         images: How many images, spread evenly over the split.
-        every_n_epochs: Draw the validation images every so many epochs; the test images are always drawn.
+        every_n_epochs: Draw the validation images every so many epochs, 0: never; the test images are always drawn.
         width: Width in pixels at which each picture is drawn.
     """
 
@@ -31,7 +31,9 @@ class Gallery(Callback):
         """Draw the validation images now and then."""
         if not is_fitting(trainer):
             self._draw(trainer, pl_module, trainer.val_dataloaders, "val")
-        elif (trainer.current_epoch + 1) % self.every_n_epochs == 0 and not trainer.sanity_checking:
+        elif trainer.sanity_checking or not self.every_n_epochs:
+            return
+        elif (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._draw(trainer, pl_module, trainer.val_dataloaders, f"epoch_{trainer.current_epoch + 1:03d}")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -176,6 +176,9 @@ class SearchTrainer(Trainer):
         wanted = build_objectives(objectives, model.tasks)
         windows = [Window(name, *window) for name, window in vars(constraint).items() if window]
         folder = run / study
+        if predictor and "delta_m" not in objectives:
+            msg = f"the predictor learns delta_m, which is not among the objectives {list(objectives)}; leave it out"
+            raise ConfigError(msg)
         memory = SearchStudy(open_storage(storage or str(folder / "study.db")), study, wanted, windows, worker)
         settings: dict[str, Any] = {
             "seed": seed,

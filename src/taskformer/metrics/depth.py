@@ -1,5 +1,7 @@
 """Depth errors over all valid pixels of a data set."""
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -103,6 +105,9 @@ class DepthErrors(SumMetric):
         """Return the errors; ``delta1`` to ``delta3`` are fractions."""
         if not self.pixels:
             return empty_result(self)
+        if not self.ratios:
+            message = "DepthErrors saw no depth but infinite ones, errors of ratios are NaN"
+            warnings.warn(message, UserWarning, stacklevel=2)
         share = self.within.double() / self.ratios
         return {
             "rmse": (self.squared / self.pixels).sqrt(),

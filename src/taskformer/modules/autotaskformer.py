@@ -127,7 +127,7 @@ class AutoTaskFormer(MultiTaskModule):
             supernet.warm_start_copies()
         else:
             _load_weights(supernet, weights)
-        single = None if architecture is None else _read_architecture(architecture, len(tasks))
+        single = None if architecture is None else read_architecture(architecture, len(tasks))
         network: nn.Module = supernet if single is None else supernet.extract(single)
         super().__init__(tasks, network, loss_weights, optimizer, lr_scheduler, backbone_lr_scale=1.0)
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
@@ -261,7 +261,7 @@ def _given(choices: Mapping[str, list[Any] | None]) -> dict[str, Any]:
     return {key: tuple(values) for key, values in choices.items() if values is not None}
 
 
-def _read_architecture(source: str, num_tasks: int) -> Architecture:
+def read_architecture(source: str, num_tasks: int) -> Architecture:
     """Read an architecture from a JSON file, or from the JSON text that checkpoints hold."""
     text = source
     try:

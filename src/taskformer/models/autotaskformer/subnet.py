@@ -177,4 +177,6 @@ def _run(unit: Unit, streams: Sequence[Tensor], parents: Sequence[int], grid: Gr
     """Run some of the streams through one copy, as one batch."""
     if len(parents) == 1:
         return [unit(streams[parents[0]], grid)]
-    return unit(torch.cat([streams[parent] for parent in parents]), grid).chunk(len(parents))
+    together = unit(torch.cat([streams[parent] for parent in parents]), grid)
+    outputs: Sequence[Tensor] = together.unflatten(0, (len(parents), -1)).unbind()
+    return outputs

@@ -1,0 +1,78 @@
+"""``taskformer export``: files that other programs can run, and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import taskformer
+from taskformer.cli import main
+from taskformer.models.autotaskformer import Architecture
+from taskformer.modules import AutoTaskFormer
+
+TASKS = {"semseg": {"classes": ["a", "b", "c"]}, "depth": {}}
+SPLIT = Architecture(16, 2, (2.0, 2.0), (2, 1), ((0, 0), (1, 2), (0, 0), (0, 0)))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A supernet's checkpoint as `fit` writes it, trained on images of 24x40."""
+    torch.manual_seed(0)
+    model = AutoTaskFormer(
+        TASKS, "custom", embed_dims=[8, 16], depths=[1, 2], mlp_ratios=[2.0], num_heads=[1, 2], head_dim=8,
+        image_size=(24, 40), patch_size=8, head="linear",
+    )  # fmt: skip
+    model.train_size.copy_(torch.tensor([24, 40]))
+    saved = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
+    model.on_save_checkpoint(saved)
+    path = tmp_path_factory.mktemp("export") / "last.ckpt"
+    torch.save(saved, path)
+    return path
+
+
+def test_a_sub_network_gives_its_outputs_for_any_batch(checkpoint, tmp_path):
+    pytest.importorskip("onnxscript", reason="torch's exporter needs the extra 'export'")
+    runtime = pytest.importorskip("onnxruntime", reason="running needs the extra 'export'")
+    file, out = tmp_path / "arch.json", tmp_path / "out" / "sub.onnx"
+    file.write_text(SPLIT.to_json())
+    main(["export", str(checkpoint), f"--architecture={file}", f"--out={out}"])
+    assert [path.name for path in out.parent.iterdir()] == ["sub.onnx"]
+    session = runtime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    network = taskformer.load(checkpoint).network
+    for batch in (1, 3):
+        image = torch.randn(batch, 3, 24, 40)
+        found = dict(zip(TASKS, session.run(list(TASKS), {"image": image.numpy()}), strict=True))
+        with torch.no_grad():
+            expected = network(image, SPLIT)
+        for task, values in expected.items():
+            np.testing.assert_allclose(found[task], values, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--architecture={missing}"], "cannot read the architecture"),
+        (["--architecture={large}"], "needs 32 embed_dim, the supernet holds 16"),
+        (["--size=[0,40]"], "images' size is 0x40"),
+    ],
+)
+def test_mistakes_are_named_and_nothing_is_written(checkpoint, tmp_path, capsys, arguments, message):
+    pytest.importorskip("onnxruntime", reason="export needs the extra 'export'")
+    large = tmp_path / "large.json"
+    large.write_text(json.dumps(SPLIT.to_dict() | {"embed_dim": 32}))
+    places = {"missing": tmp_path / "none.json", "large": large}
+    out = tmp_path / "out" / "sub.onnx"
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", str(checkpoint), f"--out={out}", *(argument.format(**places) for argument in arguments)])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not Path(out).exists()
+
+
+def test_without_the_extra_the_package_to_install_is_named(checkpoint, monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(SystemExit):
+        main(["export", str(checkpoint)])
+    assert "taskformer[export]" in capsys.readouterr().err
