@@ -55,13 +55,15 @@ def main(argv: list[str]) -> None:
 
 
 def spell_out(argv: Sequence[str]) -> list[str]:
-    """Write ``--constraint.NAME LOW HIGH`` and a bare ``--worker`` as the parser takes them."""
+    """Write ``--constraint.NAME LOW HIGH``, a bare ``--worker`` and ``--device`` as the parser takes them."""
     words: list[str] = []
     left = list(argv)
     while left:
         word = left.pop(0)
         if word.startswith("--constraint.") and len(left) > 1 and all(map(_is_number, left[:2])):
             word += f"=[{left.pop(0)},{left.pop(0)}]"
+        elif word == "--device" or word.startswith("--device="):
+            word = word.replace("--device", "--latency.device", 1)
         elif word == "--worker" and left[:1] not in (["true"], ["false"]):
             word += "=true"
         words.append(word)

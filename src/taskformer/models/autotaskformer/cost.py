@@ -53,16 +53,14 @@ class Cost:
 
     def _unit_macs(self, unit: int, grid: tuple[int, int]) -> int:
         width, inner = self.architecture.embed_dim, self._inner(unit)
-        patches = grid[0] * grid[1]
-        tokens = 1 + patches
+        tokens = 1 + grid[0] * grid[1]
         if unit % 2:
             return 2 * tokens * width * inner
         places = 1 + grid[0] + grid[1]
         heads = inner // self.head_dim
         products = 2 * tokens**2 * (self.head_dim + places)  # logits and mixture, with the places as channels
-        distances = 2 * self.max_relative + 1
-        # Of the keys and of the values: the products with all vectors, the choice of those between two places.
-        positions = 2 * (tokens * (1 + 2 * distances) * self.head_dim + patches * distances * (grid[0] + grid[1]))
+        vectors = 2 + 2 * (2 * self.max_relative + 1)  # by distance, the class token's and none
+        positions = 2 * tokens * vectors * self.head_dim  # of the keys and of the values
         return 4 * tokens * width * inner + heads * (products + positions)
 
     def _inner(self, unit: int) -> int:

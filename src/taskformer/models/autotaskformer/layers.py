@@ -69,16 +69,15 @@ class Grid(NamedTuple):
     Attributes:
         height: Patches h from top to bottom.
         width: Patches w from left to right.
-        rows: For each pair of rows, one-hot, the distance from the first to the second, ``(h, h, distances)``.
-        columns: The same for columns, ``(w, w, distances)``.
         places: The place of each token, ``(1 + h*w, 1 + h + w)``.
+        vectors: For each token and each part of a place the number of the vector between them in
+            :meth:`RelativePositions.table`, ``(1 + h*w, 1 + h + w)``.
     """
 
     height: int
     width: int
-    rows: Tensor
-    columns: Tensor
     places: Tensor
+    vectors: Tensor
 
     @classmethod
     def of(cls, height: int, width: int, max_relative: int, like: Tensor) -> Self:
@@ -86,7 +85,16 @@ class Grid(NamedTuple):
         rows, columns = (torch.eye(count, device=like.device, dtype=like.dtype) for count in (height, width))
         patches = torch.cat([rows.repeat_interleave(width, 0), columns.repeat(height, 1)], dim=1)
         places = torch.block_diag(torch.ones_like(rows[:1, :1]), patches)
-        return cls(height, width, _distances(rows, max_relative), _distances(columns, max_relative), places)
+        vertical, horizontal = (_distances(count, max_relative, like.device) for count in (height, width))
+        first, none = 2 + 2 * max_relative, 3 + 4 * max_relative  # the first horizontal vector, the one of zeros
+        # From patches: the class token's vector, then those by distance.
+        to_rows = 1 + vertical.repeat_interleave(width, 0)  # (h*w, h)
+        to_columns = first + horizontal.repeat(height, 1)  # (h*w, w)
+        from_patches = torch.cat([torch.zeros_like(to_rows[:, :1]), to_rows, to_columns], dim=1)
+        # From the class token: its vector to every token once, as every patch has one row.
+        from_class = torch.zeros_like(from_patches[:1])
+        from_class[:, 1 + height :] = none
+        return cls(height, width, places, torch.cat([from_class, from_patches]))
 
 
 class RelativePositions(nn.Module):
@@ -109,30 +117,20 @@ class RelativePositions(nn.Module):
             nn.init.trunc_normal_(table, std=0.02)
 
     def towards(self, queries: Tensor, grid: Grid) -> Tensor:
-        """Multiply each query ``(B, heads, N, d)`` with the vectors to every place: ``(B, heads, N, 1 + h + w)``.
-
-        The class token's query gets zeros: its vector to every key is the same, which a softmax does not see.
-        """
-        products = (queries @ self._table().T)[:, :, 1:].unflatten(2, (grid.height, grid.width))
-        to_class, vertical, horizontal = products.split([1, grid.rows.shape[-1], grid.columns.shape[-1]], dim=-1)
-        rows = torch.einsum("bnrcm,rkm->bnrck", vertical, grid.rows)
-        columns = torch.einsum("bnrcm,ckm->bnrck", horizontal, grid.columns)
-        return F.pad(torch.cat([to_class, rows, columns], dim=-1).flatten(2, 3), (0, 0, 1, 0))
+        """Multiply each query ``(B, heads, N, d)`` with its vectors to every place: ``(B, heads, N, 1 + h + w)``."""
+        products = queries @ self.table().T
+        return products.gather(-1, grid.vectors.expand(*queries.shape[:2], -1, -1))
 
     def mixed(self, attention: Tensor, grid: Grid) -> Tensor:
         """Sum each token's vectors to every place, weighted by ``(B, heads, N, 1 + h + w)``: ``(B, heads, N, d)``."""
-        places = attention[:, :, 1:].unflatten(2, (grid.height, grid.width))
-        to_class, to_rows, to_columns = places.split([1, grid.height, grid.width], dim=-1)
-        vertical = torch.einsum("bnrck,rkm->bnrcm", to_rows, grid.rows)
-        horizontal = torch.einsum("bnrck,ckm->bnrcm", to_columns, grid.columns)
-        weights = torch.cat([to_class, vertical, horizontal], dim=-1).flatten(2, 3)
-        # The class token has one vector for all its attention, which sums to one.
-        own = F.pad(torch.ones_like(weights[:, :, :1, :1]), (0, weights.shape[-1] - 1))
-        return torch.cat([own, weights], dim=2) @ self._table()
+        table = self.table()
+        weights = attention.new_zeros(*attention.shape[:3], len(table))
+        return weights.scatter_add(-1, grid.vectors.expand_as(attention), attention) @ table
 
-    def _table(self) -> Tensor:
-        """Return all vectors: the class token's, then by vertical, then by horizontal distance."""
-        return torch.cat([self.vertical[:1] + self.horizontal[:1], self.vertical[1:], self.horizontal[1:]])
+    def table(self) -> Tensor:
+        """Return all vectors: the class token's, then by vertical, then by horizontal distance, then zeros."""
+        own = self.vertical[:1] + self.horizontal[:1]
+        return torch.cat([own, self.vertical[1:], self.horizontal[1:], torch.zeros_like(own)])
 
 
 class RelativeAttention(nn.Module):
@@ -380,8 +378,7 @@ def filled(layer: Affine, weight: Tensor, bias: Tensor | None) -> Affine:
     return layer
 
 
-def _distances(eye: Tensor, max_relative: int) -> Tensor:
-    """Return the clamped distance from each of n places to each, one-hot: ``(n, n, 2 * max_relative + 1)``."""
-    places = torch.arange(len(eye), device=eye.device)
-    distances = (places - places[:, None]).clamp(-max_relative, max_relative) + max_relative
-    return F.one_hot(distances, 2 * max_relative + 1).to(eye.dtype)
+def _distances(count: int, max_relative: int, device: torch.device) -> Tensor:
+    """Return the clamped distance from each of some places to each, from 0 on: ``(count, count)``."""
+    places = torch.arange(count, device=device)
+    return (places - places[:, None]).clamp(-max_relative, max_relative) + max_relative
