@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from taskformer.callbacks.run_folder import data_module
 from taskformer.data.predictions import without_padding, write_prediction
 from taskformer.errors import ConfigError
 from taskformer.modules.base import MultiTaskModule
@@ -30,7 +31,7 @@ class Predictions(Callback):
         Raises:
             ConfigError: If predictions of a mixture are to be saved.
         """
-        if self.save and hasattr(_data(trainer), "parts"):
+        if self.save and hasattr(data_module(trainer), "parts"):
             msg = "--predictions.save works with one data set at a time; test the parts of the mixture one by one"
             raise ConfigError(msg)
 
@@ -41,12 +42,7 @@ class Predictions(Callback):
         if not self.save or getattr(trainer, "fast_dev_run", False) or not isinstance(pl_module, MultiTaskModule):
             return
         folder = Path(trainer.default_root_dir) / "predictions"
-        meta, transforms = batch["meta"], _data(trainer).eval_transforms
+        meta, transforms = batch["meta"], data_module(trainer).eval_transforms
         for name, task in pl_module.tasks.items():
             for output, image, size in zip(outputs[name], meta["id"], meta["size"], strict=True):
                 write_prediction(folder, task, image, without_padding(output, size, transforms))
-
-
-def _data(trainer: Trainer) -> Any:
-    """The run's data module."""
-    return trainer.datamodule  # type: ignore[attr-defined]  # the Trainer gets it when it starts

@@ -13,7 +13,7 @@ from torchmetrics import MetricCollection
 from taskformer._version import __version__
 from taskformer.callbacks.baselines import Comparison, compare_with_baselines, run_facts
 from taskformer.callbacks.per_image import ImageScores, write_rows
-from taskformer.callbacks.run_folder import git_revision, is_fitting, run_folder
+from taskformer.callbacks.run_folder import data_module, git_revision, is_fitting, run_folder
 from taskformer.callbacks.tables import Scores, better, latex_table, markdown_classes, markdown_table, screen_table
 from taskformer.errors import ConfigError
 from taskformer.files import write_json, write_text
@@ -114,7 +114,7 @@ class ResultsTable(Callback):
         """Fit every task's constant to training targets."""
         if not self.constant:
             return
-        dataset = _data(trainer).evaluation_dataset("train")
+        dataset = data_module(trainer).evaluation_dataset("train")
         indices = np.linspace(0, len(dataset) - 1, min(CONSTANT_IMAGES, len(dataset))).round().astype(int)
         targets = [dataset[int(index)]["targets"] for index in indices]
         for name, task in module.tasks.items():
@@ -131,7 +131,7 @@ class ResultsTable(Callback):
         folder = run_folder(trainer)
         if folder is None:
             return
-        facts = run_facts(module, _data(trainer), "test", int(counted))
+        facts = run_facts(module, data_module(trainer), "test", int(counted))
         results = module.results["test"]
         comparison, reason = self._compare(facts, module, results)
         scores = Scores(module.tasks, results, constant, class_table(module, "test"), comparison)
@@ -204,7 +204,7 @@ def model_card(trainer: Trainer, module: MultiTaskModule, title: str, scores: Sc
     """Describe the model next to its numbers."""
     parameters = sum(parameter.numel() for parameter in module.network.parameters())
     settings = {key: value for key, value in module.hparams.items() if key != "tasks"}
-    data = _data(trainer)
+    data = data_module(trainer)
     return "\n".join(
         [
             f"# {type(module).__name__} on {data.name if data else 'unknown data'}",
@@ -219,11 +219,6 @@ def model_card(trainer: Trainer, module: MultiTaskModule, title: str, scores: Sc
             markdown_table(scores),
         ]
     )
-
-
-def _data(trainer: Trainer) -> Any:
-    """The run's data module."""
-    return trainer.datamodule  # type: ignore[attr-defined]  # the Trainer gets it when it starts
 
 
 def _floats(values: dict[str, torch.Tensor]) -> dict[str, float]:

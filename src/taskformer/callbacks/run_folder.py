@@ -54,6 +54,11 @@ def run_folder(trainer: Trainer) -> Path | None:
     return Path(trainer.default_root_dir)
 
 
+def data_module(trainer: Trainer) -> Any:
+    """Return the run's data module."""
+    return trainer.datamodule  # type: ignore[attr-defined]  # the Trainer gets it when it starts
+
+
 def is_fitting(trainer: Trainer) -> bool:
     """Whether this is ``fit`` (also during its validation epochs) and not an evaluation on its own."""
     return trainer.state.fn == TrainerFn.FITTING
