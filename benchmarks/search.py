@@ -3,7 +3,7 @@
 Usage: python benchmarks/search.py [--run RUN] [--population 50] [--naive 5] [--threads 1] [--json FILE]
 
 The sub-networks are those of a search for delta_m and parameters: a random generation, then one bred from it, whose
-sub-networks are alike and some of which stop half-way. The plain way takes one at a time, some of the same ones: it
+sub-networks are alike and some of which stop early. The plain way takes one at a time, some of the same ones: it
 extracts the network, decodes the validation images anew and computes all metrics of ``validate``. Both run on the same
 processor in the same process; the rates are per minute of processor time, because other programs may run beside.
 
@@ -27,11 +27,12 @@ from taskformer.data import RoomsDataModule
 from taskformer.files import write_json
 from taskformer.models.autotaskformer import Architecture, Supernet
 from taskformer.modules import AutoTaskFormer
-from taskformer.search.evaluate import Evaluator, Partial
+from taskformer.search.evaluate import Evaluator
 from taskformer.search.evolution import Evolution
 from taskformer.search.latency import LatencyTable
 from taskformer.search.objectives import Candidate, build_objectives, front
 from taskformer.search.predictor import Predictor
+from taskformer.search.rivals import Rival, Rivals
 from taskformer.tasks import Task
 
 T = TypeVar("T")
@@ -101,12 +102,9 @@ def _rates(
         Candidate(each, {"delta_m": result.delta_m, "params": costs(each)[0]})
         for each, result in zip(first, scored, strict=True)
     ]
-    partials = {each: result.partial for each, result in zip(first, scored, strict=True)}
-    rivals = [
-        Partial(partial, costs(best.architecture))
-        for best in front(candidates, objectives)
-        if (partial := partials[best.architecture]) is not None
-    ]
+    courses = {each: result.course for each, result in zip(first, scored, strict=True)}
+    best = [Rival(courses[one.architecture], costs(one.architecture)) for one in front(candidates, objectives)]
+    rivals = Rivals.of(best, list(courses.values()))
     second = evolution.generation(1, candidates, first)
     bred_seconds, bred = _timed(lambda: evaluator.evaluate(second, rivals))
     plain_bred_seconds, _ = _timed(lambda: [_plainly(supernet, tasks, data, each) for each in second[::step]])
@@ -125,7 +123,7 @@ def _rates(
         results[f"{name}: times the plain way"] = plains / ours
     return {
         **results,
-        "stopped half-way (%)": 100 * (1 - len(whole) / len(second)),
+        "stopped early (%)": 100 * (1 - len(whole) / len(second)),
         "largest relative difference of a score": max(differences),
         "rank correlation of the predictor": Predictor(supernet.space).rank_correlation([*candidates, *whole]),
     }

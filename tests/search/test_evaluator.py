@@ -1,5 +1,6 @@
 """Scores of sub-networks: those of the plain way, alone or together, and no more computed than needed."""
 
+import math
 from dataclasses import replace
 from random import Random
 
@@ -10,7 +11,8 @@ from torch import nn
 from taskformer.errors import ConfigError
 from taskformer.metrics import delta_m
 from taskformer.models.autotaskformer import Architecture, SearchSpace, Supernet
-from taskformer.search.evaluate import Evaluator, Partial
+from taskformer.search.evaluate import Evaluator
+from taskformer.search.rivals import Rival, Rivals
 from taskformer.tasks import build_tasks
 
 TASKS = build_tasks(
@@ -96,8 +98,11 @@ def test_values_are_those_of_the_extracted_networks_and_the_tasks_metrics(sharin
     for architecture, result in zip(architectures, evaluator.evaluate(architectures), strict=True):
         assert result.tasks == pytest.approx(plainly(supernet, architecture, data), rel=1e-4)
         assert result.delta_m == pytest.approx(delta_m(result.tasks, evaluator.reference, SENSES))
-        first = plainly(supernet, architecture, data[:2])
-        assert result.partial == pytest.approx(delta_m(first, evaluator.reference, SENSES), rel=1e-3)
+        course = [
+            delta_m(plainly(supernet, architecture, data[:n]), evaluator.reference, SENSES)
+            for n in range(1, 1 + len(data))
+        ]
+        assert result.course == pytest.approx(course, rel=1e-3)
         assert result.complete
 
 
@@ -151,7 +156,7 @@ def test_delta_m_is_measured_against_the_largest_network_or_what_is_given():
     assert result.delta_m == pytest.approx(100 * sum(gains) / 3, rel=1e-4)
 
 
-def test_those_dominated_at_the_half_by_the_front_stop_there():
+def test_those_whom_rivals_beat_after_a_batch_stop_there():
     supernet, data = build(), batches()
     small, large = supernet.space.smallest(), supernet.space.largest()
 
@@ -160,16 +165,27 @@ def test_those_dominated_at_the_half_by_the_front_stop_there():
 
     evaluator = Evaluator(supernet, TASKS, data, costs=costs)
     whole = evaluator.evaluate([small, large])
-    better = [1 + max(result.partial for result in whole)]
-    middle = (costs(small)[0] + costs(large)[0]) / 2
-    stopped = evaluator.evaluate([small, large], [Partial(better[0], (middle,))])
-    assert stopped[0] == whole[0]  # cheaper than who is better
-    assert not stopped[1].complete
-    assert stopped[1].partial == stopped[1].delta_m == whole[1].partial
-    assert stopped[1].tasks == pytest.approx(plainly(supernet, large, data[:2]), rel=1e-4)
-    # Who is equal dominates nobody, and neither does company.
-    assert evaluator.evaluate([small, large], [Partial(whole[1].partial, (0.0,))])[1].complete
     assert all(result.complete for result in whole)
+    middle = (costs(small)[0] + costs(large)[0]) / 2
+
+    def stopped_by(advantages, margins):
+        """Compare with one that is so much better than each of both, after each batch."""
+        course = tuple(
+            max(pair) + more for *pair, more in zip(whole[0].course, whole[1].course, advantages, strict=True)
+        )
+        return evaluator.evaluate([small, large], Rivals((Rival(course, (middle,)),), margins))
+
+    later = [5.0, *[-1e9] * (len(data) - 2), 5.0]
+    assert stopped_by(later, (1e9,) * len(data)) == whole  # not clearly enough
+    cheap, dear = stopped_by([-1e9, 5.0, *[-1e9] * (len(data) - 2)], (0.0,) * len(data))
+    assert cheap == whole[0]  # cheaper than who is better
+    assert not dear.complete
+    assert dear.course == whole[1].course[:2]
+    assert dear.tasks == pytest.approx(plainly(supernet, large, data[:2]), rel=1e-4)
+    # Behind on all images is a result; and who is equal beats nobody.
+    assert stopped_by([-1e9] * (len(data) - 1) + [5.0], (0.0,) * len(data)) == whole
+    equal = Rivals((Rival(whole[1].course),), (0.0,) * len(data))
+    assert Evaluator(supernet, TASKS, data).evaluate([large], equal)[0].complete
 
 
 def test_tasks_may_have_weights():
@@ -180,18 +196,31 @@ def test_tasks_may_have_weights():
     assert gains[1].delta_m == pytest.approx((3 * gains[0].delta_m + 4 * depth) / 7)
 
 
-def test_all_may_stop_at_the_half():
+def test_all_may_stop():
     supernet, data = build(), batches(2)
-    results = Evaluator(supernet, TASKS, data, REFERENCE).evaluate([supernet.space.smallest()], [Partial(1e9)])
-    assert [result.complete for result in results] == [False]
+    rivals = Rivals((Rival((1e9, 1e9)),), (0.0, 0.0))
+    results = Evaluator(supernet, TASKS, data, REFERENCE).evaluate([supernet.space.smallest()], rivals)
+    assert [(result.complete, len(result.course)) for result in results] == [(False, 1)]
 
 
-def test_a_single_batch_has_no_half():
+def test_a_single_batch_stops_nobody():
     supernet = build()
     evaluator = Evaluator(supernet, TASKS, batches(1), REFERENCE)
-    result = evaluator.evaluate([supernet.space.smallest()], [Partial(1e9)])[0]
-    assert result.partial is None
+    result = evaluator.evaluate([supernet.space.smallest()], Rivals((Rival((1e9,)),), (0.0,)))[0]
     assert result.complete
+    assert len(result.course) == 1
+
+
+def test_margins_are_half_a_deviation_of_what_remaining_images_change():
+    courses = [(4.0, 2.0, 1.0), (3.0, 3.0, 2.0), (8.0, 4.0, 3.0)]  # to come: -3 -1, -1 -1, -5 -1
+    rivals = Rivals.of([Rival(courses[2], (7.0, 1.0))], courses)
+    assert rivals.margins == pytest.approx((1.0, 0.0, 0.0))
+    assert rivals.beat([6.9], (7.0, 1.5))
+    assert not rivals.beat([7.1], (7.0, 1.5))  # not clearly
+    assert not rivals.beat([6.9], (6.9, 1.5))  # it costs less
+    assert rivals.beat([7.1, 3.9], (7.0, 1.0))
+    assert not rivals.beat([math.nan], (7.0, 1.5))
+    assert not Rivals.of([Rival((1e9,))], [(1e9,)]).beat([0.0], ())  # one alone tells nothing of what may change
 
 
 def test_the_supernet_is_put_into_evaluation_mode():

@@ -101,7 +101,7 @@ def test_wrong_times_of_some_parts_are_an_error(made_up):
 
 def test_all_of_a_space_can_be_predicted_from_real_measurements(monkeypatch):
     monkeypatch.setattr(latency, "BLOCK", 0.001)
-    monkeypatch.setattr(latency, "ROUNDS", 1)
+    monkeypatch.setattr(latency, "PATIENCE", 1)
     supernet = build("binary")
     space = replace(supernet.space, embed_dims=(12,), num_heads=(1, 2), mlp_ratios=(2.0,))
     measured = LatencyTable.measure(supernet, space, 1, SIZE, "cpu")
@@ -109,6 +109,22 @@ def test_all_of_a_space_can_be_predicted_from_real_measurements(monkeypatch):
     rng = Random(0)
     assert all(measured.predict(space.random(rng)) > 0 for _ in range(50))
     assert measured.check(2) >= 0
+
+
+def test_calls_take_turns_until_the_best_time_of_each_has_come_again(monkeypatch):
+    now = 0.0
+    calls = dict.fromkeys(("short", "long"), 0)
+
+    def work(name, seconds):  # another program takes three quarters of the processor four times of five
+        nonlocal now
+        calls[name] += 1
+        now += seconds * (4 if calls[name] % 5 else 1)
+
+    monkeypatch.setattr(latency.time, "thread_time", lambda: now)
+    monkeypatch.setattr(latency.torch, "get_num_threads", lambda: 1)
+    seconds = table(build())._times({"short": lambda: work("short", 0.1), "long": lambda: work("long", 0.7)})
+    assert seconds == pytest.approx({"short": 0.1, "long": 0.7})
+    assert calls == {"short": 15, "long": 15}  # until the best time came three times
 
 
 def test_other_sizes_are_refused(made_up):

@@ -32,7 +32,7 @@ def record(origin, generation, slot, values, state=TrialState.COMPLETE, architec
 
 @pytest.fixture(scope="module")
 def records():
-    """Three generations of two origins, each network once; some stopped half-way, one running."""
+    """Three generations of two origins, each network once; some stopped early, one running."""
     rng, unseen = Random(0), iter(architectures())
     made = []
     for origin, generation, slot in product(("evolution", "random"), range(3), range(6)):
@@ -204,7 +204,7 @@ def make_study(storage, name, records):
     costs = {one.candidate.architecture: dict(one.candidate.values) for one in records}
     study = SearchStudy(open_storage(storage), name, OBJECTIVES)
     for one in study.claim({one.key: one.candidate.architecture for one in records}, costs.__getitem__):
-        study.finish(one, costs[one.candidate.architecture], None, True)
+        study.finish(one, costs[one.candidate.architecture], (), True)
 
 
 @pytest.mark.parametrize("storage", [None, "study.journal"])

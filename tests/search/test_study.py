@@ -7,6 +7,7 @@ import socket
 import time
 from collections import Counter
 from random import Random
+from statistics import stdev
 
 import optuna
 import pytest
@@ -14,9 +15,10 @@ from optuna.trial import TrialState
 
 from taskformer.errors import ConfigError
 from taskformer.models.autotaskformer import SearchSpace
-from taskformer.search.evaluate import Partial, Result
+from taskformer.search.evaluate import Result
 from taskformer.search.evolution import Evolution
 from taskformer.search.objectives import Candidate, Objective, Window, best
+from taskformer.search.rivals import NOBODY
 from taskformer.search.study import STALE, Key, Round, Search, SearchStudy, open_storage, read_records
 
 SPACE = SearchSpace((8, 16, 24), (2, 3, 5), (2.0, 3.5, 4.0), (1, 2), num_tasks=3, sharing="binary")
@@ -31,8 +33,8 @@ def costs(architecture):
     return {"params": architecture.embed_dim * sizes / 2, "macs": float(architecture.depth)}
 
 
-def evaluate(architectures, front, seconds=0.0, log=None):
-    """A fake evaluator with the real one's contract: it stops what a finished candidate dominates half-way."""
+def evaluate(architectures, rivals=NOBODY, seconds=0.0, log=None):
+    """A fake evaluator with the real one's contract: it stops what finished candidates beat after the first of two."""
     results = []
     for architecture in architectures:
         time.sleep(seconds)
@@ -41,9 +43,9 @@ def evaluate(architectures, front, seconds=0.0, log=None):
                 handle.write(f"{os.getpid()} {architecture.to_json()}\n")
         rng = Random(architecture.to_json())
         half = rng.gauss(sum(architecture.num_heads), 1)
-        beaten = any(one.dominates(Partial(half, (costs(architecture)["params"],))) for one in front)
-        delta = half if beaten else half + rng.gauss(0, 0.1)
-        results.append(Result({"depth": 1 / (1 + delta**2)}, delta, half, not beaten))
+        beaten = rivals.beat([half], (costs(architecture)["params"],))
+        course = (half,) if beaten else (half, half + rng.gauss(0, 0.1))
+        results.append(Result({"depth": 1 / (1 + course[-1] ** 2)}, course, not beaten))
     return results
 
 
@@ -63,7 +65,7 @@ def rounds():
 def run(storage, log=None, seconds=0.0, worker=False, report=lambda _: None):
     """Be one process of a search."""
     study = SearchStudy(open_storage(str(storage)), "toy", OBJECTIVES, [WINDOW], worker=worker, poll=0.05)
-    Search(study, lambda some, front: evaluate(some, front, seconds, log), costs, batch=3).run(rounds(), report)
+    Search(study, lambda some, rivals: evaluate(some, rivals, seconds, log), costs, batch=3).run(rounds(), report)
     return study
 
 
@@ -76,7 +78,7 @@ def start(*arguments):
 def contents(storage):
     """All that a finished study says, by place."""
     study = optuna.load_study(study_name="toy", storage=open_storage(str(storage)))
-    return {record.key: (record.candidate, record.state, record.partial) for record in read_records(study)}
+    return {record.key: (record.candidate, record.state, record.course) for record in read_records(study)}
 
 
 def evaluations(log):
@@ -95,11 +97,11 @@ def test_a_study_holds_every_generation_and_what_optuna_needs(alone):
     found = contents(alone)
     assert set(found) == {Key("evolution", g, s) for g in range(GENERATIONS) for s in range(POPULATION)}
     assert len({candidate.architecture for candidate, _, _ in found.values()}) == len(found)
-    for candidate, state, partial in found.values():
-        [expected] = evaluate([candidate.architecture], [])
+    for candidate, state, course in found.values():
+        [expected] = evaluate([candidate.architecture])
         assert candidate.values["params"] == costs(candidate.architecture)["params"]
         assert 40 <= candidate.values["params"] <= 150
-        assert partial == expected.partial
+        assert course == expected.course[: len(course)]
         if state == TrialState.COMPLETE:
             assert candidate.values["delta_m"] == expected.delta_m
     study = optuna.load_study(study_name="toy", storage=open_storage(str(alone)))
@@ -112,19 +114,27 @@ def test_a_study_holds_every_generation_and_what_optuna_needs(alone):
     assert all(max(trial.constraints.values()) <= 0 for trial in study.trials)
 
 
-def test_a_candidate_stops_only_where_an_earlier_generation_beats_it(alone):
+def test_a_candidate_stops_where_the_front_of_earlier_generations_clearly_beats_it(alone):
     found = contents(alone)
     states = Counter(state for _, state, _ in found.values())
     assert states[TrialState.PRUNED] > 0
-    for key, (candidate, state, partial) in found.items():
+    for key, (candidate, state, course) in found.items():
         earlier = [
-            (other.values["params"], half)
-            for place, (other, ended, half) in found.items()
+            (other.values["params"], theirs)
+            for place, (other, ended, theirs) in found.items()
             if place.generation < key.generation and ended == TrialState.COMPLETE
         ]
-        beaten = any(half > partial and size <= candidate.values["params"] for size, half in earlier)
-        # What is dominated by any complete candidate half-way, but by none of the front, goes on.
-        assert beaten or state == TrialState.COMPLETE
+        if not earlier:
+            assert state == TrialState.COMPLETE
+            continue
+        margin = stdev(half - whole for _, (half, whole) in earlier) / 2
+        best_of = [
+            (size, half)
+            for size, (half, whole) in earlier
+            if not any(other <= size and better > whole for other, (_, better) in earlier)
+        ]
+        beaten = any(half > course[0] + margin and size <= candidate.values["params"] for size, half in best_of)
+        assert beaten == (state == TrialState.PRUNED)
 
 
 # The lock of a journal's killed process is broken after half a minute.
@@ -158,7 +168,7 @@ def test_workers_share_the_work_and_repeat_nothing(alone, tmp_path, name):
 
 
 def test_a_finished_study_evaluates_nothing(alone):
-    def fail(architectures, front):
+    def fail(architectures, rivals):
         raise AssertionError
 
     study = SearchStudy(open_storage(str(alone)), "toy", OBJECTIVES, [WINDOW])
@@ -168,7 +178,7 @@ def test_a_finished_study_evaluates_nothing(alone):
 
 
 def test_an_error_frees_what_was_taken(tmp_path):
-    def fail(architectures, front):
+    def fail(architectures, rivals):
         raise KeyboardInterrupt
 
     study = SearchStudy(open_storage(str(tmp_path / "study.db")), "toy", OBJECTIVES, [WINDOW])
@@ -202,8 +212,8 @@ def test_a_trial_that_was_given_up_stays_so(tmp_path):
     assert study.claim({Key("evolution", 0, 0): architecture}, costs) == []  # taken
     study.fail(first.number)
     [second] = study.claim({Key("evolution", 0, 0): architecture}, costs)
-    study.finish(first, {"delta_m": 1.0, "params": 1.0}, None, True)  # its process was only slow
-    study.finish(second, {"delta_m": 2.0, "params": 2.0}, None, True)
+    study.finish(first, {"delta_m": 1.0, "params": 1.0}, (), True)  # its process was only slow
+    study.finish(second, {"delta_m": 2.0, "params": 2.0}, (), True)
     [record] = study.records()
     assert record.candidate == Candidate(architecture, {"delta_m": 2.0, "params": 2.0})
 
@@ -211,7 +221,7 @@ def test_a_trial_that_was_given_up_stays_so(tmp_path):
 def test_what_cannot_be_compared_is_no_result(tmp_path):
     study = SearchStudy(open_storage(str(tmp_path / "study.db")), "toy", OBJECTIVES, [WINDOW])
     [record] = study.claim({Key("evolution", 0, 0): SPACE.smallest()}, costs)
-    study.finish(record, {"delta_m": float("nan"), "params": 1.0}, None, True)
+    study.finish(record, {"delta_m": float("nan"), "params": 1.0}, (0.5, float("nan")), True)
     assert study.study.trials[0].state == TrialState.PRUNED
     assert study.study.best_trials == []
 
@@ -252,7 +262,7 @@ def test_what_is_known_from_another_place_is_not_evaluated_again(alone, tmp_path
     study = SearchStudy(open_storage(str(tmp_path / "study.db")), "toy", OBJECTIVES, [WINDOW])
     [*some] = Evolution(SPACE, OBJECTIVES, lambda one: WINDOW.admits(costs(one))).generation(0, [], set())[:4]
     log = tmp_path / "log"
-    search = Search(study, lambda new, front: evaluate(new, front, log=log), costs)
+    search = Search(study, lambda new, rivals: evaluate(new, rivals, log=log), costs)
     search.run([Round("random", 0, lambda _: some[:3])])
     search.run([Round("evolution", 0, lambda _: some)])
     assert set(evaluations(log).values()) == {1}

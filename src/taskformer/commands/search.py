@@ -157,7 +157,7 @@ class SearchTrainer(Trainer):
             study: Name of the study, and of its folder in the run folder.
             worker: Help a search that another process began, with the same settings, until it ends.
             batch: Sub-networks evaluated together, which share what they have in common.
-            early_stop: Stop sub-networks half-way that an earlier generation dominates there.
+            early_stop: Stop sub-networks that earlier generations clearly dominate on the images so far.
             predictor: Breed ten times as many sub-networks and evaluate those that a regression on the ones evaluated
                 before (needs ``taskformer[search]``) thinks best.
             baselines: Also evaluate what to compare with: as many random sub-networks, some that share everything or
@@ -189,7 +189,8 @@ class SearchTrainer(Trainer):
             "predictor": predictor,
         }
         settings["task_weights"] = require_weights(task_weights or {}, model.tasks)
-        facts = {"weights": digest(supernet), "images": sum(len(batch["image"]) for batch in images)}
+        count = sum(len(batch["image"]) for batch in images)
+        facts = {"weights": digest(supernet), "images": count, "batches": len(images)}
         for name, value in (settings | facts).items():
             memory.agree(name, value)
 
@@ -416,7 +417,7 @@ def candidates_table(candidates: Sequence[Candidate], tasks: Mapping[str, Task])
 
 
 def _compared(costs: Costs, objectives: Sequence[Objective], architecture: Architecture) -> tuple[float, ...]:
-    """Return the objectives beside delta_m, as candidates are compared half-way."""
+    """Return the objectives beside delta_m, as candidates are compared before all images are done."""
     values = costs(architecture)
     return tuple(values[each.name] for each in objectives if each.name in COSTS)
 

@@ -3,7 +3,7 @@
 Images are decoded, padded and moved to the device once, and what metrics need of the targets is computed once. In a
 set of sub-networks those of one width that begin with the same units have the same activations there. Sub-networks are
 therefore run in an order that puts them side by side, each keeping what the next one needs. Those that are clearly
-beaten after half of the images are not run on the rest.
+beaten after some of the images are not run on the rest.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -22,6 +22,7 @@ from taskformer.models.autotaskformer import Architecture, Supernet
 from taskformer.models.autotaskformer.cost import hidden_width
 from taskformer.models.autotaskformer.layers import Grid
 from taskformer.models.autotaskformer.space import DecoderSize
+from taskformer.search.rivals import NOBODY, Rivals
 from taskformer.search.scores import Prepared, headline
 from taskformer.tasks import Task
 
@@ -33,37 +34,24 @@ Sums = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Partial:
-    """A finished candidate, as others are compared with it half-way.
-
-    Args:
-        delta_m: Its delta_m on the first half of the images, in percent.
-        costs: Its other objectives, less is better.
-    """
-
-    delta_m: float
-    costs: tuple[float, ...] = ()
-
-    def dominates(self, other: Self) -> bool:
-        """Tell whether this one is better by delta_m and costs no more."""
-        return self.delta_m > other.delta_m and all(a <= b for a, b in zip(self.costs, other.costs, strict=True))
-
-
-@dataclass(frozen=True)
 class Result:
     """How one sub-network did.
 
     Attributes:
-        tasks: Headline metric by task; of an incomplete one on the first half of the images.
-        delta_m: Mean relative improvement over the reference in percent, from ``tasks``.
-        partial: delta_m on the first half of the batches; None if there is only one batch.
+        tasks: Headline metric by task, on all images that were used.
+        course: Mean relative improvement over the reference in percent, delta_m, on the images of the first batch, of
+            the first two, and so on.
         complete: Whether all images were used.
     """
 
     tasks: dict[str, float]
-    delta_m: float
-    partial: float | None
+    course: tuple[float, ...]
     complete: bool
+
+    @property
+    def delta_m(self) -> float:
+        """delta_m on all images that were used."""
+        return self.course[-1]
 
 
 class Plan(NamedTuple):
@@ -127,7 +115,7 @@ class Evaluator:
         batches: Batches of the data module's validation loader; kept.
         reference: Headline metric of each task that delta_m is measured against; None: those of the largest
             sub-network.
-        costs: Returns the study's other objectives of a sub-network, less is better; used to compare with the front.
+        costs: Returns the study's other objectives of a sub-network, less is better; used to compare with rivals.
         weights: Weights of tasks in delta_m; None: all 1.
 
     Attributes:
@@ -159,12 +147,12 @@ class Evaluator:
         self._delta_m(self.reference)  # complains if it cannot be computed
 
     @torch.inference_mode()
-    def evaluate(self, architectures: Sequence[Architecture], front: Sequence[Partial] = ()) -> list[Result]:
+    def evaluate(self, architectures: Sequence[Architecture], rivals: Rivals = NOBODY) -> list[Result]:
         """Score sub-networks.
 
         Args:
             architectures: The sub-networks.
-            front: Finished candidates; one that is dominated by any of them after half of the batches stops there.
+            rivals: Finished candidates; a sub-network that they beat after a batch stops there.
 
         Returns:
             Their results in the same order.
@@ -174,20 +162,19 @@ class Evaluator:
         """
         for architecture in architectures:
             self.supernet.count_parameters(architecture)  # refuses what does not fit
-        half = len(self._batches) // 2
+        costs = [self.costs(architecture) for architecture in architectures]
         sums: list[Sums] = [{} for _ in architectures]
-        self._add(sums, architectures, range(len(sums)), self._batches[:half])
-        partials = [self._delta_m(self._values(each)) if half else None for each in sums]
-        complete = [
-            not self._beaten(architecture, partial, front)
-            for architecture, partial in zip(architectures, partials, strict=True)
-        ]
-        rest = [index for index, goes_on in enumerate(complete) if goes_on]
-        self._add(sums, architectures, rest, self._batches[half:])
-        values = [self._values(each) for each in sums]
+        courses: list[list[float]] = [[] for _ in architectures]
+        running = list(range(len(architectures)))
+        for number, batch in enumerate(self._batches):
+            if number:
+                running = [index for index in running if not rivals.beat(courses[index], costs[index])]
+            self._add(sums, architectures, running, batch)
+            for index in running:
+                courses[index].append(self._delta_m(self._values(sums[index])))
         return [
-            Result(tasks, self._delta_m(tasks), partial, whole)
-            for tasks, partial, whole in zip(values, partials, complete, strict=True)
+            Result(self._values(each), tuple(course), complete=len(course) == len(self._batches))
+            for each, course in zip(sums, courses, strict=True)
         ]
 
     def _prepared(self, batch: Batch) -> _Images:
@@ -210,7 +197,8 @@ class Evaluator:
         """Score the largest sub-network."""
         sums: list[Sums] = [{}]
         with torch.inference_mode():
-            self._add(sums, [self.supernet.space.largest()], [0], self._batches)
+            for batch in self._batches:
+                self._add(sums, [self.supernet.space.largest()], [0], batch)
         return self._values(sums[0])
 
     def _delta_m(self, values: Mapping[str, float]) -> float:
@@ -221,28 +209,21 @@ class Evaluator:
             msg = f"delta_m needs the headline metric of every task to compare with: {error}"
             raise ConfigError(msg) from error
 
-    def _beaten(self, architecture: Architecture, partial: float | None, front: Sequence[Partial]) -> bool:
-        if partial is None or not front:
-            return False
-        candidate = Partial(partial, self.costs(architecture))
-        return any(finished.dominates(candidate) for finished in front)
-
     def _add(
         self,
         sums: Sequence[Sums],
         architectures: Sequence[Architecture],
         chosen: Sequence[int],
-        batches: Sequence[_Images],
+        batch: _Images,
     ) -> None:
-        """Add the metrics' sums on some batches for the chosen sub-networks."""
+        """Add the metrics' sums on one batch for the chosen sub-networks."""
         plans = {index: Plan.of(architectures[index], len(self.supernet.tasks)) for index in chosen}
         order = sorted(chosen, key=plans.__getitem__)  # those that begin alike are neighbours
-        for batch in batches:
-            outputs = self._outputs(batch, [plans[index] for index in order])
-            for index, maps in zip(order, outputs, strict=True):
-                for name, scores in self._headlines.items():
-                    new = scores.sums(maps[name].float(), batch.targets[name])
-                    sums[index][name] = sums[index].get(name, 0) + new
+        outputs = self._outputs(batch, [plans[index] for index in order])
+        for index, maps in zip(order, outputs, strict=True):
+            for name, scores in self._headlines.items():
+                new = scores.sums(maps[name].float(), batch.targets[name])
+                sums[index][name] = sums[index].get(name, 0) + new
 
     def _values(self, sums: Sums) -> dict[str, float]:
         return {name: float(scores.value(sums[name])) for name, scores in self._headlines.items()}

@@ -7,16 +7,17 @@ processor's caches; how much slower they are in a whole network is measured on a
 """
 
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
-from math import ceil
 from pathlib import Path
 from random import Random
 from statistics import fmean, median
+from timeit import Timer
 from typing import Any, Self
 
 import torch
@@ -31,10 +32,14 @@ from taskformer.models.autotaskformer.layers import Grid
 from taskformer.models.autotaskformer.space import DecoderSize
 from taskformer.models.autotaskformer.subnet import Subnet, Unit, schedule
 
-#: All parts are measured in turn, so often, so that a slow moment of the machine spoils none.
-ROUNDS = 5
-#: Seconds that each runs in a round, at least once.
-BLOCK = 0.05
+#: Seconds that each call runs in a round of measurements, at least once.
+BLOCK = 0.02
+#: Rounds whose times must be close to the best one, see :func:`_settled`.
+ROUNDS = 3
+#: How close, relative.
+CLOSE = 0.03
+#: Seconds after which rounds end, settled or not.
+PATIENCE = 60.0
 #: Whole networks that the sums of parts are scaled by.
 WHOLE = 8
 #: Entry of the table: time of a whole network over the sum of its parts.
@@ -137,8 +142,8 @@ class LatencyTable:
     def check(self, n: int = 30, seed: int = 0) -> float:
         """Compare with random sub-networks that are run as a whole.
 
-        Processors change their speed by tens of percent within minutes. The networks that the table was scaled by
-        therefore run again beside the others, and predictions are taken at the speed of the moment.
+        The machine may be slower for minutes than when the table was measured. The networks that the table was scaled
+        by therefore run again beside the others, and predictions are taken at the speed of the moment.
 
         Args:
             n: How many.
@@ -167,17 +172,26 @@ class LatencyTable:
 
     @torch.inference_mode()
     def _times(self, calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-        """Measure the seconds that each call takes."""
-        threads = torch.get_num_threads()
+        """Measure the seconds that each call takes, at best.
+
+        Other programs, and on a rented machine other people's, make everything slower by tens of percent for seconds
+        or minutes; nothing makes it faster. All calls therefore take turns until their best times have settled.
+        """
         # The time of a single thread is its own, whatever else the processor does meanwhile.
-        clock = time.thread_time if self.device.type == "cpu" and threads == 1 else benchmark.timer
-        timers = {
-            name: benchmark.Timer("call()", globals={"call": call}, timer=clock, num_threads=threads)
-            for name, call in calls.items()
-        }
-        counts = {name: ceil(BLOCK / timer.timeit(1).mean) for name, timer in timers.items()}
-        rounds = [{name: timer.timeit(counts[name]).mean for name, timer in timers.items()} for _ in range(ROUNDS)]
-        return {name: median(times[name] for times in rounds) for name in calls}
+        alone = self.device.type == "cpu" and torch.get_num_threads() == 1
+        clock = time.thread_time if alone else benchmark.timer
+        timers = {name: Timer(call, timer=clock) for name, call in calls.items()}
+        for timer in timers.values():
+            timer.timeit(1)  # loads what is only loaded when it is used
+        counts = {name: math.ceil(BLOCK / timer.timeit(1)) for name, timer in timers.items()}
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        end = time.monotonic() + PATIENCE
+        while not all(map(_settled, times.values())):
+            for name, timer in timers.items():
+                times[name].append(timer.timeit(counts[name]) / counts[name])
+            if time.monotonic() > end:
+                break
+        return {name: min(seconds) for name, seconds in times.items()}
 
     def _parts(self) -> dict[str, Callable[[], object]]:
         """Return what is measured: for each width and decoder a network of one layer, and every unit on its own."""
@@ -219,7 +233,7 @@ class LatencyTable:
 
     def _tokens(self, width: int) -> tuple[Tensor, Grid]:
         """Return tokens of one stream and their grid."""
-        rows, columns = (ceil(side / self.supernet.patch_size) for side in self.size)
+        rows, columns = (math.ceil(side / self.supernet.patch_size) for side in self.size)
         tokens = torch.randn(self.batch, 1 + rows * columns, width).to(self._image())
         return tokens, Grid.of(rows, columns, self.supernet.max_relative, like=tokens)
 
@@ -232,6 +246,11 @@ class LatencyTable:
 def _run(unit: Unit, tokens: Tensor, streams: int, grid: Grid) -> object:
     """Run a unit on some streams side by side, as networks do."""
     return unit(tokens, grid) if streams == 1 else unit(torch.cat([tokens] * streams), grid).chunk(streams)
+
+
+def _settled(seconds: Sequence[float]) -> bool:
+    """Tell whether the best of some times has been reached again, so that it is what an undisturbed call takes."""
+    return len(seconds) >= 2 * ROUNDS and sorted(seconds)[ROUNDS - 1] <= (1 + CLOSE) * min(seconds)
 
 
 def _ratio(pairs: Sequence[tuple[float, float]]) -> float:

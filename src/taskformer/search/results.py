@@ -31,7 +31,7 @@ class Progress:
     """How much an origin had found when.
 
     Args:
-        evaluations: Networks evaluated by the end of each generation, also those stopped half-way.
+        evaluations: Networks evaluated by the end of each generation, also those stopped early.
         shares: Share of the possible hyper-volume that was dominated then, from 0 to 1.
     """
 

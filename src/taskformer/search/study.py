@@ -28,8 +28,9 @@ from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
 from taskformer.errors import ConfigError
 from taskformer.models.autotaskformer import Architecture
-from taskformer.search.evaluate import Partial, Result
+from taskformer.search.evaluate import Result
 from taskformer.search.objectives import COSTS, Candidate, Direction, Objective, Window, best, front
+from taskformer.search.rivals import NOBODY, Rival, Rivals
 
 #: Seconds after which a trial of a process on another machine, which cannot be looked at, counts as left.
 STALE = 1800.0
@@ -64,8 +65,8 @@ class Record:
         number: The trial's number.
         key: Its place in the search.
         candidate: The architecture and what was measured; without values while it runs.
-        state: Optuna's: complete, pruned (stopped half-way, its values are of half of the images) or running.
-        partial: delta_m on the first half of the images.
+        state: Optuna's: complete, pruned (stopped early, its values are of the images until then) or running.
+        course: delta_m on the images of the first batch, of the first two, and so on; empty while it runs.
         owner: Process that evaluates it, ``"host:pid"``.
         started: Unix time when it began.
     """
@@ -74,7 +75,7 @@ class Record:
     key: Key
     candidate: Candidate
     state: TrialState
-    partial: float | None
+    course: tuple[float, ...]
     owner: str
     started: float
 
@@ -88,7 +89,7 @@ class Record:
             Key(attributes["origin"], attributes["generation"], attributes["slot"]),
             Candidate(architecture, attributes.get("values", {})),
             trial.state,
-            attributes.get("partial"),
+            tuple(attributes.get("course", ())),
             attributes["owner"],
             attributes["started"],
         )
@@ -184,21 +185,21 @@ class SearchStudy:
             self.fail(number)
         return won
 
-    def finish(self, record: Record, values: Mapping[str, float], partial: float | None, complete: bool) -> None:
+    def finish(self, record: Record, values: Mapping[str, float], course: Sequence[float], complete: bool) -> None:
         """Note what was measured; nothing happens if the trial has been failed as left.
 
         Args:
             record: The trial.
             values: All quantities by name.
-            partial: delta_m on the first half of the images.
-            complete: Whether the values are of all images; False: of the first half, they are no result.
+            course: delta_m on the images of the first batch, of the first two, and so on.
+            complete: Whether the values are of all images; else they are no result.
         """
         told = [values[objective.name] for objective in self.objectives]
         complete = complete and all(map(isfinite, told))
         trial = self._trial_id(record.number)
         with suppress(UpdateFinishedTrialError):
             self.storage.set_trial_user_attr(trial, "values", dict(values))
-            self.storage.set_trial_user_attr(trial, "partial", partial)
+            self.storage.set_trial_user_attr(trial, "course", list(course))
             if complete:
                 self.storage.set_trial_state_values(trial, TrialState.COMPLETE, told)
             else:
@@ -248,15 +249,15 @@ class Search:
 
     Args:
         study: The shared memory.
-        evaluate: Scores architectures, comparing them half-way with some finished candidates.
+        evaluate: Scores architectures, comparing them after each batch of images with some finished candidates.
         costs: What an architecture costs, by name.
         batch: Most architectures to evaluate at once.
-        early_stop: Whether candidates that are dominated half-way stop there.
+        early_stop: Whether candidates that are clearly dominated after some images stop there.
         parents: Of a single objective, how many candidates a new one must not be worse than all of.
     """
 
     study: SearchStudy
-    evaluate: Callable[[Sequence[Architecture], Sequence[Partial]], Sequence[Result]]
+    evaluate: Callable[[Sequence[Architecture], Rivals], Sequence[Result]]
     costs: Costs
     batch: int = 8
     early_stop: bool = True
@@ -273,11 +274,11 @@ class Search:
         for each in rounds:
             architectures = each.propose(earlier)
             work = {Key(each.origin, each.generation, slot): one for slot, one in enumerate(architectures)}
-            front = self._front([record for record in earlier if record.key.origin == each.origin])
-            earlier += self._finish(work, front, report)
+            rivals = self._rivals([record for record in earlier if record.key.origin == each.origin])
+            earlier += self._finish(work, rivals, report)
 
     def _finish(
-        self, work: Mapping[Key, Architecture], front: Sequence[Partial], report: Callable[[Sequence[Record]], None]
+        self, work: Mapping[Key, Architecture], rivals: Rivals, report: Callable[[Sequence[Record]], None]
     ) -> list[Record]:
         """See to it that all architectures are evaluated; return their records by slot."""
         while True:
@@ -293,7 +294,7 @@ class Search:
                 self.study.fail(record.number)
             mine = self.study.claim(self._some(work, known), self.costs)
             if mine:
-                self._evaluate(self._reuse(mine, records), front)
+                self._evaluate(self._reuse(mine, records), rivals)
             elif not left:
                 time.sleep(self.study.poll)
 
@@ -316,42 +317,40 @@ class Search:
         new = []
         for record in mine:
             if old := known.get(record.candidate.architecture):
-                self.study.finish(record, old.candidate.values, old.partial, complete=True)
+                self.study.finish(record, old.candidate.values, old.course, complete=True)
             else:
                 new.append(record)
         return new
 
-    def _evaluate(self, mine: Sequence[Record], front: Sequence[Partial]) -> None:
+    def _evaluate(self, mine: Sequence[Record], rivals: Rivals) -> None:
         if not mine:
             return
         try:
             architectures = [record.candidate.architecture for record in mine]
-            for record, result in zip(mine, self.evaluate(architectures, front), strict=True):
+            for record, result in zip(mine, self.evaluate(architectures, rivals), strict=True):
                 values = self.costs(record.candidate.architecture) | result.tasks | {"delta_m": result.delta_m}
-                self.study.finish(record, values, result.partial, result.complete)
+                self.study.finish(record, values, result.course, result.complete)
         except BaseException:
             for record in mine:
                 self.study.fail(record.number)
             raise
 
-    def _front(self, records: Sequence[Record]) -> list[Partial]:
-        """Return what a new candidate is compared with half-way: where it is dominated, it is of no use."""
+    def _rivals(self, records: Sequence[Record]) -> Rivals:
+        """Return what new candidates are compared with: one that is dominated is of no use."""
         objectives = self.study.objectives
         measured = [objective.name for objective in objectives if objective.name not in COSTS]
         if not self.early_stop or measured != ["delta_m"]:
-            return []
-        partials = {
-            record.candidate.architecture: record.partial
-            for record in records
-            if record.state == TrialState.COMPLETE and record.partial is not None
-        }
-        candidates = [record.candidate for record in records if record.candidate.architecture in partials]
+            return NOBODY
+        finished = [record for record in records if record.state == TrialState.COMPLETE]
+        courses = {record.candidate.architecture: record.course for record in finished}
+        candidates = [record.candidate for record in finished]
         if len(objectives) == 1:
-            rivals = best(candidates, objectives, self.parents)[self.parents - 1 :]
+            chosen = best(candidates, objectives, self.parents)[self.parents - 1 :]
         else:
-            rivals = front(candidates, objectives)
+            chosen = front(candidates, objectives)
         others = [objective.name for objective in objectives if objective.name in COSTS]
-        return [Partial(partials[rival.architecture], tuple(rival.values[name] for name in others)) for rival in rivals]
+        rivals = [Rival(courses[one.architecture], tuple(one.values[name] for name in others)) for one in chosen]
+        return Rivals.of(rivals, list(courses.values()))
 
 
 def read_records(study: optuna.Study) -> list[Record]:
