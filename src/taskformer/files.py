@@ -8,10 +8,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from taskformer.errors import ConfigError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path`` with its ending; it becomes ``path`` if nothing is raised."""
+    """Yield a temporary name beside ``path`` with its ending; it becomes ``path`` if nothing is raised.
+
+    Raises:
+        ConfigError: If there is a folder of that name.
+    """
+    if path.is_dir():
+        msg = f"cannot write {path}: it is a folder; give the name of a file in it"
+        raise ConfigError(msg)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)

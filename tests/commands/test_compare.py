@@ -109,6 +109,15 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path, capsys, change, mess
     assert "\n" not in said
 
 
+@pytest.mark.parametrize("option", ["--seed=-1", "--resamples=0"])
+def test_impossible_numbers_are_one_sentence(option, capsys):
+    with pytest.raises(SystemExit):
+        main(["compare", "a", "b", option])
+    said = capsys.readouterr().err.strip()
+    assert "does not conform to restriction" in said
+    assert "\n" not in said
+
+
 def test_one_image_is_too_little(tmp_path, capsys):
     a, b = (write_run(tmp_path / name, {("depth", "rmse"): [1.0]}) for name in "ab")
     with pytest.raises(SystemExit):

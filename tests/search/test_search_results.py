@@ -244,6 +244,7 @@ def test_pick_prints_a_network_and_writes_its_file(records, tmp_path, capsys):
         (["{run}", "--study", "other"], "there is no study 'other'"),
         (["{run}/nowhere"], "there is no run folder"),
         (["{run}", "--parms", "1"], "did you mean 'params'"),
+        (["{run}", "--json", "{run}"], "it is a folder; give the name of a file in it"),
     ],
 )
 def test_pick_explains_what_is_wrong(records, tmp_path, capsys, arguments, sentence):

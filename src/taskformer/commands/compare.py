@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -78,8 +79,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("run_a", type=str, help="Run folder, tested with --results.per_image true.")
     parser.add_argument("run_b", type=str, help="Another one, on the same images.")
     parser.add_argument("--json", type=str | None, help="Also write the table to this JSON file.")
-    parser.add_argument("--resamples", type=int, default=10_000, help="Number of bootstrap samples.")
-    parser.add_argument("--seed", type=int, default=0, help="Seed of the bootstrap.")
+    parser.add_argument("--resamples", type=PositiveInt, default=10_000, help="Number of bootstrap samples.")
+    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Seed of the bootstrap.")
     options = parser.parse_args(argv[1:])
     a, b = read_run(Path(options.run_a)), read_run(Path(options.run_b))
     differences = compare(a, b, options.resamples, options.seed)
