@@ -62,7 +62,9 @@ def test_a_small_gain_on_every_image_shows_among_images_that_differ_much(tmp_pat
     assert row["difference"] == pytest.approx(0.02 + noise.mean())
     assert row["low"] < row["difference"] < row["high"]
     assert (row["a"], row["images"]) == (pytest.approx(score.mean()), 50)
-    assert "protocol standard" in " ".join(capsys.readouterr().out.split())
+    said = capsys.readouterr().out
+    assert "protocol standard" in " ".join(said.split())
+    assert "…" not in said  # nothing is cut off, in 80 columns
     assert rows(tmp_path, a, b, "--resamples=2000") == found
     assert rows(tmp_path, a, b, "--resamples=2000", "--seed=1") != found
 

@@ -171,6 +171,7 @@ def test_latencies_are_measured_once_and_checked(run, capsys, monkeypatch):
     from taskformer.search import latency
 
     monkeypatch.setattr(latency, "BLOCK", 1e-4)
+    monkeypatch.setattr(latency, "PATIENCE", 0.5)
     monkeypatch.setattr(latency, "WHOLE", 2)
     monkeypatch.setattr(search_command, "CHECKED", 2)
     flags = [

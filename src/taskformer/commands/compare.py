@@ -206,13 +206,17 @@ def table(a: ScoredRun, b: ScoredRun, differences: list[Difference]) -> Table:
     shown = Table(
         title=f"A: {a.folder}, B: {b.folder}, protocol {a.protocol}",
         caption="Means over images, each scored alone; these are not the values of the whole data set.",
+        box=None,
+        padding=(0, 1, 0, 0),  # so that it fits into 80 columns
+        pad_edge=False,
     )
     for heading in ("task", "metric", "images", "A", "B", "B - A", "95 % interval", "better"):
-        shown.add_column(heading, justify="left" if heading in ("task", "metric") else "right")
+        shown.add_column(heading, justify="left" if heading in ("task", "metric") else "right", no_wrap=True)
     for row in differences:
-        interval = f"[{row.low:+.4g}, {row.high:+.4g}]"
-        cells = [row.task, row.metric, str(row.images), f"{row.a:.4g}", f"{row.b:.4g}", f"{row.difference:+.4g}"]
-        shown.add_row(*cells, interval, row.better or "-")
+        digits = len(f"{max(abs(row.a), abs(row.b)):.0f}")  # before the point
+        difference, low, high = (f"{value:+.{max(0, 5 - digits)}f}" for value in (row.difference, row.low, row.high))
+        cells = [row.task, row.metric, str(row.images), f"{row.a:.4g}", f"{row.b:.4g}"]
+        shown.add_row(*cells, difference, f"{low} to {high}", row.better or "-")
     return shown
 
 
