@@ -30,6 +30,7 @@ from taskformer.search.evolution import Evolution
 from taskformer.search.objectives import COSTS, Candidate, Objective, Window, build_objectives, front, spread
 from taskformer.search.predictor import Predictor
 from taskformer.search.results import write_results
+from taskformer.search.rivals import MARGIN
 from taskformer.search.rounds import LEARNABLE, baseline_rounds, evolution_rounds, results
 from taskformer.search.study import Costs, Record, Search, SearchStudy, open_storage
 from taskformer.search.units import unit_of
@@ -185,7 +186,7 @@ class SearchTrainer(Trainer):
         settings: dict[str, Any] = {
             "seed": seed,
             "population": population,
-            "early_stop": early_stop,
+            "early_stop": MARGIN if early_stop else False,
             "predictor": predictor,
         }
         settings["task_weights"] = require_weights(task_weights or {}, model.tasks)
