@@ -1,14 +1,18 @@
-"""Writing files so that a crash never leaves half of one."""
+"""Writing files so that a crash never leaves half of one, and reading checkpoints so that a damaged one is noticed."""
 
 import json
 import os
+import pickle
+import re
 import tempfile
+import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from taskformer.errors import ConfigError
+from taskformer.errors import ConfigError, WeightsError
 
 
 @contextmanager
@@ -49,3 +53,56 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     return None if isinstance(value, float) and value != value else value
+
+
+def read_checkpoint(path: Path) -> Any:
+    """Read what ``torch.save`` wrote, whole and safely: tensors and plain values, never code.
+
+    Args:
+        path: A file on this machine.
+
+    Raises:
+        WeightsError: If there is no such file, it is damaged, or it is something else.
+    """
+    import torch  # takes seconds to import, and this module belongs to every command
+
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        msg = f"the checkpoint {str(path)!r} {what}; give a file that training wrote, such as RUN/checkpoints/best.ckpt"
+        raise WeightsError(msg)
+    try:
+        reason = _damage(path)
+        if reason is None:
+            with warnings.catch_warnings():  # what torch warns of is an error below
+                warnings.simplefilter("ignore")
+                return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"Python objects ({found[1]})" if found else "something else than tensors"
+        msg = f"{path} holds {what}, which are never loaded because they can run code; save a state dict of tensors"
+        raise WeightsError(msg) from error
+    except PermissionError as error:
+        msg = f"{path} cannot be read: {error.strerror}"
+        raise WeightsError(msg) from error
+    except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise WeightsError(_not_whole(path, "torch cannot read it")) from error
+    raise WeightsError(_not_whole(path, reason))
+
+
+def _damage(path: Path) -> str | None:
+    """Find what is wrong with a checkpoint's bytes: torch writes a CRC-32 of every record, but never compares it."""
+    with path.open("rb") as stream:
+        start = stream.read(64).lstrip().lower()
+    if not start:
+        return "it is empty"
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "it is a web page"
+    if not start.startswith(b"pk"):  # checkpoints from before torch 1.6 are no archives
+        return None
+    with zipfile.ZipFile(path) as archive:
+        part = archive.testzip()
+    return part and f"its part {part} is not what was written"
+
+
+def _not_whole(path: Path, reason: str) -> str:
+    return f"{path} ({path.stat().st_size} bytes) is damaged or no checkpoint, {reason}; get the file again"
