@@ -77,9 +77,13 @@ def read_checkpoint(path: Path) -> Any:
                 warnings.simplefilter("ignore")
                 return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"Python objects ({found[1]})" if found else "something else than tensors"
-        msg = f"{path} holds {what}, which are never loaded because they can run code; save a state dict of tensors"
+        objects = re.search(r"GLOBAL (\S+)", str(error))
+        if objects is None:
+            raise WeightsError(_not_whole(path, "torch cannot read it")) from error
+        msg = (
+            f"{path} holds Python objects ({objects[1]}), which are never loaded because they can run code; "
+            "save a state dict of tensors"
+        )
         raise WeightsError(msg) from error
     except PermissionError as error:
         msg = f"{path} cannot be read: {error.strerror}"
