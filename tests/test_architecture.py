@@ -11,9 +11,9 @@ ALLOWED = {
     "metrics": set(),
     "tasks": {"metrics", "errors"},
     "models": {"errors"},
-    "data": {"tasks", "errors", "files"},
+    "data": {"tasks", "errors", "files", "seeds"},
     "search": {"models", "data", "tasks", "metrics", "files", "errors"},
-    "modules": {"models", "tasks", "errors"},
+    "modules": {"models", "tasks", "errors", "seeds"},
     "callbacks": {"modules", "data", "tasks", "files", "errors"},
     "commands": {
         "callbacks",

@@ -135,7 +135,11 @@ def test_training_shuffles_and_drops_the_rest_and_evaluation_does_not(root):
     def ids(loader):
         return [name for batch in loader for name in batch["meta"]["id"]]
 
-    epochs = {tuple(ids(data.train_dataloader())) for _ in range(6)}
+    loader = data.train_dataloader()
+    epochs = set()
+    for epoch in range(6):
+        loader.sampler.set_epoch(epoch)  # as Lightning does
+        epochs.add(tuple(ids(loader)))
     assert len(epochs) > 1
     assert all(len(epoch) == 4 for epoch in epochs)
     assert ids(data.val_dataloader()) == ["val_0", "val_1", "val_2"]

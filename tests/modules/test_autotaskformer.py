@@ -153,11 +153,11 @@ def test_sampling_is_a_function_of_seed_and_step(sampler):
     assert all(architecture in space for step in first for architecture in step)
 
 
-def test_a_module_samples_by_the_seed_of_its_run(tmp_path):
+def test_a_module_samples_by_the_seed_of_its_run(tmp_path, monkeypatch):
     drawn = []
     for seed in (3, 3, 4):
         model = build()
-        torch.manual_seed(seed)
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
         trainer(tmp_path, limit_train_batches=1, limit_val_batches=0).fit(model, loader(), loader())
         drawn.append([model.sample(step) for step in range(20)])
     assert drawn[0] == drawn[1] != drawn[2]

@@ -31,6 +31,7 @@ from taskformer.errors import (
     MissingExtraError,
 )
 from taskformer.files import write_json
+from taskformer.seeds import run_seed
 from taskformer.tasks import Task, build_tasks
 
 if TYPE_CHECKING:
@@ -320,8 +321,8 @@ def stream(
         worker_init: Called in each loader process.
     """
     litdata = _litdata()
-    seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # Lightning's, the same in all processes
-    records = _open(dataset.url, shuffle=shuffle, drop_last=shuffle, seed=seed, transform=partial(_sample, dataset))
+    sample = partial(_sample, dataset)
+    records = _open(dataset.url, shuffle=shuffle, drop_last=shuffle, seed=run_seed(), transform=sample)
     loader: DataLoader[Sample] = litdata.StreamingDataLoader(
         records,
         batch_size=batch_size,

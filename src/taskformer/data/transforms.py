@@ -443,9 +443,10 @@ class PhotoMetricDistortion(A.ImageOnlyTransform):  # type: ignore[misc]  # albu
 class TaskCompose:
     """Apply transforms to an image and all its targets, then normalise and turn everything into tensors.
 
-    The random stream starts from torch's seed, in the main process and in every loader worker: same seed, same run, and
-    workers and epochs differ. (Albumentations by itself repeats one stream in every worker and epoch, and when it
-    is seeded gives all transforms *equal* streams, so that say large zooms always come with a flip.)
+    The random stream starts anew whenever torch's is seeded, which training does for every sample (see
+    :mod:`taskformer.data.loading`): same seed, same run, and workers and epochs differ. (Albumentations by itself
+    repeats one stream in every worker and epoch, and when it is seeded gives all transforms *equal* streams, so that
+    say large zooms always come with a flip.)
 
     Args:
         transforms: What to do, in order, to the uint8 image and the raw targets. They are copied.
@@ -493,7 +494,7 @@ class TaskCompose:
             UnknownNameError: If there is a target for which there is no task.
             InvalidTargetError: If a target's size or type is wrong.
         """
-        if self._torch_seed != torch.initial_seed():  # the first call of this process
+        if self._torch_seed != torch.initial_seed():  # another sample, or the first of this process
             self.set_random_seed(torch.initial_seed())
         image, targets = sample["image"], sample["targets"]
         maps = {name: self._checked(name, target, image) for name, target in targets.items() if self._has_pixels(name)}

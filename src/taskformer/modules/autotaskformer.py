@@ -13,15 +13,18 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
+from torch.optim import AdamW
 
 from taskformer.errors import ConfigError, WeightsError
 from taskformer.models.autotaskformer import Architecture, SearchSpace, Supernet
 from taskformer.models.autotaskformer.autoformer import warm_start
 from taskformer.models.autotaskformer.space import SharingKind
-from taskformer.modules.base import Batch, MultiTaskModule, default_optimizer, image_tasks, output_channels
+from taskformer.modules.base import Batch, MultiTaskModule, image_tasks, output_channels
 from taskformer.modules.distillation import distillation_loss
+from taskformer.modules.optimisation import DecayOn
 from taskformer.modules.sampling import SamplerName, sample
 from taskformer.modules.schedules import PolyLR
+from taskformer.seeds import run_seed
 
 
 class AutoTaskFormer(MultiTaskModule):
@@ -68,6 +71,8 @@ class AutoTaskFormer(MultiTaskModule):
         loss_weights: Weight of some tasks' losses; the others keep their defaults.
         optimizer: Builds the optimizer from parameter groups.
         lr_scheduler: Builds the schedule from the optimizer, stepped after every batch; None: constant rate.
+        weight_decay_on: ``"weights"``: matrices and kernels decay, but not norms, biases, queries, positions and what
+            else the network declares; ``"all"``: everything does, as in some published recipes.
 
     Raises:
         ConfigError: If settings contradict each other.
@@ -105,8 +110,9 @@ class AutoTaskFormer(MultiTaskModule):
         architecture: str | None = None,
         weights: str = "random",
         loss_weights: dict[str, float] | None = None,
-        optimizer: OptimizerCallable = default_optimizer,
-        lr_scheduler: LRSchedulerCallable | None = PolyLR,
+        optimizer: OptimizerCallable = lambda parameters: AdamW(parameters, lr=1e-3, weight_decay=1e-4),
+        lr_scheduler: LRSchedulerCallable | None = lambda optimizer: PolyLR(optimizer, power=0.9),
+        weight_decay_on: DecayOn = "weights",
     ) -> None:
         _check_shares(distill=distill, sharing_warmup=sharing_warmup)
         choices = {"embed_dims": embed_dims, "depths": depths, "mlp_ratios": mlp_ratios, "num_heads": num_heads}
@@ -129,7 +135,7 @@ class AutoTaskFormer(MultiTaskModule):
             _load_weights(supernet, weights)
         single = None if architecture is None else read_architecture(architecture, len(tasks))
         network: nn.Module = supernet if single is None else supernet.extract(single)
-        super().__init__(tasks, network, loss_weights, optimizer, lr_scheduler, backbone_lr_scale=1.0)
+        super().__init__(tasks, network, loss_weights, optimizer, lr_scheduler, 1.0, weight_decay_on)
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
         # A checkpoint must not depend on the file.
         self.hparams["architecture"] = None if single is None else single.to_json()
@@ -145,7 +151,7 @@ class AutoTaskFormer(MultiTaskModule):
         for name in self.watched:
             self.metrics[f"val_{name}"] = nn.ModuleDict({task: self.tasks[task].metrics() for task in self.tasks})
         self.seed = 0
-        self.total_steps = math.inf
+        self.total_steps: float = math.inf
 
     def sample(self, step: int) -> list[Architecture]:
         """Return the sub-networks that train at an optimizer step: a function of the run's seed and the step."""
@@ -153,14 +159,11 @@ class AutoTaskFormer(MultiTaskModule):
         return sample(self.sampler, self.space, self._cost, self.seed, step, progress, self.sharing_warmup)
 
     def on_fit_start(self) -> None:
-        """Agree on the seed among processes and note the length of the training, on which sampling depends."""
-        if self.single:
-            return
-        self.seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
-        self.total_steps = float(self.trainer.estimated_stepping_batches)
-        if not math.isfinite(self.total_steps):
-            msg = "a supernet's sampling follows the progress of its training: set trainer.max_epochs or max_steps"
-            raise ConfigError(msg)
+        """Note the run's seed and the length of the training, on which sampling depends."""
+        super().on_fit_start()
+        if not self.single:
+            self.seed = run_seed()
+            self.total_steps = self._training_steps()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Start the copies from the shared weights when the sharing warm-up ends."""

@@ -8,17 +8,28 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import AdamW
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric, MetricCollection
 
-from taskformer.errors import UnknownNameError
+from taskformer.errors import ConfigError, UnknownNameError
 from taskformer.models.layers import resize
+from taskformer.modules.optimisation import (
+    DecayOn,
+    configuration,
+    parameter_groups,
+    rates_by_name,
+    reconfigure,
+    require_same_kind,
+)
 from taskformer.modules.schedules import PolyLR
+from taskformer.seeds import derive
 from taskformer.tasks import Stage, build_tasks
 
 MEAN = torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1)
@@ -39,6 +50,12 @@ class MultiTaskModule(LightningModule):
         optimizer: Builds the optimizer from parameter groups.
         lr_scheduler: Builds the schedule from the optimizer; stepped after every batch. None: constant rate.
         backbone_lr_scale: Learning rate of the backbone over that of the head.
+        weight_decay_on: Which parameters the optimizer's weight decay is for, see
+            :func:`taskformer.modules.optimisation.parameter_groups`.
+
+    Raises:
+        ConfigError: If a weight or scale is negative.
+        UnknownNameError: If ``loss_weights`` names a task that there is not.
 
     Attributes:
         tasks: The tasks by name.
@@ -57,6 +74,7 @@ class MultiTaskModule(LightningModule):
         optimizer: OptimizerCallable,
         lr_scheduler: LRSchedulerCallable | None,
         backbone_lr_scale: float,
+        weight_decay_on: DecayOn,
     ) -> None:
         super().__init__()
         self.tasks = build_tasks(tasks)
@@ -66,10 +84,14 @@ class MultiTaskModule(LightningModule):
             if name not in self.tasks:
                 kind = "task in loss_weights"
                 raise UnknownNameError(kind, name, self.tasks)
-            self.loss_weights[name] = weight
+            self.loss_weights[name] = _not_negative(f"loss_weights.{name}", weight)
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
-        self.backbone_lr_scale = backbone_lr_scale
+        self.backbone_lr_scale = _not_negative("backbone_lr_scale", backbone_lr_scale)
+        self.weight_decay_on = weight_decay_on
+        #: How the optimizer and its schedule were built, and how those of the checkpoint that training goes on from.
+        self._optimisation: dict[str, Any] | None = None
+        self._optimisation_before: dict[str, Any] | None = None
         self._protocol = "standard"
         self.test_stage: Stage = "test"
         self.metrics = nn.ModuleDict({stage: self._build_metrics(stage) for stage in ("val", "test")})
@@ -102,7 +124,8 @@ class MultiTaskModule(LightningModule):
         return losses | {"total": total}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Note the size of the training images."""
+        """Start dropout's random stream of this batch, and note the size of the training images."""
+        torch.manual_seed(derive("batch", self.global_step, batch_idx, self.global_rank))
         if batch_idx == 0:
             self.train_size.copy_(torch.tensor(batch["image"].shape[-2:]))
 
@@ -168,20 +191,56 @@ class MultiTaskModule(LightningModule):
         """Build optimizer and schedule over backbone and head parameters, with and without weight decay."""
         optimizer = self.optimizer(self._parameter_groups())
         for group in optimizer.param_groups:
-            group["lr"] *= group.pop("lr_scale")
-        if self.lr_scheduler is None:
-            return optimizer
-        scheduler = self.lr_scheduler(optimizer)
+            group["lr"] *= group["lr_scale"]
+        scheduler = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
         if isinstance(scheduler, PolyLR) and scheduler.total_steps is None:
-            scheduler.total_steps = int(self.trainer.estimated_stepping_batches)
+            scheduler.span(self._training_steps())
+        self._optimisation = configuration(optimizer, scheduler)
+        if scheduler is None:
+            return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_fit_start(self) -> None:
+        """Check that a training that goes on can; what was learnt is restored after this."""
+        if self._optimisation_before and self._optimisation:
+            require_same_kind(self._optimisation_before, self._optimisation)
+
+    def on_train_start(self) -> None:
+        """Let the present configuration of optimizer and schedule win over the one that was restored."""
+        if self._optimisation_before is None or self._optimisation is None:
+            return
+        optimizer, scheduler = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
+        assert isinstance(optimizer, Optimizer)
+        assert scheduler is None or isinstance(scheduler, LRScheduler)
+        changes = reconfigure(optimizer, scheduler, self._optimisation_before, self._optimisation)
+        if changes:
+            rank_zero_info(f"the training goes on with another configuration: {', '.join(changes)}")
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Log the learning rates that this step has."""
+        for logger in self.loggers:
+            logger.log_metrics(rates_by_name(optimizer), step=self.global_step)
+
+    def _training_steps(self) -> int:
+        """Return how many optimizer steps the whole training has.
+
+        Raises:
+            ConfigError: If it has no end.
+        """
+        steps = self.trainer.estimated_stepping_batches
+        if not 0 < steps < float("inf"):
+            msg = "the learning-rate schedule spans the training, which has no end: set trainer.max_epochs or max_steps"
+            raise ConfigError(msg)
+        return int(steps)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the class, so that :func:`taskformer.load` finds it."""
+        """Note the class, so that :func:`taskformer.load` finds it, and how the optimizer was configured."""
+        checkpoint["optimisation"] = self._optimisation
         checkpoint["taskformer_class"] = f"{type(self).__module__}.{type(self).__qualname__}"
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note what the loaded weights were trained from, whatever the network was filled with before."""
+        """Note what the loaded weights were trained from, whatever the network was filled with before, and how."""
+        self._optimisation_before = checkpoint.get("optimisation")
         self.hparams["weights"] = checkpoint["hyper_parameters"]["weights"]
 
     def _lr_scale(self, name: str) -> float:
@@ -189,19 +248,12 @@ class MultiTaskModule(LightningModule):
         return self.backbone_lr_scale if name.startswith("backbone.") else 1.0
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        """Split parameters by learning rate and weight decay (none for norms, biases and queries)."""
-        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-        for name, parameter in self.network.named_parameters():
-            decays = parameter.ndim >= 2 and not name.endswith(("queries", "_pos", "_embed", "_token"))
-            groups.setdefault((self._lr_scale(name), decays), []).append(parameter)
-        return [
-            {
-                "params": parameters,
-                "lr_scale": lr_scale,
-                **({} if decays else {"weight_decay": 0.0}),
-            }
-            for (lr_scale, decays), parameters in groups.items()
-        ]
+        """Split the network's parameters by learning rate and weight decay."""
+        parameters = dict(self.network.named_parameters())
+        rates = {name: self._lr_scale(name) for name in parameters}
+        declared: Callable[[], set[str]] = getattr(self.network, "no_weight_decay", set)
+        spared = declared() | {name for name in parameters if name.endswith(("queries", "_pos", "_embed", "_token"))}
+        return parameter_groups(parameters.items(), rates, spared, self.weight_decay_on)
 
     def _build_metrics(self, stage: str) -> nn.ModuleDict:
         """Build every task's metrics; all evaluations but the test are of a training's epochs."""
@@ -261,9 +313,12 @@ def class_scores(metric: Metric) -> list[float]:
         return per_class().tolist()
 
 
-def default_optimizer(parameters: Any) -> AdamW:
-    """AdamW with a learning rate of 1e-3 and a weight decay of 1e-4."""
-    return AdamW(parameters, lr=1e-3, weight_decay=1e-4)
+def _not_negative(name: str, value: float) -> float:
+    """Return a finite number that is at least 0, or refuse it."""
+    if not 0 <= value < float("inf"):
+        msg = f"{name} is at least 0 and finite, got {value}"
+        raise ConfigError(msg)
+    return value
 
 
 def image_tasks(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:

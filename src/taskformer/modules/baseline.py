@@ -4,9 +4,11 @@ from functools import partial
 from typing import Any
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch.optim import AdamW
 
 from taskformer.models import Backbone, BaselineHead, DenseNetwork
-from taskformer.modules.base import MultiTaskModule, default_optimizer, image_tasks, output_channels
+from taskformer.modules.base import MultiTaskModule, image_tasks, output_channels
+from taskformer.modules.optimisation import DecayOn
 from taskformer.modules.schedules import PolyLR
 
 
@@ -24,6 +26,8 @@ class Baseline(MultiTaskModule):
         optimizer: Builds the optimizer from parameter groups.
         lr_scheduler: Builds the schedule from the optimizer, stepped after every batch; None: constant rate.
         backbone_lr_scale: Learning rate of the backbone over that of the head.
+        weight_decay_on: ``"weights"``: matrices and kernels decay, but not norms, biases, queries, positions and what
+            else the network declares; ``"all"``: everything does, as in some published recipes.
     """
 
     def __init__(
@@ -35,11 +39,12 @@ class Baseline(MultiTaskModule):
         backbone_drop_path: float = 0.0,
         head_dim: int = 64,
         loss_weights: dict[str, float] | None = None,
-        optimizer: OptimizerCallable = default_optimizer,
-        lr_scheduler: LRSchedulerCallable | None = PolyLR,
+        optimizer: OptimizerCallable = lambda parameters: AdamW(parameters, lr=1e-3, weight_decay=1e-4),
+        lr_scheduler: LRSchedulerCallable | None = lambda optimizer: PolyLR(optimizer, power=0.9),
         backbone_lr_scale: float = 1.0,
+        weight_decay_on: DecayOn = "weights",
     ) -> None:
         head = partial(BaselineHead, output_channels(tasks), embed_dim=embed_dim, head_dim=head_dim)
         network = DenseNetwork(Backbone(backbone, weights, backbone_drop_path), head, image_tasks(tasks))
-        super().__init__(tasks, network, loss_weights, optimizer, lr_scheduler, backbone_lr_scale)
+        super().__init__(tasks, network, loss_weights, optimizer, lr_scheduler, backbone_lr_scale, weight_decay_on)
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])

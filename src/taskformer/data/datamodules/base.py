@@ -23,6 +23,7 @@ from torch.utils.data import (
 )
 
 from taskformer.data.datasets.base import MultiTaskDataset, OnError, Sample
+from taskformer.data.loading import ResumableLoader, SeededSamples, TrainingOrder
 from taskformer.data.memory import shared_empty
 from taskformer.errors import ConfigError, UnknownNameError
 from taskformer.tasks import IGNORE_INDEX, Task, build_tasks
@@ -198,8 +199,8 @@ class MultiTaskDataModule(LightningDataModule, ABC):
     def _loader(self, split: str, *, shuffle: bool = False) -> DataLoader[Sample]:
         from taskformer.data.transforms import worker_init
 
-        return DataLoader(
-            self.datasets[split],
+        loader = ResumableLoader if shuffle else DataLoader
+        return loader(
             **self._batches(split, shuffle),
             num_workers=self.num_workers,
             collate_fn=collate,
@@ -210,10 +211,18 @@ class MultiTaskDataModule(LightningDataModule, ABC):
 
     def _batches(self, split: str, shuffle: bool) -> dict[str, Any]:
         """Return the arguments that tell the loader of a split which images form a batch."""
+        dataset = self.datasets[split]
         if shuffle:
-            return {"batch_size": self.batch_size, "shuffle": True, "drop_last": True}
-        order = SequentialSampler(self.datasets[split])  # type: ignore[arg-type]  # all of ours have a length
-        return {"batch_sampler": EvaluationBatches(order, self.batch_size, drop_last=False)}
+            processes, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+            order = TrainingOrder(dataset, processes, rank)
+            return {
+                "dataset": SeededSamples(dataset),
+                "batch_size": self.batch_size,
+                "sampler": order,
+                "drop_last": True,
+            }
+        images = SequentialSampler(dataset)  # type: ignore[arg-type]  # all of ours have a length
+        return {"dataset": dataset, "batch_sampler": EvaluationBatches(images, self.batch_size, drop_last=False)}
 
 
 class EvaluationBatches(BatchSampler):

@@ -107,7 +107,7 @@ class CombinedDataModule(MultiTaskDataModule):
         if shuffle or not isinstance(dataset, ConcatDataset):
             return super()._batches(split, shuffle)
         batches = PartBatches(SequentialSampler(dataset), self.batch_size, False, dataset.cumulative_sizes)
-        return {"batch_sampler": batches}
+        return {"dataset": dataset, "batch_sampler": batches}
 
 
 class PartDataset(Dataset[Sample]):
