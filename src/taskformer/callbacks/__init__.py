@@ -1,8 +1,10 @@
-"""What a run leaves behind: its folder, its results table, its gallery, its predictions."""
+"""What a run leaves behind: folder, checkpoints, curves, results table, gallery, predictions."""
 
+from taskformer.callbacks.checkpoints import Checkpoints, WholeCheckpoints
+from taskformer.callbacks.curves import Curves
 from taskformer.callbacks.gallery import Gallery
 from taskformer.callbacks.predictions import Predictions
 from taskformer.callbacks.results import ResultsTable
 from taskformer.callbacks.run_folder import RunFolder
 
-__all__ = ["Gallery", "Predictions", "ResultsTable", "RunFolder"]
+__all__ = ["Checkpoints", "Curves", "Gallery", "Predictions", "ResultsTable", "RunFolder", "WholeCheckpoints"]

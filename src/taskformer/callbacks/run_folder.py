@@ -18,7 +18,7 @@ from taskformer._version import __version__
 from taskformer.files import write_json, write_text
 
 #: Arguments of the Trainer's methods: without them any command and :func:`taskformer.from_config` take the file.
-OF_CALLS = ("ckpt_path", "weights_only", "verbose")
+OF_CALLS = ("ckpt_path", "weights_only", "verbose", "resume", "ckpt")
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "albumentations", "jsonargparse", "numpy")
 
 

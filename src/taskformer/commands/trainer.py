@@ -5,29 +5,26 @@
 
 import logging
 import os
-import re
 import warnings
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
+from rich.console import Console
 
-from taskformer.callbacks import Gallery, Predictions, ResultsTable, RunFolder
+from taskformer.callbacks import Checkpoints, Curves, Gallery, Predictions, ResultsTable, RunFolder, WholeCheckpoints
+from taskformer.callbacks.checkpoints import BEST, LAST
 from taskformer.commands.parser import TaskformerParser
+from taskformer.commands.runs import INITIAL, Claim, find_checkpoint, name_run, spell_out
 from taskformer.commands.search import SearchTrainer
 from taskformer.data import MultiTaskDataModule
 from taskformer.errors import ConfigError
+from taskformer.files import read_checkpoint
 from taskformer.modules import MultiTaskModule
 
 # LightningCLI calls functions that jsonargparse has renamed; that is between the two of them, not for our users.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-
-RUN_NAME_VARIABLE = "TASKFORMER_RUN_NAME"
 
 
 def main(argv: list[str]) -> None:
@@ -67,6 +64,16 @@ class TaskformerCLI(LightningCLI):
     """
 
     def __init__(self, args: list[str], run: bool = True) -> None:
+        self._claims: list[Claim] = []
+        #: Optimizer steps of the checkpoint that the command starts from.
+        self.steps_done = 0
+        try:
+            self._run(spell_out(args) if run else args, run)
+        finally:
+            for claim in self._claims:
+                claim.release()
+
+    def _run(self, args: list[str], run: bool) -> None:
         super().__init__(
             MultiTaskModule,
             MultiTaskDataModule,
@@ -107,33 +114,32 @@ class TaskformerCLI(LightningCLI):
         parser.add_argument("--runs_dir", type=str, default="runs", help="Folder of all runs.")
         parser.add_argument("--json", type=str | None, help="Also write the results table to this JSON file.")
         parser.link_arguments("data", "model.init_args.tasks", compute_fn=_task_specs, apply_on="instantiate")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults(
-            {
-                "checkpoint.filename": "best",
-                "checkpoint.monitor": "val/loss",
-                "checkpoint.save_last": True,
-                "checkpoint.enable_version_counter": False,
-            }
-        )
+        parser.add_argument("--resume", type=str | None, help="fit: go on with this run, e.g. runs/demo, exactly "
+                            "where its last checkpoint is; other flags change its configuration.")  # fmt: skip
+        parser.add_argument("--ckpt", type=str | None, help="test, validate: best, last, a file, or `initial` for the "
+                            "weights that the model starts from.")  # fmt: skip
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(Gallery, "gallery")
         parser.add_lightning_class_args(ResultsTable, "results")
         parser.add_lightning_class_args(Predictions, "predictions")
 
     def before_instantiate_classes(self) -> None:
-        """Name the run and give its folder to the loggers."""
+        """Claim the run's folder and give it to the loggers."""
         if self.subcommand is None:
             return
         config = self.config[self.subcommand]
-        config.name = config.name or _run_name(self.subcommand, config)
-        folder = Path(config.runs_dir) / config.name
-        if self.subcommand == "fit" and not config.trainer.fast_dev_run and not config.ckpt_path:
-            _refuse_used_folder(folder)
+        trainer = config.trainer
+        if self.subcommand == "fit" and not trainer.fast_dev_run:
+            ours = config.ckpt_path and Path(config.ckpt_path).resolve().is_relative_to(self._folder.resolve())
+            self._claims.append(Claim(self._folder, resumes=bool(config.resume or ours)))
+        if trainer.check_val_every_n_epoch and trainer.max_epochs and trainer.max_epochs > 0:
+            # However short a training is, it validates at its end.
+            trainer.check_val_every_n_epoch = min(trainer.check_val_every_n_epoch, trainer.max_epochs)
         config.results.json = config.results.json or config.json
-        for logger in _as_list(config.trainer.logger):
+        for logger in _as_list(trainer.logger):
             # Loggers that would share the current folder write to the run's own.
             if "init_args" in logger and logger.init_args.get("save_dir", "") in (".", None):
-                logger.init_args.save_dir = str(folder)
+                logger.init_args.save_dir = str(self._folder)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Build the Trainer with everything it writes below the run folder; None where nothing runs."""
@@ -142,56 +148,74 @@ class TaskformerCLI(LightningCLI):
         config = self.config[self.subcommand]
         if config.trainer.fast_dev_run:  # leaves nothing behind
             return super().instantiate_trainer(logger=False, **kwargs)
-        folder = Path(config.runs_dir) / config.name
         if config.trainer.logger in (None, True):
-            kwargs["logger"] = CSVLogger(folder / "logs", name="", version=self.subcommand)
+            kwargs["logger"] = Curves(self._folder / "logs", self.subcommand, self.steps_done)
         if config.trainer.default_root_dir is None:
-            kwargs["default_root_dir"] = str(folder)
-        checkpoint: ModelCheckpoint = self._get(self.config_init, "checkpoint")
-        checkpoint.dirpath = checkpoint.dirpath or str((folder / "checkpoints").absolute())
-        return super().instantiate_trainer(**kwargs)
+            kwargs["default_root_dir"] = str(self._folder)
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.strategy.checkpoint_io = WholeCheckpoints()
+        return trainer
+
+    def after_fit(self) -> None:
+        """Say what there is now, and what to do with it."""
+        if not self.trainer.is_global_zero or self.config.fit.trainer.fast_dev_run:
+            return
+        folder, checkpoint = self._folder, self._get(self.config_init, "checkpoint")
+        best, last = (folder / "checkpoints" / name for name in (BEST, LAST))
+        lines = [f"run folder: {folder}"]
+        if best.is_file():
+            score = "" if checkpoint.best_score is None else f", {checkpoint.monitor} {checkpoint.best_score:.4g}"
+            lines += [f"best:       {best}{score}", f"test it:    taskformer test {folder}"]
+        if last.is_file():
+            lines.append(f"go on:      taskformer fit --resume {folder} --trainer.max_epochs N")
+        Console().print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
+
+    @property
+    def _folder(self) -> Path:
+        """Folder of the run."""
+        config = self.config[self.subcommand]
+        return Path(config.runs_dir, config.name)
 
     def _parse_ckpt_path(self) -> None:
-        """Check that the checkpoint is of the configured model; the configuration itself stays the user's.
+        """Name the run, and check that its checkpoint is of the configured model; the configuration stays the user's.
 
         LightningCLI would let the checkpoint's hyper-parameters replace what the command line says, without a word.
         """
         command = self.config.get("subcommand")
-        path = self.config[command].get("ckpt_path") if command else None
-        if not path or not Path(path).is_file():
+        if not command:
             return
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("taskformer_class")
-        wanted = self.config[command].model.class_path
-        if saved and saved.rsplit(".", 1)[-1] != wanted.rsplit(".", 1)[-1]:
-            msg = f"{path} is a checkpoint of {saved}, the configuration asks for {wanted}; change one of them"
+        config = self.config[command]
+        config.name = name_run(command, config)
+        if command in ("test", "validate") and not config.ckpt_path and not config.trainer.fast_dev_run:
+            config.ckpt_path = self._chosen_checkpoint(Path(config.runs_dir) / config.name, config.ckpt)
+        if not config.ckpt_path:
+            return
+        checkpoint = read_checkpoint(Path(config.ckpt_path))
+        self.steps_done = int(checkpoint.get("global_step", 0))
+        saved = checkpoint.get("taskformer_class")
+        if saved and saved.rsplit(".", 1)[-1] != config.model.class_path.rsplit(".", 1)[-1]:
+            msg = (
+                f"{config.ckpt_path} is a checkpoint of {saved}, the configuration asks for {config.model.class_path}; "
+                "change one of them"
+            )
             raise ConfigError(msg)
+
+    @staticmethod
+    def _chosen_checkpoint(folder: Path, which: str | None) -> str | None:
+        """Return the checkpoint to evaluate; weights that nobody trained are only taken when they are asked for."""
+        if which is None and not (folder / "config.yaml").is_file():
+            msg = (
+                "which weights are to be evaluated? Give a run (`taskformer test runs/NAME`), a file (--ckpt FILE), or "
+                f"--ckpt {INITIAL} for those that the model starts from"
+            )
+            raise ConfigError(msg)
+        file = find_checkpoint(folder, which or "best")
+        return str(file) if file else None
 
 
 def _task_specs(data: MultiTaskDataModule) -> dict[str, dict[str, Any]]:
     """Describe the data's tasks to the model, in plain types so that checkpoints stay safe to load."""
     return data.task_specs
-
-
-def _run_name(command: str, config: Any) -> str:
-    """Name a run after its checkpoint's folder, or after model, data and time."""
-    if command != "fit" and config.ckpt_path and Path(config.ckpt_path).parent.name == "checkpoints":
-        return Path(config.ckpt_path).absolute().parent.parent.name
-    if int(os.environ.get("LOCAL_RANK", "0")) > 0 and RUN_NAME_VARIABLE in os.environ:
-        return os.environ[RUN_NAME_VARIABLE]  # processes that the first one started share its folder
-    parts = [re.sub("DataModule$", "", config[key].class_path.rsplit(".", 1)[-1]).lower() for key in ("model", "data")]
-    name = "-".join([*parts, datetime.now().astimezone().strftime("%Y%m%d-%H%M%S-%f")[:-3]])
-    os.environ[RUN_NAME_VARIABLE] = name
-    return name
-
-
-def _refuse_used_folder(folder: Path) -> None:
-    """Never mix two runs in one folder."""
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0 and (folder / "config.yaml").exists():
-        msg = (
-            f"the run folder {str(folder)!r} is in use; choose another --name, delete the folder, "
-            f"or continue the run with --ckpt_path {folder / 'checkpoints' / 'last.ckpt'}"
-        )
-        raise ConfigError(msg)
 
 
 def _as_list(value: Any) -> list[Any]:
