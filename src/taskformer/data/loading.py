@@ -105,6 +105,6 @@ class ResumableLoader(DataLoader[Sample]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Leave out the first batches of the next iteration; none if the epoch had ended."""
-        batches = state["batches"]
+        batches = state.get("batches", 0)
         if isinstance(self.sampler, TrainingOrder):
             self.sampler.used = batches * (self.batch_size or 1) if batches < len(self) else 0

@@ -96,6 +96,8 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         self.cache_gb = cache_gb
         self.holdout = holdout
         self.datasets: dict[str, Dataset[Sample]] = {}
+        self._training: ResumableLoader | None = None
+        self._place: dict[str, Any] = {}
         offered = self.task_offers()
         self.task_names = list(offered) if tasks is None else list(tasks)
         for task in self.task_names:
@@ -182,7 +184,22 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         if images < self.batch_size:
             msg = f"{self.root} has {images} training images, fewer than data.init_args.batch_size {self.batch_size}"
             raise ConfigError(msg)
-        return self._loader("train", shuffle=True)
+        loader = self._loader("train", shuffle=True)
+        if isinstance(loader, ResumableLoader):
+            self._training = loader
+            loader.load_state_dict(self._place)
+        return loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the training's place in its epoch, for checkpoints."""
+        return self._training.state_dict() if self._training else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the next training loader start from a checkpoint's place.
+
+        Lightning hands the place to the loader too, but not where its length was asked for first, as schedules do.
+        """
+        self._place = state_dict
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Load the validation split in order."""
