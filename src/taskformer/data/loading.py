@@ -5,7 +5,7 @@ goes on in its middle where a checkpoint was written.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -86,8 +86,13 @@ class SeededSamples(Dataset[Sample]):
 
 
 class ResumableLoader(DataLoader[Sample]):
-    """A loader of a :class:`TrainingOrder` whose place in an epoch is saved and restored, by Lightning's protocol."""
+    """A loader of a :class:`TrainingOrder` whose place in an epoch is saved and restored, by Lightning's protocol.
 
+    Attributes:
+        epoch_ended: Tells whether the batch handed out last is the epoch's last one, which the Trainer may decide.
+    """
+
+    epoch_ended: Callable[[], bool] = staticmethod(lambda: False)
     #: Batches of this epoch that were handed out.
     _handed_out = 0
 
@@ -100,11 +105,10 @@ class ResumableLoader(DataLoader[Sample]):
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the place in the epoch."""
-        return {"batches": self._handed_out}
+        """Return the place in the epoch, its start if it has ended."""
+        return {"batches": 0 if self.epoch_ended() else self._handed_out}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Leave out the first batches of the next iteration; none if the epoch had ended."""
-        batches = state.get("batches", 0)
+        """Leave out the first batches of the next iteration."""
         if isinstance(self.sampler, TrainingOrder):
-            self.sampler.used = batches * (self.batch_size or 1) if batches < len(self) else 0
+            self.sampler.used = state.get("batches", 0) * (self.batch_size or 1)

@@ -187,6 +187,7 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         loader = self._loader("train", shuffle=True)
         if isinstance(loader, ResumableLoader):
             self._training = loader
+            loader.epoch_ended = lambda: bool(self.trainer and self.trainer.is_last_batch)
             loader.load_state_dict(self._place)
         return loader
 
