@@ -6,6 +6,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -154,6 +155,7 @@ class AutoTaskFormer(MultiTaskModule):
 
     def on_fit_start(self) -> None:
         """Agree on the seed among processes and note the length of the training, on which sampling depends."""
+        super().on_fit_start()
         if self.single:
             return
         self.seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
@@ -201,7 +203,7 @@ class AutoTaskFormer(MultiTaskModule):
         """Update the validation metrics of the largest sub-network and of those watched."""
         super().validation_step(batch, batch_idx)
         for name, architecture in self.watched.items():
-            self._evaluate(f"val_{name}", batch, self.network(batch["image"], architecture))
+            self._evaluate(f"val_{name}", batch, partial(self.network, architecture=architecture))
 
     def on_validation_epoch_end(self) -> None:
         """Compute and log the validation metrics."""
