@@ -126,7 +126,7 @@ def find_references(source: Path, facts: Facts, tasks: Mapping[str, Task]) -> tu
         msg = "the weights do not say what they were trained with: they are untrained, or of an older version"
         raise ConfigError(msg)
     file, entry = _matching(source, facts)
-    entries, split = entry["tasks"], facts["split"]
+    entries = entry["tasks"]
     references = {}
     for name, task in tasks.items():
         if name not in entries:
@@ -136,7 +136,7 @@ def find_references(source: Path, facts: Facts, tasks: Mapping[str, Task]) -> tu
             if entries[name].get(fact) != here:
                 msg = f"{name} has the {fact} {entries[name].get(fact)} in {file} and {here} here"
                 raise ConfigError(msg)
-        references[name] = _reference(file, name, entries[name] if split == "test" else entries[name].get(split))
+        references[name] = _reference(file, name, entries[name], facts["split"])
     return file, references
 
 
@@ -150,9 +150,13 @@ def compare_with_baselines(source: Path, facts: Facts, tasks: Mapping[str, Task]
         results: Its metrics.
 
     Raises:
-        ConfigError: If there is nothing to compare with, see :func:`find_references`.
+        ConfigError: If there is nothing to compare with, see :func:`find_references`, or a metric has no value.
     """
     file, references = find_references(source, facts, tasks)
+    for name, task in tasks.items():
+        if not math.isfinite(results[name][task.headline]):
+            msg = f"the {task.headline} of {name} is {results[name][task.headline]}"
+            raise ConfigError(msg)
     gains, mean = improvements(tasks, results, {name: reference.value for name, reference in references.items()})
     return Comparison(file, references, gains, mean)
 
@@ -192,7 +196,7 @@ def _matching(source: Path, facts: Facts) -> tuple[Path, dict[str, Any]]:
     found, different, broken = {}, {}, []
     for file in files:
         try:
-            found[file] = _read(file)
+            found[file] = read_entry(file)
         except ConfigError as error:
             broken.append(str(error))
         else:
@@ -219,8 +223,12 @@ def _facts_of(entry: Mapping[str, Any], split: str) -> Facts:
     return facts if split == "test" else facts | {"split": split, "images": entry.get(f"{split}_images")}
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """Read an entry and check its structure."""
+def read_entry(file: Path) -> dict[str, Any]:
+    """Read an entry.
+
+    Raises:
+        ConfigError: If it cannot be read, or is none.
+    """
     try:
         entry: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -237,21 +245,23 @@ def _read(file: Path) -> dict[str, Any]:
     return entry
 
 
-def _reference(file: Path, name: str, entry: Any) -> Reference:
-    """Read a task's single-task result."""
-    entry = entry if isinstance(entry, dict) else {}
-    value, spread, seeds = entry.get("value"), entry.get("spread"), entry.get("seeds", [0])
+def _reference(file: Path, name: str, entry: Mapping[str, Any], split: str) -> Reference:
+    """Read a task's single-task result on a split; those on ``val`` lie in an object of that name."""
+    part = entry if split == "test" else entry.get(split)
+    scores: Mapping[str, Any] = part if isinstance(part, dict) else {}
+    value: Any
+    value, spread, seeds = scores.get("value"), scores.get("spread"), entry.get("seeds", [0])
     if not (_is_number(value) and value > 0):
-        msg = f"{name} has the value {value} in {file}, expected a number above 0; mend it with `taskformer baselines`"
+        msg = f"{name} has the {split} value {value} in {file}, expected a number above 0"
         raise ConfigError(msg)
-    count = len(seeds) if isinstance(seeds, list) else 0
-    if not count or not (spread is None or _is_number(spread)):
+    if not (isinstance(seeds, list) and seeds and (spread is None or _is_number(spread))):
         msg = f"{name} has the seeds {seeds} and the spread {spread} in {file}, expected a list and a number or null"
         raise ConfigError(msg)
-    return Reference(value, spread, count)
+    return Reference(value, spread, len(seeds))
 
 
 def _is_number(value: Any) -> bool:
+    """Whether a value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 #: How many of what differs a message names.
 NAMED = 3
+#: Settings that do not change a network's tensors.
+NO_SIZES = ("tasks", "weights", "loss_weights")
 
 
 def require_fitting(checkpoint: Mapping[str, Any], module: "MultiTaskModule") -> None:
@@ -38,7 +40,9 @@ def require_fitting(checkpoint: Mapping[str, Any], module: "MultiTaskModule") ->
         settings = [
             f"{key} {value!r} there, {module.hparams[key]!r} here"
             for key, value in saved.items()
-            if key in module.hparams and key not in ("tasks", "weights", "loss_weights") and module.hparams[key] != value
+            if key in module.hparams
+            and key not in ("tasks", "weights", "loss_weights")
+            and module.hparams[key] != value
         ]
         msg = (
             f"the checkpoint is of a network of other sizes: {_some(settings or differences)}; "
@@ -57,7 +61,9 @@ def _task_differences(saved: Mapping[str, Task], own: Mapping[str, Task]) -> Ite
         if type(task) is not type(mine) or task.channels != mine.channels:
             yield f"{name} is a {_kind(task)} there and a {_kind(mine)} here"
         elif isinstance(task, LabelMapTask) and isinstance(mine, LabelMapTask) and task.classes != mine.classes:
-            number = next(k for k, pair in enumerate(zip(task.classes, mine.classes, strict=True)) if len(set(pair)) > 1)
+            number = next(
+                k for k, pair in enumerate(zip(task.classes, mine.classes, strict=True)) if len(set(pair)) > 1
+            )
             yield f"class {number} of {name} is {task.classes[number]!r} there and {mine.classes[number]!r} here"
 
 

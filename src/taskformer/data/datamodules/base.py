@@ -268,17 +268,18 @@ def collate(samples: list[Sample]) -> Sample:
     invalid pixels. The network sees that border; evaluation whose results must not depend on which images share a
     batch therefore gives all images one size (``eval_transforms``).
     """
-    unreadable = {place: sample["meta"]["id"] for place, sample in enumerate(samples) if "image" not in sample}
+    broken = {place: sample["meta"]["id"] for place, sample in enumerate(samples) if "image" not in sample}
+    unreadable = {"unreadable": broken} if broken else {}
     samples = [sample for sample in samples if "image" in sample]
     if not samples:
-        return {"image": torch.empty(0, 3, 0, 0), "targets": {}, "meta": {"id": []}, "unreadable": unreadable}
+        return {"image": torch.empty(0, 3, 0, 0), "targets": {}, "meta": {"id": []}, **unreadable}
     first = samples[0]
     keys = dict.fromkeys(key for sample in samples for key in sample["meta"])
     return {
         "image": _stack([sample["image"] for sample in samples], 0.0),
         "targets": {name: _stack_targets([sample["targets"][name] for sample in samples]) for name in first["targets"]},
         "meta": {key: [sample["meta"].get(key) for sample in samples] for key in keys},
-        "unreadable": unreadable,
+        **unreadable,
     }
 
 
