@@ -32,6 +32,7 @@ def load(path: str | Path, map_location: str = "cpu") -> MultiTaskModule:
     hyper_parameters = checkpoint["hyper_parameters"]
     # The checkpoint fills every tensor: nothing has to be downloaded or read first.
     model = cls(**(hyper_parameters | {"weights": "random"}))
+    model.on_load_checkpoint(checkpoint)
     model.load_state_dict(checkpoint["state_dict"])
     return model.to(map_location).eval()
 

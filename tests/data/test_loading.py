@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from lightning import seed_everything
 from torch.utils.data import Dataset
 
 from taskformer.data import FolderDataModule, Label
@@ -24,7 +25,7 @@ class Noise(Dataset):
         return self.length
 
     def __getitem__(self, index):
-        return torch.tensor([index, random.random(), np.random.rand(), torch.rand(()).item()], dtype=torch.float64)
+        return torch.tensor([index, random.random(), np.random.rand(), torch.rand(()).item()])  # noqa: NPY002
 
 
 def epoch_of(order, epoch):
@@ -54,15 +55,17 @@ def test_epochs_and_seeds_have_unrelated_orders(monkeypatch):
 
 
 def test_a_sample_follows_from_seed_epoch_and_index_and_leaves_the_process_alone(monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     samples = SeededSamples(Noise(5))
     first = {(epoch, image): samples[Draw(epoch, image)] for epoch in (0, 1) for image in range(5)}
     assert len({tuple(values[1:].tolist()) for values in first.values()}) == 10
 
-    torch.manual_seed(7), random.seed(7), np.random.seed(7)
-    expected = torch.rand(2).tolist(), random.random(), np.random.rand()
-    torch.manual_seed(7), random.seed(7), np.random.seed(7)
+    seed_everything(7)
+    expected = Noise(1)[0].tolist()
+    seed_everything(7)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     assert torch.equal(samples[Draw(1, 3)], first[1, 3])  # whatever was drawn before
-    assert (torch.rand(2).tolist(), random.random(), np.random.rand()) == expected
+    assert Noise(1)[0].tolist() == expected
 
     monkeypatch.setenv("PL_GLOBAL_SEED", "1")
     assert not torch.equal(samples[Draw(1, 3)], first[1, 3])

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
 
+from taskformer.callbacks.results import why_no_delta_m
 from taskformer.callbacks.run_folder import is_fitting
 from taskformer.callbacks.tables import better
 from taskformer.errors import ConfigError, TaskformerError, UnknownNameError
@@ -18,6 +19,7 @@ from taskformer.files import read_checkpoint, replacing
 from taskformer.modules.base import MultiTaskModule
 
 BEST, LAST = "best.ckpt", "last.ckpt"
+DELTA_M = "val/delta_m"
 
 
 class Checkpoints(Checkpoint):
@@ -27,8 +29,8 @@ class Checkpoints(Checkpoint):
     where no validation gave a number it is the last one. Training goes on from either exactly.
 
     Args:
-        monitor: Logged value that decides which state is best, e.g. ``val/loss`` or ``val/semseg/mIoU``. Whether
-            more or less of it is better is known.
+        monitor: Logged value that decides which state is best, e.g. ``val/loss``, ``val/semseg/mIoU`` or
+            ``val/delta_m``. Whether more or less of it is better is known.
         every_n_train_steps: Write the last state also within epochs, every so many optimizer steps; 0: only at their
             ends.
 
@@ -46,14 +48,21 @@ class Checkpoints(Checkpoint):
         self._higher_is_better = False
         self._steps = 0
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a value that nobody will log."""
-        if stage == "fit" and isinstance(pl_module, MultiTaskModule):
-            known = monitors(pl_module)
-            if self.monitor not in known:
-                kind = "value to monitor"
-                raise UnknownNameError(kind, self.monitor, known)
-            self._higher_is_better = known[self.monitor]
+        if not isinstance(pl_module, MultiTaskModule):
+            return
+        known = monitors(pl_module)
+        if reason := why_no_delta_m(trainer, pl_module):
+            if self.monitor == DELTA_M:
+                msg = f"checkpoint.monitor is {DELTA_M}, which this training does not log: {reason}"
+                raise ConfigError(msg)
+        else:
+            known[DELTA_M] = True
+        if self.monitor not in known:
+            kind = "value to monitor"
+            raise UnknownNameError(kind, self.monitor, known)
+        self._higher_is_better = known[self.monitor]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count steps from here."""

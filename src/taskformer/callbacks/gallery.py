@@ -47,7 +47,10 @@ class Gallery(Callback):
             return
         count = min(self.images, len(loader.dataset))
         indices = np.linspace(0, len(loader.dataset) - 1, count).round().astype(int)
-        rows = [draw_sample(module, loader.dataset[int(index)]) for index in indices]
+        samples = [loader.dataset[int(index)] for index in indices]
+        rows = [draw_sample(module, sample) for sample in samples if "image" in sample]
+        if not rows:  # none of them could be read
+            return
         sheet = contact_sheet(column_names(module), rows, self.width)
         path = folder / "gallery" / f"{name}.png"
         with replacing(path) as temporary:

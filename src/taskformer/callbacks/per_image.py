@@ -41,9 +41,11 @@ class ImageScores:
 
     @torch.no_grad()
     def update(self, outputs: Mapping[str, Tensor], batch: Batch) -> None:
-        """Score the images of a batch."""
-        for index, image in enumerate(batch["meta"]["id"]):
-            position = next(self._positions)
+        """Score the images of a batch, those that could be read."""
+        unreadable = batch.get("unreadable", {})
+        places = [next(self._positions) for _ in range(len(batch["meta"]["id"]) + len(unreadable))]
+        positions = [position for place, position in enumerate(places) if place not in unreadable]
+        for index, (position, image) in enumerate(zip(positions, batch["meta"]["id"], strict=True)):
             for name, task in self.tasks.items():
                 output = outputs[name][index : index + 1].float()
                 target = task.check(batch["targets"][name][index : index + 1], output)

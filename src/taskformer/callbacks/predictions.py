@@ -43,6 +43,6 @@ class Predictions(Callback):
             return
         folder = Path(trainer.default_root_dir) / "predictions"
         meta, transforms = batch["meta"], data_module(trainer).eval_transforms
-        for name, task in pl_module.tasks.items():
-            for output, image, size in zip(outputs[name], meta["id"], meta["size"], strict=True):
-                write_prediction(folder, task, image, without_padding(output, size, transforms))
+        for name, maps in outputs.items():  # none where no image of the batch could be read
+            for output, image, size in zip(maps, meta["id"], meta["size"], strict=True):
+                write_prediction(folder, pl_module.tasks[name], image, without_padding(output, size, transforms))

@@ -9,6 +9,9 @@ from taskformer.callbacks.baselines import Comparison
 from taskformer.modules.base import Results
 from taskformer.tasks import Task
 
+#: What LaTeX writes differently.
+LATEX = str.maketrans({"_": r"\_", "%": r"\%", "°": r"$^\circ$", "±": r"$\pm$"})
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -30,8 +33,9 @@ class Scores:
 
     def header(self) -> list[str]:
         """Headings of the columns."""
-        optional = {"constant": bool(self.constant), "vs single task, %": self.comparison is not None}
-        return ["task", "metric", "value", *(name for name, there in optional.items() if there), "unit", "better"]
+        constant = ["constant"] if self.constant else []
+        compared = ["single task", "vs single task, %"] if self.comparison else []
+        return ["task", "metric", "value", *constant, *compared, "unit", "better"]
 
     def rows(self) -> Iterator[list[str]]:
         """Format each task's metrics, its headline first; shares are shown in percent. delta_m comes last."""
@@ -39,17 +43,26 @@ class Scores:
             for metric in sorted(self.results[name], key=lambda key: key != task.headline):
                 yield self._row(name, metric)
         if self.comparison:
-            filler = ["", ""] if self.constant else [""]
+            filler = [""] * (3 if self.constant else 2)
             yield ["delta_m", "", *filler, f"{self.comparison.delta_m:+.2f}", "%", "higher"]
 
     def _row(self, name: str, metric: str) -> list[str]:
         task = self.tasks[name]
         unit, headline = task.units.get(metric, ""), metric == task.headline
         values = [self.results[name][metric], *([self.constant[name][metric]] if self.constant else [])]
-        cells = [f"{value * 100:.2f}" if unit == "%" else f"{value:.4g}" for value in values]
-        if self.comparison:
-            cells.append(f"{self.comparison.improvement[name]:+.2f}" if headline else "")
+        cells = [_number(value, unit) for value in values]
+        if self.comparison and headline:
+            reference = self.comparison.references[name]
+            spread = "" if reference.spread is None else f" ± {_number(reference.spread, unit)}"
+            cells += [_number(reference.value, unit) + spread, f"{self.comparison.improvement[name]:+.2f}"]
+        elif self.comparison:
+            cells += ["", ""]
         return [name, metric, *cells, unit, better(task, metric) if headline else ""]
+
+
+def _number(value: float, unit: str) -> str:
+    """Format a metric; shares are shown in percent."""
+    return f"{value * 100:.2f}" if unit == "%" else f"{value:.4g}"
 
 
 def better(task: Task, metric: str) -> str:
@@ -90,8 +103,8 @@ def markdown_classes(scores: Scores) -> str:
 
 def latex_table(scores: Scores) -> str:
     """Format the table as a LaTeX ``tabular``."""
-    lines = [" & ".join(line) for line in (scores.header(), *scores.rows())]
-    body = " \\\\\n".join(line.replace("_", "\\_").replace("%", "\\%").replace("°", "$^\\circ$") for line in lines)
+    lines = [" & ".join(line).translate(LATEX) for line in (scores.header(), *scores.rows())]
+    body = " \\\\\n".join(lines)
     return f"\\begin{{tabular}}{{{'l' * len(scores.header())}}}\n{body} \\\\\n\\end{{tabular}}\n"
 
 

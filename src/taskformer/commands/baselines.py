@@ -1,20 +1,25 @@
 """``taskformer baselines``: train a configuration's tasks one by one, the reference of delta_m."""
 
-import json
 import re
 import subprocess
 import sys
 from argparse import ArgumentParser
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any, NoReturn
 
 from rich.console import Console
 
-from taskformer.callbacks.baselines import Facts, task_facts
+from taskformer.callbacks.baselines import Facts, differing, read_entry, task_facts
+from taskformer.callbacks.results import METRICS, read_metrics
+from taskformer.data.images import File, read_json
 from taskformer.errors import ConfigError, TaskformerError
 from taskformer.files import write_json
 from taskformer.tasks import Task
+
+#: What evaluates each split.
+COMMANDS = {"test": "test", "val": "validate"}
 
 
 class BaselinesParser(ArgumentParser):
@@ -37,6 +42,7 @@ class Plan:
         name: First part of the runs' names.
         runs_dir: Folder of all runs.
         protocol: How to score.
+        seeds: Every task is trained once with each.
     """
 
     flags: list[str]
@@ -45,39 +51,49 @@ class Plan:
     name: str
     runs_dir: Path
     protocol: str
+    seeds: list[int]
 
-    def folder(self, task: str) -> Path:
-        """Run folder of a task."""
-        return self.runs_dir / f"{self.name}-single-{task}"
+    def folder(self, task: str, seed: int) -> Path:
+        """Run folder of a task trained with a seed."""
+        return self.runs_dir / f"{self.name}-single-{task}-seed{seed}"
 
 
 def main(argv: list[str]) -> None:
-    """Train and test one run for each task and write their results as one entry."""
+    """Train and test each task with each seed and write their results as one entry."""
     parser = BaselinesParser(
         prog="taskformer baselines",
-        usage="taskformer baselines [--out FILE] --config FILE ...",
+        usage="taskformer baselines [--seeds N ...] [--out FILE] --config FILE ...",
         description="Train a configuration's tasks one by one, test them, and write the entry that `taskformer test` "
-        "computes delta_m from. Finished runs are kept, interrupted ones go on. All other flags are those of "
-        "`taskformer fit`; --name and --runs_dir say where the runs are, --results.protocol how they are scored.",
+        "and `validate` compute delta_m from: for each task mean and standard deviation over the seeds. Finished runs "
+        "are kept, interrupted ones go on. All other flags are those of `taskformer fit`; --name and --runs_dir say "
+        "where the runs are, --results.protocol how they are scored.",
         allow_abbrev=False,
     )
     parser.add_argument("--out", type=Path, help="file to write; by default in configs/baselines, named after the "
                         "runs' facts")  # fmt: skip
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="seeds to train every task with, e.g. 0 1 2; "
+                        "by default only --seed_everything")  # fmt: skip
     options, flags = parser.parse_known_args(argv[1:])
-    entry = make_entry(make_plan(flags))
+    if options.seeds and (min(options.seeds) < 0 or len(set(options.seeds)) < len(options.seeds)):
+        msg = f"--seeds are different whole numbers from 0 on, got {options.seeds}"
+        raise ConfigError(msg)
+    entry = make_entry(make_plan(flags, options.seeds))
     path = options.out or Path("configs") / "baselines" / f"{entry_name(entry['facts'])}.json"
+    if not options.out:
+        _refuse_other(path, entry["facts"])
     write_json(path, entry)
     Console().print(f"wrote {path}", soft_wrap=True)
 
 
-def make_plan(flags: list[str]) -> Plan:
-    """Read a command line of ``taskformer fit``."""
+def make_plan(flags: list[str], seeds: list[int] | None = None) -> Plan:
+    """Read a command line of ``taskformer fit``; without seeds its own is taken."""
     from taskformer.commands.trainer import TaskformerCLI  # Lightning, which takes seconds to import
 
     cli = TaskformerCLI(flags, run=False)
     model, config = type(cli.model).__name__, cli.config
     name = config.name or f"{model.lower()}-{cli.datamodule.name}"
-    return Plan(flags, model, cli.model.tasks, name, Path(config.runs_dir), config.results.protocol)
+    seeds = seeds or [config.seed_everything if type(config.seed_everything) is int else 0]
+    return Plan(flags, model, cli.model.tasks, name, Path(config.runs_dir), config.results.protocol, seeds)
 
 
 def make_entry(plan: Plan) -> dict[str, Any]:
@@ -87,31 +103,32 @@ def make_entry(plan: Plan) -> dict[str, Any]:
         ConfigError: If the runs' facts differ, which happens with runs of an older configuration.
         TaskformerError: If a run fails.
     """
-    facts: Facts = {}
+    expected: dict[str, Facts] = {}
     tasks = {}
     for name, task in plan.tasks.items():
-        folder = plan.folder(name)
-        if _tested(folder, plan.protocol) is None:
-            _train(plan, name)
-        record = _tested(folder, plan.protocol)
-        if record is None:
-            msg = f"the run {folder} ended without test results; see its output above"
-            raise TaskformerError(msg)
-        facts = facts or record["facts"]
-        _require_same(folder, facts, record["facts"])
+        values: dict[str, list[float]] = {"test": [], "val": []}
+        for seed in plan.seeds:
+            for split, record in _finished(plan, name, seed).items():
+                expected.setdefault(split, record["facts"])
+                _require_same(plan.folder(name, seed), expected[split], record["facts"])
+                values[split].append(record["tasks"][name][task.headline])
+        folders = [plan.folder(name, seed) for seed in plan.seeds]
         tasks[name] = {
             **task_facts(task),
-            "value": record["tasks"][name][task.headline],
-            "run": folder.name,
-            "git_revision": json.loads((folder / "environment.json").read_text())["git_revision"],
+            **_mean(values["test"]),
+            "val": _mean(values["val"]),
+            "seeds": plan.seeds,
+            "runs": [folder.name for folder in folders],
+            "git_revisions": sorted({str(_revision(folder)) for folder in folders}),
         }
-    return {"facts": facts, "model": plan.model, "tasks": tasks}
+    return {"facts": expected["test"], "val_images": expected["val"]["images"], "model": plan.model, "tasks": tasks}
 
 
 def entry_name(facts: Facts) -> str:
     """Name an entry after what tells it from others."""
     size = "x".join(str(length) for length in facts["input_size"])
-    parts = [facts["data"], facts["backbone"], facts["initialisation"], size, facts["protocol"]]
+    length = f"{facts['training']['steps']}steps"
+    parts = [facts["data"], facts["backbone"], facts["initialisation"], size, facts["protocol"], length]
     return re.sub(r"[^\w.-]+", "-", "_".join(parts))
 
 
@@ -127,31 +144,73 @@ def run_command(arguments: list[str]) -> None:
         raise TaskformerError(msg)
 
 
-def _train(plan: Plan, task: str) -> None:
-    """Train one task, or go on with it, and test it."""
-    folder = plan.folder(task)
+def _finished(plan: Plan, task: str, seed: int) -> dict[str, dict[str, Any]]:
+    """Return what a run's evaluations recorded by split; it is trained and tested first if it was not."""
+    folder = plan.folder(task, seed)
+    if len(found := _records(folder, plan.protocol)) < len(COMMANDS):
+        _train(plan, task, seed)
+        found = _records(folder, plan.protocol)
+    for split in COMMANDS:
+        if split not in found:
+            msg = f"the run {folder} ended without {split} results; see its output above"
+            raise TaskformerError(msg)
+        if not found[split]["facts"].get("training"):
+            msg = f"{folder} does not say what it was trained with, as older runs; delete it or choose another --name"
+            raise ConfigError(msg)
+        headline = plan.tasks[task].headline
+        if found[split]["tasks"][task][headline] is None:
+            msg = f"the run {folder} has no {headline} on the {split} split, which may have no label of {task}"
+            raise TaskformerError(msg)
+    return found
+
+
+def _train(plan: Plan, task: str, seed: int) -> None:
+    """Train one task, or go on with it, and evaluate its best epoch."""
+    folder = plan.folder(task, seed)
     place = ["--name", folder.name, "--runs_dir", str(plan.runs_dir)]
-    single = [f"--data.init_args.tasks=[{task}]", "--model.init_args.loss_weights=null"]
+    single = [f"--data.init_args.tasks=[{task}]", "--model.init_args.loss_weights=null", f"--seed_everything={seed}"]
     last = folder / "checkpoints" / "last.ckpt"
     run_command(["fit", *plan.flags, *place, *single, *(["--ckpt_path", str(last)] if last.exists() else [])])
     best = folder / "checkpoints" / "best.ckpt"
-    test = ["test", "--config", str(folder / "config.yaml"), "--ckpt_path", str(best), *place]
-    run_command([*test, "--results.protocol", plan.protocol])
+    for command in COMMANDS.values():
+        of_run = ["--config", str(folder / "config.yaml"), "--ckpt_path", str(best), *place]
+        run_command([command, *of_run, "--results.protocol", plan.protocol])
 
 
-def _tested(folder: Path, protocol: str) -> dict[str, Any] | None:
-    """Return what a run's test recorded; None if it was not tested by this protocol."""
-    path = folder / "metrics.json"
-    record: dict[str, Any] | None = json.loads(path.read_text()).get("test") if path.exists() else None
-    return record if record and record["protocol"] == protocol else None
+def _records(folder: Path, protocol: str) -> dict[str, dict[str, Any]]:
+    """Return what the evaluations of a run's best epoch by this protocol recorded, by split."""
+    metrics = read_metrics(folder / METRICS)
+    records = {split: metrics[split] for split in COMMANDS if split in metrics}
+    # During training the record of `val` is of an epoch, not of the best one.
+    return {k: record for k, record in records.items() if record.get("protocol") == protocol and "epoch" not in record}
+
+
+def _mean(values: list[float]) -> dict[str, float | None]:
+    """Return mean and standard deviation (of the sample; none of one value)."""
+    return {"value": fmean(values), "spread": stdev(values) if len(values) > 1 else None}
+
+
+def _revision(folder: Path) -> Any:
+    path = folder / "environment.json"
+    return read_json(File(str(path), path.read_bytes()))["git_revision"]
 
 
 def _require_same(folder: Path, expected: Facts, facts: Facts) -> None:
     """Refuse to mix runs of different facts."""
-    for key, value in expected.items():
-        if facts[key] != value:
-            msg = (
-                f"{folder} has the {key} {facts[key]} and the runs before it {value}; delete the run folders that "
-                "another configuration left, or choose another --name"
-            )
-            raise ConfigError(msg)
+    if differences := differing(expected, facts):
+        msg = (
+            f"{folder} and the runs before it differ in {', '.join(differences)}; delete the run folders that another "
+            "configuration left, or choose another --name"
+        )
+        raise ConfigError(msg)
+
+
+def _refuse_other(path: Path, facts: Facts) -> None:
+    """Refuse to replace an entry of other runs, whose facts differ in what its name does not say."""
+    try:
+        there = read_entry(path)["facts"]
+    except ConfigError:
+        return  # there is none, or a broken one
+    if differences := differing(there, facts):
+        msg = f"{path} holds results of other runs, which differ in {', '.join(differences)}; name another file: --out"
+        raise ConfigError(msg)

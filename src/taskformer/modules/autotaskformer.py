@@ -6,6 +6,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -204,7 +205,7 @@ class AutoTaskFormer(MultiTaskModule):
         """Update the validation metrics of the largest sub-network and of those watched."""
         super().validation_step(batch, batch_idx)
         for name, architecture in self.watched.items():
-            self._evaluate(f"val_{name}", batch, self.network(batch["image"], architecture))
+            self._evaluate(f"val_{name}", batch, partial(self.network, architecture=architecture))
 
     def on_validation_epoch_end(self) -> None:
         """Compute and log the validation metrics."""

@@ -20,6 +20,7 @@ from torchmetrics import Metric, MetricCollection
 
 from taskformer.errors import ConfigError, UnknownNameError
 from taskformer.models.layers import resize
+from taskformer.modules.fitting import require_fitting
 from taskformer.modules.optimisation import (
     DecayOn,
     configuration,
@@ -28,9 +29,11 @@ from taskformer.modules.optimisation import (
     reconfigure,
     require_same_kind,
 )
+from taskformer.modules.recipe import training_recipe
 from taskformer.modules.schedules import PolyLR
 from taskformer.seeds import derive
 from taskformer.tasks import Stage, build_tasks
+from taskformer.tasks.improvement import improvements
 
 MEAN = torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1)
 STD = torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1)
@@ -64,6 +67,9 @@ class MultiTaskModule(LightningModule):
         test_stage: ``"val"`` leaves out of ``test`` what takes long, the boundary benchmark of edges; set it before
             ``protocol``.
         per_class: Each class's score in the last evaluation by stage, for the tasks that have classes.
+        recipe: What the weights were trained with, see :func:`training_recipe`; empty if they do not say.
+        single_task: Headline metric of each task's single-task runs on the validation split, against which
+            ``val/delta_m`` is logged; empty: it is not.
     """
 
     def __init__(
@@ -97,6 +103,8 @@ class MultiTaskModule(LightningModule):
         self.metrics = nn.ModuleDict({stage: self._build_metrics(stage) for stage in ("val", "test")})
         self.results: dict[str, Results] = {}
         self.per_class: dict[str, dict[str, list[float]]] = {}
+        self.recipe: dict[str, Any] = {}
+        self.single_task: dict[str, float] = {}
         # Height and width of the training images, kept in checkpoints: photographs are predicted at this scale.
         self.train_size: Tensor
         self.register_buffer("train_size", torch.zeros(2, dtype=torch.int64))
@@ -137,17 +145,15 @@ class MultiTaskModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the validation metrics."""
-        self._evaluate("val", batch, self(batch["image"]))
+        self._evaluate("val", batch, self)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Update the test metrics and return the raw outputs, for callbacks that look at single images."""
-        outputs: dict[str, Tensor] = self(batch["image"])
-        self._evaluate("test", batch, outputs)
-        return outputs
+        return self._evaluate("test", batch, self)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Return decoded maps."""
-        return self.decode(self(batch["image"]))
+        """Return decoded maps; none of a batch without an image that could be read."""
+        return self.decode(self(batch["image"])) if len(batch["image"]) else {}
 
     def decode(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Turn raw outputs into class ids, metres, unit vectors, ..."""
@@ -180,8 +186,11 @@ class MultiTaskModule(LightningModule):
         return {name: values.squeeze(0).cpu().numpy() for name, values in maps.items()}
 
     def on_validation_epoch_end(self) -> None:
-        """Compute and log the validation metrics."""
+        """Compute and log the validation metrics, and delta_m where there are single-task runs to compare with."""
         self._finish("val")
+        if self.single_task and not self.trainer.sanity_checking:
+            _, delta_m = improvements(self.tasks, self.results["val"], self.single_task)
+            self.log("val/delta_m", delta_m, sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
         """Compute and log the test metrics."""
@@ -201,7 +210,11 @@ class MultiTaskModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Check that a training that goes on can; what was learnt is restored after this."""
+        """Note what the model is trained with, and check that a training that goes on can.
+
+        What was learnt is restored after this.
+        """
+        self.recipe = training_recipe(self.trainer, self)
         if self._optimisation_before and self._optimisation:
             require_same_kind(self._optimisation_before, self._optimisation)
 
@@ -234,14 +247,21 @@ class MultiTaskModule(LightningModule):
         return int(steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the class, so that :func:`taskformer.load` finds it, and how the optimizer was configured."""
+        """Note the class, so that :func:`taskformer.load` finds it, and what the weights are trained with."""
         checkpoint["optimisation"] = self._optimisation
         checkpoint["taskformer_class"] = f"{type(self).__module__}.{type(self).__qualname__}"
+        checkpoint["taskformer_recipe"] = self.recipe
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note what the loaded weights were trained from, whatever the network was filled with before, and how."""
-        self._optimisation_before = checkpoint.get("optimisation")
+        """Note what the loaded weights were trained from and with, whatever the network was filled with before.
+
+        Raises:
+            WeightsError: If the checkpoint is of other tasks, classes or sizes.
+        """
+        require_fitting(checkpoint, self)
         self.hparams["weights"] = checkpoint["hyper_parameters"]["weights"]
+        self.recipe = checkpoint.get("taskformer_recipe", {})
+        self._optimisation_before = checkpoint.get("optimisation")
 
     def _lr_scale(self, name: str) -> float:
         """Return the learning rate of one of the network's parameters over the optimizer's."""
@@ -260,12 +280,21 @@ class MultiTaskModule(LightningModule):
         kind = self.test_stage if stage == "test" else "val"
         return nn.ModuleDict({name: task.metrics(self._protocol, kind) for name, task in self.tasks.items()})
 
-    def _evaluate(self, stage: str, batch: Batch, outputs: Mapping[str, Tensor]) -> None:
-        """Update the metrics of a stage and log its losses."""
+    def _evaluate(self, stage: str, batch: Batch, network: Callable[[Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Update the metrics of a stage, log its losses and return the raw outputs.
+
+        A batch none of whose images could be read counts nothing, but is logged: processes must log the same names.
+        """
+        if not len(batch["image"]):
+            nothing = torch.zeros((), device=self.device)
+            self._log_losses(stage, dict.fromkeys((*self.tasks, "total"), nothing), batch_size=0)
+            return {}
+        outputs = network(batch["image"])
         self._log_losses(stage, self.compute_losses(outputs, batch["targets"]), len(batch["image"]))
         for name, metrics in self._stage_metrics(stage):
             output = outputs[name].float()
             metrics.update(output, self.tasks[name].check(batch["targets"][name], output))
+        return outputs
 
     def _finish(self, stage: str) -> None:
         """Compute, log and reset the metrics of a stage."""

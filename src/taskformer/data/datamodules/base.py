@@ -156,10 +156,11 @@ class MultiTaskDataModule(LightningDataModule, ABC):
             self.datasets[split] = self._part(split, dataset)
 
     def _part(self, split: str, dataset: MultiTaskDataset) -> Dataset[Sample]:
-        """Divide the training images if some of them validate."""
+        """Divide the training images if some of them validate; broken ones are replaced in training only."""
+        first = len(dataset) - math.ceil(self.holdout * len(dataset))
+        dataset.substitutes = range(first if split == "train" else 0)
         if not self.holdout or split == "test":
             return dataset
-        first = len(dataset) - math.ceil(self.holdout * len(dataset))
         return Subset(dataset, range(first) if split == "train" else range(first, len(dataset)))
 
     def training_dataset(self, split: str) -> MultiTaskDataset:
@@ -287,16 +288,25 @@ def data_modules() -> dict[str, type[MultiTaskDataModule]]:
 def collate(samples: list[Sample]) -> Sample:
     """Stack samples into a batch; ``meta`` becomes a dictionary of plain lists, None where a sample lacks an entry.
 
+    Images that could not be read are left out and listed in ``unreadable``: each one's place among the samples and its
+    identifier. Where no other is left, the batch has no target and an image of shape ``(0, 3, 0, 0)``.
+
     Images of different sizes are padded on the right and at the bottom to the largest: with 0, the mean colour, and
     invalid pixels. The network sees that border; evaluation whose results must not depend on which images share a
     batch therefore gives all images one size (``eval_transforms``).
     """
+    broken = {place: sample["meta"]["id"] for place, sample in enumerate(samples) if "image" not in sample}
+    unreadable = {"unreadable": broken} if broken else {}
+    samples = [sample for sample in samples if "image" in sample]
+    if not samples:
+        return {"image": torch.empty(0, 3, 0, 0), "targets": {}, "meta": {"id": []}, **unreadable}
     first = samples[0]
     keys = dict.fromkeys(key for sample in samples for key in sample["meta"])
     return {
         "image": _stack([sample["image"] for sample in samples], 0.0),
         "targets": {name: _stack_targets([sample["targets"][name] for sample in samples]) for name in first["targets"]},
         "meta": {key: [sample["meta"].get(key) for sample in samples] for key in keys},
+        **unreadable,
     }
 
 

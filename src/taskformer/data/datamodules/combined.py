@@ -135,6 +135,8 @@ class PartDataset(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         """Return one sample with a target for every task of the mixture."""
         sample = self.dataset[index]
+        if "image" not in sample:  # it could not be read
+            return {"meta": {**sample["meta"], "part": self.part}}
         size = sample["image"].shape[-2:]
         own = {self.names.get(name, name): target for name, target in sample["targets"].items()}
         targets = {name: own[name] if name in own else task.invalid(*size) for name, task in self.tasks.items()}

@@ -3,6 +3,7 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
@@ -40,12 +41,14 @@ class MultiTaskDataset(Dataset[Sample], ABC):
         transform: Turns a raw sample into tensors, usually a :class:`taskformer.data.transforms.TaskCompose`, which
             makes tasks without a label all invalid; ``None`` gives the raw numpy arrays and only the labels there are.
         size: Height and width that images and maps are resized to when they are loaded; None keeps theirs.
-        on_error: What a missing or broken file does: ``"raise"`` stops at once; ``"skip"`` logs the file once and takes
-            the next image that can be read in its place, the same one in every epoch and process.
+        on_error: What a missing or broken file does: ``"raise"`` stops at once; ``"skip"`` logs the file once and gives
+            one of ``substitutes`` instead, or a sample with nothing but ``meta``, which batches leave out.
 
     Attributes:
         ids: Identifier of each image, in order.
         cache: Where :meth:`raw` looks before it reads files.
+        substitutes: Images, counted from the first, that may stand in for a broken one in training: the next that can
+            be read does, the same one in every epoch and process. None in evaluation, where no image is to count twice.
         may_be_empty: Tasks whose maps may lack a single valid pixel; in others that is a fault.
 
     Raises:
@@ -70,6 +73,7 @@ class MultiTaskDataset(Dataset[Sample], ABC):
         self.size = size
         self.on_error = on_error
         self.cache: RawSamples | None = None
+        self.substitutes = range(0)
         self.ids = self._ids()
         # Shared between loader processes, so that a broken file is logged by the first one only.
         self._logged = torch.zeros(len(self.ids), dtype=torch.bool).share_memory_() if on_error == "skip" else None
@@ -121,14 +125,16 @@ class MultiTaskDataset(Dataset[Sample], ABC):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return one sample, transformed."""
+        """Return one sample, transformed; an image that cannot be read is left to :attr:`on_error`."""
         if self.on_error == "raise":
             return self._finish(self.raw(index))
-        for shift in range(len(self)):
+        for place in chain((index,), self.substitutes[index + 1 :], self.substitutes[:index]):
             try:
-                return self._finish(self.raw((index + shift) % len(self)))
+                return self._finish(self.raw(place))
             except (CorruptFileError, InvalidTargetError, DatasetNotFoundError) as error:
-                self._log_once((index + shift) % len(self), error)
+                self._log_once(place, error)
+        if not self.substitutes:
+            return {"meta": {"id": self.ids[index]}}
         msg = f"no image of the split {self.split!r} in {self.root} can be read; see the files logged above"
         raise DatasetNotFoundError(msg)
 

@@ -1,0 +1,83 @@
+"""Whether a checkpoint is of the model that it is loaded into."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from taskformer.errors import TaskformerError, WeightsError
+from taskformer.tasks import LabelMapTask, Task, build_tasks
+
+if TYPE_CHECKING:
+    from taskformer.modules.base import MultiTaskModule
+
+#: How many of what differs a message names.
+NAMED = 3
+#: Settings that do not change a network's tensors.
+NO_SIZES = ("tasks", "weights", "loss_weights")
+
+
+def require_fitting(checkpoint: Mapping[str, Any], module: "MultiTaskModule") -> None:
+    """Refuse a checkpoint of other tasks, other classes or a network of other sizes.
+
+    Raises:
+        WeightsError: If it does not fit; says what differs.
+    """
+    saved = checkpoint.get("hyper_parameters", {})
+    if "tasks" not in saved or "state_dict" not in checkpoint:
+        msg = "the checkpoint does not name its tasks and weights; only checkpoints of `taskformer fit` can be loaded"
+        raise WeightsError(msg)
+    try:
+        tasks = build_tasks(saved["tasks"])
+    except TaskformerError as error:
+        msg = f"the tasks of the checkpoint are not known here: {error}"
+        raise WeightsError(msg) from error
+    if differences := list(_task_differences(tasks, module.tasks)):
+        msg = (
+            f"the checkpoint is of other tasks or classes: {_some(differences)}; "
+            "give the data set's configuration that it was trained with, or train anew"
+        )
+        raise WeightsError(msg)
+    if differences := list(_shape_differences(checkpoint["state_dict"], module.state_dict())):
+        settings = [
+            f"{key} {value!r} there, {module.hparams[key]!r} here"
+            for key, value in saved.items()
+            if key in module.hparams
+            and key not in ("tasks", "weights", "loss_weights")
+            and module.hparams[key] != value
+        ]
+        msg = (
+            f"the checkpoint is of a network of other sizes: {_some(settings or differences)}; "
+            "give the model's configuration that it was trained with"
+        )
+        raise WeightsError(msg)
+
+
+def _task_differences(saved: Mapping[str, Task], own: Mapping[str, Task]) -> Iterator[str]:
+    """Say which tasks differ, and in what."""
+    if set(saved) != set(own):
+        yield f"{', '.join(saved)} there, {', '.join(own)} here"
+        return
+    for name, task in saved.items():
+        mine = own[name]
+        if type(task) is not type(mine) or task.channels != mine.channels:
+            yield f"{name} is a {_kind(task)} there and a {_kind(mine)} here"
+        elif isinstance(task, LabelMapTask) and isinstance(mine, LabelMapTask) and task.classes != mine.classes:
+            number = next(
+                k for k, pair in enumerate(zip(task.classes, mine.classes, strict=True)) if len(set(pair)) > 1
+            )
+            yield f"class {number} of {name} is {task.classes[number]!r} there and {mine.classes[number]!r} here"
+
+
+def _kind(task: Task) -> str:
+    return f"{type(task).__name__} with {task.channels} channels"
+
+
+def _shape_differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
+    """Say which tensors are missing, left over or of another shape."""
+    for name in [*own, *(name for name in saved if name not in own)]:
+        shapes = [tuple(state[name].shape) if name in state else "none" for state in (saved, own)]
+        if shapes[0] != shapes[1]:
+            yield f"{name} {shapes[0]} there, {shapes[1]} here"
+
+
+def _some(items: list[str]) -> str:
+    return "; ".join(items[:NAMED]) + (f"; and {len(items) - NAMED} more" if len(items) > NAMED else "")

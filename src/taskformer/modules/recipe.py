@@ -1,0 +1,76 @@
+"""What a model is trained with, in plain types: results of trainings can only be compared if this is the same."""
+
+import inspect
+import math
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Trainer
+
+if TYPE_CHECKING:
+    from taskformer.modules.base import MultiTaskModule
+
+#: Settings of models that belong to the training and not to the network. Weights of losses do not: each task trained
+#: alone has its own scale.
+SETTINGS = ("backbone_lr_scale", "layer_decay", "weight_decay_on", "backbone_drop_path")
+
+
+def training_recipe(trainer: Trainer, module: "MultiTaskModule") -> dict[str, Any]:
+    """Describe a training that is about to start: its length, optimizer, schedule and augmentation.
+
+    What does not change what is learned on average (seed, names, logging, number of processes) is left out.
+
+    Args:
+        trainer: The Trainer, with its optimizers.
+        module: The model.
+
+    Returns:
+        Plain values and texts, which checkpoints and JSON files can hold.
+    """
+    data = getattr(trainer, "datamodule", None)
+    steps = trainer.estimated_stepping_batches
+    steps = int(steps) if math.isfinite(steps) else -1
+    images = getattr(data, "batch_size", 0) * trainer.accumulate_grad_batches * trainer.world_size
+    recipe = {
+        "steps": steps,
+        "epochs": trainer.max_epochs,
+        "batch_size": images,
+        "optimizer": [_call(optimizer, optimizer.defaults) for optimizer in trainer.optimizers],
+        "lr_scheduler": [
+            _call(config.scheduler, _scheduler_settings(config.scheduler, module.lr_scheduler, steps))
+            for config in trainer.lr_scheduler_configs
+        ],
+        "gradient_clip_val": trainer.gradient_clip_val or 0.0,
+        "precision": str(trainer.precision),
+        "augmentation": pipeline(data, "train_transforms"),
+    }
+    return recipe | {key: module.hparams[key] for key in SETTINGS if key in module.hparams}
+
+
+def pipeline(data: Any, steps: str) -> list[str]:
+    """Describe the transforms of a data module, or of each of its parts, in plain text.
+
+    Args:
+        data: The data module, or None.
+        steps: Name of the list, ``"train_transforms"`` or ``"eval_transforms"``.
+    """
+    if hasattr(data, "parts"):
+        return [f"{part.name}: {text}" for part in data.parts for text in pipeline(part, steps)]
+    size = getattr(data, "size", None)
+    loaded = [f"loaded at {size[0]}x{size[1]}"] if size else []
+    return loaded + [" ".join(repr(step).split()) for step in getattr(data, steps, [])]
+
+
+def _call(built: Any, settings: dict[str, Any]) -> str:
+    """Write an object as the call that builds it; what is off or left out is not named."""
+    given = {key: value for key, value in sorted(settings.items()) if value is not None and value is not False}
+    return f"{type(built).__name__}({', '.join(f'{key}={value}' for key, value in given.items())})"
+
+
+def _scheduler_settings(scheduler: Any, factory: Any, steps: int) -> dict[str, Any]:
+    """Return what a scheduler was built with: its attributes, or what the command line gave where it keeps none."""
+    given = getattr(factory, "keywords", {})
+    names = [name for name in inspect.signature(type(scheduler)).parameters if name not in ("optimizer", "last_epoch")]
+    settings = {name: getattr(scheduler, name, given.get(name)) for name in names}
+    if settings.get("total_steps") == steps:
+        del settings["total_steps"]  # the length of the training, which is said already
+    return settings
