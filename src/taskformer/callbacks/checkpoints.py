@@ -1,7 +1,9 @@
 """Checkpoints: ``last.ckpt`` is the last state of a training, ``best.ckpt`` the best; each is whole or not there."""
 
+import inspect
 import math
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
+from torchmetrics import MetricCollection
 
 from taskformer.callbacks.results import why_no_delta_m
 from taskformer.callbacks.run_folder import is_fitting
@@ -64,6 +67,13 @@ class Checkpoints(Checkpoint):
             raise UnknownNameError(kind, self.monitor, known)
         self._higher_is_better = known[self.monitor]
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let callbacks be what the command line says now; from the checkpoint they only learn what happened."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set in its constructor
+            state = checkpoint["callbacks"].get(callback.state_key, {})
+            arguments = inspect.signature(type(callback)).parameters
+            state |= {key: getattr(callback, key) for key in state if key in arguments and hasattr(callback, key)}
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count steps from here."""
         self._steps = trainer.global_step
@@ -101,11 +111,11 @@ class Checkpoints(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the best state's score was."""
-        return {"monitor": self.monitor, "best_score": self.best_score}
+        return {"monitored": self.monitor, "best_score": self.best_score}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score, unless another value is monitored now."""
-        if state_dict["monitor"] == self.monitor:
+        if state_dict["monitored"] == self.monitor:
             self.best_score = state_dict["best_score"]
 
     def _is_better(self, score: float) -> bool:
@@ -116,7 +126,8 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer: Trainer, name: str) -> None:
         if not getattr(trainer, "fast_dev_run", False):
-            trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / name)
+            path = Path(trainer.default_root_dir) / "checkpoints" / name
+            trainer.save_checkpoint(path, weights_only=False)
 
 
 def monitors(module: MultiTaskModule) -> dict[str, bool]:
@@ -124,12 +135,20 @@ def monitors(module: MultiTaskModule) -> dict[str, bool]:
     found = {}
     for stage in (name for name in module.metrics if name != "test"):
         found[f"{stage}/loss"] = False
-        collections: Any = module.metrics[stage]
         for name, task in module.tasks.items():
             found[f"{stage}/loss/{name}"] = False
-            senses = {metric: better(task, metric) for metric in collections[name]}
+            senses = {metric: better(task, metric) for metric in _metric_names(task.metrics(module.protocol))}
             found |= {f"{stage}/{name}/{metric}": sense == "higher" for metric, sense in senses.items() if sense}
     return found
+
+
+def _metric_names(metrics: MetricCollection) -> list[str]:
+    """Return the names of what fresh metrics compute, which one metric may have several of."""
+    for metric in metrics.values():
+        metric.sync_on_compute = False
+    with warnings.catch_warnings():  # of images there are none yet
+        warnings.simplefilter("ignore")
+        return list(metrics.compute())
 
 
 def has_finite_weights(module: LightningModule) -> bool:

@@ -151,7 +151,7 @@ class Claim:
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self.release()
+            self._unlock()
             return False
         except OSError:
             pass
@@ -159,11 +159,14 @@ class Claim:
 
     def release(self) -> None:
         """Give the folder up; one in which nothing was written is removed."""
+        self._unlock()
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def _unlock(self) -> None:
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
 
 
 def _way_on(folder: Path) -> str:
