@@ -19,7 +19,7 @@ setup: .venv/.current ## make .venv, or bring it up to date
 demo: setup ## train MQTransformer on the rooms for a few minutes, test it, show where the pictures are
 	rm -rf runs/demo
 	$(BIN)/taskformer fit --config configs/experiment/demo.yaml
-	$(BIN)/taskformer test --config runs/demo/config.yaml --ckpt_path runs/demo/checkpoints/best.ckpt
+	$(BIN)/taskformer test runs/demo
 
 test: setup ## the tests, without the slow ones
 	$(BIN)/python -m pytest

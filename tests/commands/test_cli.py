@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import taskformer
@@ -41,7 +42,6 @@ def test_every_command_explains_itself(command, capsys):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """An untrained model, saved as `fit` saves it."""
-    import torch
 
     from taskformer.modules import Baseline
 
@@ -79,7 +79,6 @@ def test_missing_photographs_are_explained(checkpoint, paths, message, tmp_path,
 
 
 def test_files_that_are_no_models_are_refused(tmp_path):
-    import torch
 
     with pytest.raises(WeightsError, match="no checkpoint at"):
         taskformer.load(tmp_path)
@@ -89,3 +88,16 @@ def test_files_that_are_no_models_are_refused(tmp_path):
     torch.save({"taskformer_class": "subprocess.Popen", "hyper_parameters": {}}, tmp_path / "y.ckpt")
     with pytest.raises(WeightsError, match=r"subprocess.Popen, which is not a model of taskformer"):
         taskformer.load(tmp_path / "y.ckpt")
+
+
+@pytest.mark.parametrize("model", ["MQTransformer", "Baseline", "AutoTaskFormer"])
+def test_the_defaults_of_python_are_those_of_the_command_line(model):
+    data = ["--data=RoomsDataModule", "--data.root=anywhere", "--data.tasks=[depth]"]
+    given, _ = taskformer.from_config(overrides=[f"--model={model}", *data, "--model.optimizer.lr=0.01"])
+    by_hand = getattr(taskformer.modules, model)({"depth": {}})
+    for module, rate in ((given, 0.01), (by_hand, 1e-3)):
+        optimizer = module.optimizer([torch.nn.Parameter(torch.zeros(1))])
+        settings = optimizer.defaults["lr"], optimizer.defaults["weight_decay"]
+        assert (type(optimizer).__name__, settings) == ("AdamW", (rate, 1e-4))
+        schedule = module.lr_scheduler(optimizer)
+        assert (type(schedule).__name__, schedule.power, schedule.warmup) == ("PolyLR", 0.9, 0.0)
