@@ -48,14 +48,8 @@ def fit(folder, model, callback, **options):
     ],
 )
 def test_the_best_is_best_by_the_metrics_own_direction(tmp_path, monkeypatch, monitor, values, best):
-    score = iter(values)
-    original = Checkpoints.on_validation_end
-
-    def with_scripted_score(self, trainer, module):
-        trainer.callback_metrics[monitor] = torch.tensor(next(score))
-        original(self, trainer, module)
-
-    monkeypatch.setattr(Checkpoints, "on_validation_end", with_scripted_score)
+    scripted = property(lambda self: {monitor: torch.tensor(values[self.current_epoch])})
+    monkeypatch.setattr(Trainer, "callback_metrics", scripted)
     callback = Checkpoints(monitor)
     saved = fit(tmp_path, build(), callback)
 

@@ -29,7 +29,7 @@ class StoppedError(Exception):
 def flags(small_rooms):
     return [f"--data.root={small_rooms}", "--data.batch_size=2", "--trainer.accelerator=cpu", "--trainer.max_epochs=2",
             "--trainer.num_sanity_val_steps=0", "--trainer.enable_progress_bar=false", "--gallery.every_n_epochs=0",
-            "--trainer.check_val_every_n_epoch=1"]  # fmt: skip
+            "--trainer.check_val_every_n_epoch=1", "--trainer.log_every_n_steps=1"]  # fmt: skip
 
 
 def stop_at(monkeypatch, hook, step):

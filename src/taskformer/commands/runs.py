@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -158,10 +159,10 @@ class Claim:
         return True
 
     def release(self) -> None:
-        """Give the folder up; one in which nothing was written is removed."""
+        """Give the folder up; one in which no file was written is removed."""
         self._unlock()
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
+        if not _rank() and self.folder.is_dir() and not any(path.is_file() for path in self.folder.rglob("*")):
+            shutil.rmtree(self.folder)
 
     def _unlock(self) -> None:
         if self._handle is not None:
