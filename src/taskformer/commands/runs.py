@@ -149,6 +149,7 @@ class Claim:
         except ImportError:
             return True
         self._handle = os.open(self.folder, os.O_RDONLY)
+        os.register_at_fork(after_in_child=self._unlock)  # loader processes may outlive this one for a moment
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

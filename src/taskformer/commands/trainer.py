@@ -15,6 +15,7 @@ from rich.console import Console
 
 from taskformer.callbacks import Checkpoints, Curves, Gallery, Predictions, ResultsTable, RunFolder, WholeCheckpoints
 from taskformer.callbacks.checkpoints import BEST, LAST
+from taskformer.commands.loops import EpochLoop
 from taskformer.commands.parser import TaskformerParser
 from taskformer.commands.runs import INITIAL, Claim, find_checkpoint, name_run, spell_out
 from taskformer.commands.search import SearchTrainer
@@ -154,6 +155,9 @@ class TaskformerCLI(LightningCLI):
             kwargs["default_root_dir"] = str(self._folder)
         trainer = super().instantiate_trainer(**kwargs)
         trainer.strategy.checkpoint_io = WholeCheckpoints()
+        loop = trainer.fit_loop
+        trainer.fit_loop = EpochLoop(trainer, loop.min_epochs, loop.max_epochs)
+        trainer.fit_loop.epoch_loop = loop.epoch_loop
         return trainer
 
     def after_fit(self) -> None:

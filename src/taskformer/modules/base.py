@@ -14,7 +14,7 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric, MetricCollection
 
@@ -76,11 +76,12 @@ class MultiTaskModule(LightningModule):
         self,
         tasks: Mapping[str, Mapping[str, Any]],
         network: nn.Module,
-        loss_weights: Mapping[str, float] | None,
-        optimizer: OptimizerCallable,
-        lr_scheduler: LRSchedulerCallable | None,
-        backbone_lr_scale: float,
-        weight_decay_on: DecayOn,
+        loss_weights: Mapping[str, float] | None = None,
+        # The parser takes this class's defaults also for its subclasses.
+        optimizer: OptimizerCallable = lambda parameters: AdamW(parameters, lr=1e-3, weight_decay=1e-4),
+        lr_scheduler: LRSchedulerCallable | None = lambda optimizer: PolyLR(optimizer, power=0.9),
+        backbone_lr_scale: float = 1.0,
+        weight_decay_on: DecayOn = "weights",
     ) -> None:
         super().__init__()
         self.tasks = build_tasks(tasks)

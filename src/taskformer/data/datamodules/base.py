@@ -188,9 +188,16 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         loader = self._loader("train", shuffle=True)
         if isinstance(loader, ResumableLoader):
             self._training = loader
-            loader.epoch_ended = lambda: bool(self.trainer and self.trainer.is_last_batch)
+            loader.epoch_ended = self._epoch_ended
             loader.load_state_dict(self._place)
         return loader
+
+    def _epoch_ended(self) -> bool:
+        """Whether the training's last batch was the last of its epoch, or the last that the Trainer wanted."""
+        if self.trainer is None:
+            return False
+        epochs: Any = self.trainer.fit_loop.epoch_progress.current
+        return self.trainer.is_last_batch or bool(epochs.processed == epochs.started)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the training's place in its epoch, for checkpoints."""
