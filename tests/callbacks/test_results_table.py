@@ -151,7 +151,8 @@ def test_a_process_whose_only_image_is_broken_waits_for_nobody(small_rooms, tmp_
     rooms, ids = break_images(small_rooms, tmp_path / "rooms", "test", 1)
     command = [sys.executable, "-m", "taskformer", "test", "--model=Baseline", "--data=RoomsDataModule",
                f"--data.root={rooms}", "--data.tasks=[semseg,depth]", "--data.batch_size=1", "--data.on_error=skip",
-               "--trainer.accelerator=cpu", "--trainer.strategy=ddp", "--results.per_image=true"]  # fmt: skip
+               "--trainer.accelerator=cpu", "--trainer.strategy=ddp", "--ckpt=initial",
+               "--results.per_image=true"]  # fmt: skip
     found = []
     for processes in (1, 2):
         done = subprocess.run(

@@ -81,7 +81,8 @@ def test_from_the_command_line(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny = [flag for flag in tiny if not flag.startswith(("--model.", "--trainer.max_epochs"))]
     main(["test", f"--config={ROOT}/configs/model/baseline.yaml", f"--config={ROOT}/configs/data/rooms.yaml", *tiny,
-          "--name=x", "--model.weights=random", "--data.tasks=[semseg,depth]", "--predictions.save=true"])  # fmt: skip
+          "--name=x", "--ckpt=initial", "--model.weights=random", "--data.tasks=[semseg,depth]",
+          "--predictions.save=true"])  # fmt: skip
     main(["evaluate", "runs/x", "--json=out.json"])
     found = json.loads(Path("out.json").read_text())["protocols"]["standard"]
     close(found, json.loads(Path("runs/x/metrics.json").read_text())["test"]["tasks"], quantised=())
@@ -169,6 +170,44 @@ def test_predictions_of_another_size_are_named(run, tmp_path, capsys):
     np.save(path, np.ones((10, 12), np.float32))
     line = failing(capsys, tmp_path / "run", "--tasks=[depth]")
     assert f"{path} is 10x12 and the label of its image 128x160 (height x width)" in line
+
+
+def test_images_that_cannot_be_read_are_left_out_and_counted(small_rooms, tmp_path, capsys):
+    data = RoomsDataModule(str(small_rooms), ["depth"])
+    dataset = data.evaluation_dataset("test")
+    (tmp_path / "depth").mkdir()
+    for index, name in enumerate(dataset.ids):
+        np.save(tmp_path / "depth" / f"{name}.npy", dataset[index]["targets"]["depth"][0].numpy() + (index + 1) / 2)
+    broken = tmp_path / "rooms"
+    broken.mkdir()
+    for entry in small_rooms.iterdir():
+        if entry.name != "image":
+            (broken / entry.name).symlink_to(entry)
+    shutil.copytree(small_rooms / "image", broken / "image")
+    (path,) = (broken / "image").glob(f"{dataset.ids[1]}.*")
+    path.write_bytes(b"none")
+    config = {"data": {"class_path": "RoomsDataModule", "init_args": {"root": str(broken), "tasks": ["depth"]}}}
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump(config))
+    assert str(path) in failing(capsys, tmp_path, f"--config={tmp_path / 'data.yaml'}")
+    config["data"]["init_args"]["on_error"] = "skip"
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump(config))
+    main(["evaluate", str(tmp_path), f"--config={tmp_path / 'data.yaml'}", f"--json={tmp_path / 'out.json'}"])
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert (found["images"], found["unreadable"]) == (2, [dataset.ids[1]])
+    # Errors of half a metre and of one and a half in as many pixels each.
+    assert found["protocols"]["standard"]["depth"]["rmse"] == pytest.approx(1.25**0.5, rel=1e-5)
+    assert "2 images, 1 more could not be read" in " ".join(capsys.readouterr().out.split())
+
+
+def test_files_of_other_images_are_reported(run, tmp_path, capsys):
+    folder, results = run
+    shutil.copytree(folder / "predictions" / "depth", tmp_path / "depth")
+    (first, *_) = sorted((tmp_path / "depth").iterdir())
+    shutil.copy(first, tmp_path / "depth" / "another.npy")
+    main(["evaluate", str(tmp_path), f"--config={folder / 'config.yaml'}", f"--json={tmp_path / 'out.json'}"])
+    assert "has 1 files of no image of this split, e.g. another.npy" in " ".join(capsys.readouterr().err.split())
+    found = json.loads((tmp_path / "out.json").read_text())["protocols"]["standard"]["depth"]
+    assert found == pytest.approx(results["depth"], rel=1e-9)
 
 
 @pytest.mark.parametrize(

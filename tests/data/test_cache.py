@@ -229,6 +229,7 @@ def test_a_broken_file_is_skipped_as_without_a_cache(root, folder, caplog):
     dataset = rooms(root, on_error="skip")
     dataset.cache = DecodedCache.build(folder, rooms(root, on_error="skip"), 1)
     assert len(dataset.cache) == 5
+    dataset.substitutes = range(5)
     with caplog.at_level(logging.WARNING):
         assert dataset[2]["meta"]["id"] == "train_3"
     assert "train_2" in caplog.text

@@ -117,15 +117,32 @@ def log(tmp_path):
     handler.close()
 
 
-def test_a_broken_map_is_skipped_the_same_way_everywhere_and_logged_once(root, log):
+@pytest.mark.parametrize(
+    ("substitutes", "expected"),
+    [(range(3), ["val_0", "val_2", "val_2"]), (range(2), ["val_0", "val_0", "val_2"]), (range(0), ["val_0", "val_2"])],
+)
+def test_a_broken_map_is_skipped_the_same_way_everywhere_and_logged_once(root, log, substitutes, expected):
     path = break_file(root)
     dataset = Rooms(root, "val", TASKS, TaskCompose([], TASKS), on_error="skip")
+    dataset.substitutes = substitutes
     epochs = [
         [name for batch in DataLoader(dataset, num_workers=workers, collate_fn=collate) for name in batch["meta"]["id"]]
         for workers in (0, 2, 2, 0)
     ]
-    assert epochs == [["val_0", "val_2", "val_2"]] * 4
+    assert epochs == [expected] * 4
     assert log.read_text().count(str(path)) == 1
+
+
+def test_a_batch_says_which_images_it_lacks(root):
+    break_file(root)
+    dataset = Rooms(root, "val", TASKS, TaskCompose([], TASKS), on_error="skip")
+    batch = collate([dataset[0], dataset[1], dataset[2]])
+    assert batch["meta"]["id"] == ["val_0", "val_2"]
+    assert batch["unreadable"] == {1: "val_1"}
+    assert len(batch["image"]) == len(batch["targets"]["depth"]) == 2
+    empty = collate([dataset[1]])
+    assert (len(empty["image"]), empty["targets"], empty["unreadable"]) == (0, {}, {0: "val_1"})
+    assert "unreadable" not in collate([dataset[0]])
 
 
 def test_loader_processes_log_a_broken_map_once(root, log):
@@ -139,8 +156,10 @@ def test_loader_processes_log_a_broken_map_once(root, log):
 def test_nothing_but_broken_maps_is_an_error(root):
     for name in ("val_0", "val_1", "val_2"):
         break_file(root, name)
+    dataset = Rooms(root, "val", TASKS, on_error="skip")
+    dataset.substitutes = range(3)
     with pytest.raises(DatasetNotFoundError, match="no image of the split 'val'"):
-        Rooms(root, "val", TASKS, on_error="skip")[0]
+        dataset[0]
 
 
 def test_a_map_of_another_size_than_its_image_is_refused(root):

@@ -18,7 +18,7 @@ from torchmetrics import MetricCollection
 
 from taskformer.commands.data import DataParser, open_data
 from taskformer.data.parallel import default_workers, run_jobs
-from taskformer.data.predictions import find_prediction, is_only_padded, read_prediction, task_folder
+from taskformer.data.predictions import SUFFIXES, find_prediction, is_only_padded, read_prediction, task_folder
 from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, UnknownNameError
 from taskformer.files import write_json
 from taskformer.metrics.counting import SumMetric
@@ -27,7 +27,7 @@ from taskformer.tasks import PROTOCOLS, Task, build_tasks
 
 if TYPE_CHECKING:
     from taskformer.data import MultiTaskDataModule
-    from taskformer.data.datasets.base import MultiTaskDataset
+    from taskformer.data.datasets.base import MultiTaskDataset, Sample
 
 #: Metrics by task and protocol.
 Metrics: TypeAlias = dict[str, dict[str, MetricCollection]]
@@ -46,13 +46,16 @@ class Evaluation:
     Attributes:
         data: Name of the data set.
         split: Its split.
-        images: How many images the split has.
+        images: How many images were scored.
+        unreadable: Those of the split that could not be read and are left out, where the data set's ``on_error`` is
+            ``skip``.
         protocols: Metrics of every task by protocol.
     """
 
     data: str
     split: str
     images: int
+    unreadable: list[str]
     protocols: dict[str, Results]
 
 
@@ -132,7 +135,6 @@ def evaluate(
     """
     folders = _folders(folder, tasks, module.task_names)
     module.task_names = list(folders)
-    module.on_error = "raise"  # an image in the place of a broken one would be scored with the other's file
     if is_only_padded(module.eval_transforms):
         module.eval_transforms = []  # files have the size of the image
     dataset: Any = module.evaluation_dataset(split)
@@ -142,18 +144,25 @@ def evaluate(
     chosen = build_tasks(module.task_specs)
     files = {name: [find_prediction(path, image) for image in dataset.ids] for name, path in folders.items()}
     _refuse_missing(dataset, folders, files)
+    _report_others(folders, files)
     metrics: Metrics = {
         name: {protocol: task.metrics(protocol, stage="test") for protocol in protocols}
         for name, task in chosen.items()
     }
+    unreadable = []
     job = partial(_score, dataset=dataset, files=files, metrics=deepcopy(metrics))
     for outcome in run_jobs(range(len(dataset)), job, default_workers() if workers is None else workers, "evaluate"):
         if outcome.value is None:
             raise CorruptFileError(outcome.error)
-        for name, protocol, metric, sums in outcome.value:
+        read, found = outcome.value
+        unreadable += [] if read else [dataset.ids[outcome.item]]
+        for name, protocol, metric, sums in found:
             _as_sums(metrics[name][protocol][metric]).add(sums)
+    if len(unreadable) == len(dataset):
+        msg = f"none of the {len(dataset)} images of the split {split!r} can be read; see the files logged above"
+        raise DatasetNotFoundError(msg)
     results = {protocol: {name: _floats(metrics[name][protocol]) for name in chosen} for protocol in protocols}
-    return Evaluation(module.name, split, len(dataset), results)
+    return Evaluation(module.name, split, len(dataset) - len(unreadable), unreadable, results)
 
 
 def _floats(metrics: MetricCollection) -> dict[str, float]:
@@ -174,22 +183,44 @@ def _refuse_missing(dataset: "MultiTaskDataset", folders: dict[str, Path], files
     """Refuse images that have a label and no prediction: other programs write none where there is no label."""
     for name, paths in files.items():
         empty = [index for index, path in enumerate(paths) if path is None]
-        missing = [dataset.ids[index] for index in empty if _has_label(dataset[index]["targets"][name])]
+        missing = [dataset.ids[index] for index in empty if _has_label(dataset[index], name)]
         if missing:
             names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
             msg = f"{folders[name]} lacks the predictions of {len(missing)} of {len(paths)} images: {names}"
             raise DatasetNotFoundError(msg)
 
 
-def _has_label(target: Any) -> bool:
-    """Whether a target has a valid pixel."""
+def _has_label(sample: "Sample", name: str) -> bool:
+    """Whether an image could be read and has a valid pixel of a task."""
+    if "targets" not in sample:
+        return False
+    target = sample["targets"][name]
     return bool((target.isfinite() if target.is_floating_point() else target != 255).any())
 
 
-def _score(index: int, dataset: "MultiTaskDataset", files: Files, metrics: Metrics) -> Sums:
-    """Score the predictions of one image; returns the sums of every task's, protocol's and metric's states."""
+def _report_others(folders: dict[str, Path], files: Files) -> None:
+    """Say which files belong to no image of the split; they may be of another."""
+    for name, folder in folders.items():
+        others = sorted({path for path in folder.iterdir() if path.suffix in SUFFIXES} - set(files[name]))
+        if others:
+            msg = (
+                f"{folder} has {len(others)} files of no image of this split, e.g. {others[0].name}; they do not count"
+            )
+            Console(stderr=True).print(msg, soft_wrap=True, markup=False, highlight=False)
+
+
+def _score(index: int, dataset: "MultiTaskDataset", files: Files, metrics: Metrics) -> tuple[bool, Sums]:
+    """Score the predictions of one image.
+
+    Returns:
+        Whether it could be read, and the sums of every task's, protocol's and metric's states.
+    """
     axes = getattr(dataset, "axes", getattr(dataset, "normal_axes", (1, 2, 3)))
-    targets, found = dataset[index]["targets"], []
+    sample = dataset[index]
+    if "targets" not in sample:
+        return False, []
+    targets = sample["targets"]
+    found: Sums = []
     for name, paths in files.items():
         path, task = paths[index], dataset.tasks[name]
         if path is None:
@@ -203,7 +234,7 @@ def _score(index: int, dataset: "MultiTaskDataset", files: Files, metrics: Metri
             collection.reset()
             collection.update(output, task.check(target, output))
             found += [(name, protocol, metric, _as_sums(scores).sums()) for metric, scores in collection.items()]
-    return found
+    return True, found
 
 
 def _as_sums(metric: Any) -> SumMetric:
@@ -213,7 +244,8 @@ def _as_sums(metric: Any) -> SumMetric:
 
 def screen_table(found: Evaluation, tasks: dict[str, Task]) -> Table:
     """Build the table for the terminal: a column per protocol, the headline metrics first."""
-    table = Table(title=f"{found.data}, {found.split}: {found.images} images")
+    lacking = f", {len(found.unreadable)} more could not be read" if found.unreadable else ""
+    table = Table(title=f"{found.data}, {found.split}: {found.images} images{lacking}")
     table.add_column("task")
     table.add_column("metric")
     for protocol in found.protocols:

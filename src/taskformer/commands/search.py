@@ -343,9 +343,10 @@ def load_supernet(model: MultiTaskModule, checkpoint: str) -> Supernet:
 
 
 def load_batches(data: MultiTaskDataModule, split: Literal["val", "test"]) -> list[dict[str, Any]]:
-    """Decode all images of a split, once."""
+    """Decode all images of a split that can be read, once."""
     data.setup("validate" if split == "val" else "test")
-    return list(data.val_dataloader() if split == "val" else data.test_dataloader())
+    loader = data.val_dataloader() if split == "val" else data.test_dataloader()
+    return [batch for batch in loader if len(batch["image"])]
 
 
 def digest(supernet: Supernet) -> str:
