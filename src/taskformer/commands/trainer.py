@@ -13,8 +13,8 @@ from typing import Any
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
 
-from taskformer.callbacks import Checkpoints, Curves, Gallery, Predictions, ResultsTable, RunFolder, WholeCheckpoints
-from taskformer.callbacks.checkpoints import BEST, LAST
+from taskformer.callbacks import Checkpoints, Curves, Gallery, Predictions, ResultsTable, RunFolder, Stopping
+from taskformer.callbacks.checkpoints import BEST, LAST, WholeCheckpoints
 from taskformer.commands.parser import TaskformerParser
 from taskformer.commands.runs import INITIAL, Claim, find_checkpoint, name_run, spell_out
 from taskformer.commands.search import SearchTrainer
@@ -122,6 +122,7 @@ class TaskformerCLI(LightningCLI):
         parser.add_lightning_class_args(Gallery, "gallery")
         parser.add_lightning_class_args(ResultsTable, "results")
         parser.add_lightning_class_args(Predictions, "predictions")
+        parser.add_lightning_class_args(Stopping, "stopping")
 
     def before_instantiate_classes(self) -> None:
         """Claim the run's folder and give it to the loggers."""
