@@ -16,7 +16,7 @@ from rich.console import Console
 from taskformer.callbacks import Checkpoints, Curves, Gallery, Predictions, ResultsTable, RunFolder, Stopping
 from taskformer.callbacks.checkpoints import BEST, LAST, WholeCheckpoints
 from taskformer.commands.parser import TaskformerParser
-from taskformer.commands.runs import INITIAL, Claim, find_checkpoint, name_run, spell_out
+from taskformer.commands.runs import INITIAL, Claim, find_checkpoint, go_on_after_requeue, name_run, spell_out
 from taskformer.commands.search import SearchTrainer
 from taskformer.data import MultiTaskDataModule
 from taskformer.errors import ConfigError
@@ -187,6 +187,8 @@ class TaskformerCLI(LightningCLI):
             return
         config = self.config[command]
         config.name = name_run(command, config)
+        if command == "fit":
+            go_on_after_requeue(config, Path(config.runs_dir, config.name))
         if command in ("test", "validate") and not config.ckpt_path and not config.trainer.fast_dev_run:
             config.ckpt_path = self._chosen_checkpoint(Path(config.runs_dir) / config.name, config.ckpt)
         if not config.ckpt_path:
