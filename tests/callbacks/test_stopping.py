@@ -1,6 +1,7 @@
 """How a training ends before its time: by signals, by numbers that are not finite, by the death of a process."""
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -147,21 +148,27 @@ def test_skipped_steps_of_a_scaler_are_usual_but_not_too_many_in_a_row():
 
 
 @pytest.mark.parametrize(
-    ("moment", "number", "accumulate", "steps"),
+    ("moment", "number", "accumulate", "workers", "steps"),
     [
-        (1, signal.SIGTERM, 1, 2),  # before the second batch: it is finished
-        (5, signal.SIGINT, 1, 6),
-        (4, signal.SIGTERM, 2, 3),  # the step of two batches is finished
-        (3, signal.SIGTERM, 1, 4),  # the last one of an epoch: validation and the epoch's end follow
-        ("validation", signal.SIGINT, 1, 4),
+        (1, signal.SIGTERM, 1, 1, 2),  # before the second batch: it is finished
+        (5, signal.SIGINT, 1, 0, 6),
+        (4, signal.SIGTERM, 2, 0, 3),  # the step of two batches is finished
+        (3, signal.SIGTERM, 1, 0, 4),  # the last one of an epoch: validation and the epoch's end follow
+        ("validation", signal.SIGINT, 1, 1, 4),
     ],
 )
-def test_a_training_that_a_signal_ended_goes_on_exactly(fit, at, moment, number, accumulate, steps, capsys):
-    flags = [f"--trainer.accumulate_grad_batches={accumulate}", "--model.backbone_drop_path=0.5"]
+def test_a_training_that_a_signal_ended_goes_on_exactly(fit, at, moment, number, accumulate, workers, steps, capsys):
+    flags = [f"--trainer.accumulate_grad_batches={accumulate}", f"--data.num_workers={workers}"]
     fit("whole", *flags)
-    at(moment, lambda: os.kill(os.getpid(), number))
+
+    def signal_all():
+        for process in [*multiprocessing.active_children(), SimpleNamespace(pid=os.getpid())]:
+            os.kill(process.pid, number)
+
+    at(moment, signal_all)
     with pytest.raises(SystemExit) as end:
         fit("stopped", *flags)
+    assert not multiprocessing.active_children()
     assert end.value.code == 128 + number
     said = capsys.readouterr().err
     assert f"stopped by {number.name} after {steps} steps; go on with `taskformer fit --resume runs/stopped`" in said

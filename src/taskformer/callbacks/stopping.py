@@ -250,7 +250,8 @@ class Watch(threading.Thread):
             process.kill()
 
     def _look_at_parent(self) -> None:
-        if os.getppid() != self._parent:
+        # If it has ended as it should, so does this one about now.
+        if os.getppid() != self._parent and not self._stopped.wait(2):
             if os.environ.get("LOCAL_RANK") == "1":  # one of those left
                 _say(f"the first process of the training died, the others end; {self._hint}")
             os._exit(1)
