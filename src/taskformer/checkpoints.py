@@ -3,9 +3,8 @@
 import importlib
 from pathlib import Path
 
-import torch
-
 from taskformer.errors import WeightsError
+from taskformer.files import read_checkpoint
 from taskformer.modules import MultiTaskModule
 
 
@@ -20,7 +19,7 @@ def load(path: str | Path, map_location: str = "cpu") -> MultiTaskModule:
         WeightsError: If there is no checkpoint, or it was not written by taskformer.
     """
     file = _checkpoint_file(Path(path))
-    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    checkpoint = read_checkpoint(file)
     module_name, _, class_name = str(checkpoint.get("taskformer_class", "")).rpartition(".")
     if not module_name:
         msg = f"{file} does not name its model's class; only checkpoints of `taskformer fit` can be loaded"

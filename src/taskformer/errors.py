@@ -42,6 +42,10 @@ class ConfigError(TaskformerError, ValueError):
     """Settings that contradict each other."""
 
 
+class TrainingStoppedError(TaskformerError, RuntimeError):
+    """A training that cannot go on, e.g. because its loss is not finite."""
+
+
 class MissingExtraError(TaskformerError, ImportError):
     """An optional package is needed and absent.
 

@@ -71,7 +71,7 @@ def read_checkpoint(path: Path) -> Any:
         path: A file on this machine.
 
     Raises:
-        WeightsError: If there is no such file, it is damaged, or it is something else.
+        WeightsError: If there is no such file, it is damaged or something else, or weights in it are not finite.
     """
     import torch  # takes seconds to import, and this module belongs to every command
 
@@ -84,7 +84,7 @@ def read_checkpoint(path: Path) -> Any:
         if reason is None:
             with warnings.catch_warnings():  # what torch warns of is an error below
                 warnings.simplefilter("ignore")
-                return torch.load(path, map_location="cpu", weights_only=True)
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         objects = re.search(r"GLOBAL (\S+)", str(error))
         if objects is None:
@@ -99,7 +99,19 @@ def read_checkpoint(path: Path) -> Any:
         raise WeightsError(msg) from error
     except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise WeightsError(_not_whole(path, "torch cannot read it")) from error
-    raise WeightsError(_not_whole(path, reason))
+    if reason is not None:
+        raise WeightsError(_not_whole(path, reason))
+    _require_finite(checkpoint, path)
+    return checkpoint
+
+
+def _require_finite(checkpoint: Any, path: Path) -> None:
+    """Refuse the checkpoint of a training that has failed."""
+    state = checkpoint.get("state_dict", {}) if isinstance(checkpoint, dict) else {}
+    for name, values in state.items():
+        if values.is_floating_point() and not values.isfinite().all():
+            msg = f"{path} holds weights that are not finite ({name}): its training failed; take an earlier checkpoint"
+            raise WeightsError(msg)
 
 
 def _damage(path: Path) -> str | None:

@@ -6,5 +6,15 @@ from taskformer.callbacks.gallery import Gallery
 from taskformer.callbacks.predictions import Predictions
 from taskformer.callbacks.results import ResultsTable
 from taskformer.callbacks.run_folder import RunFolder
+from taskformer.callbacks.stopping import Stopping
 
-__all__ = ["Checkpoints", "Curves", "Gallery", "Predictions", "ResultsTable", "RunFolder", "WholeCheckpoints"]
+__all__ = [
+    "Checkpoints",
+    "Curves",
+    "Gallery",
+    "Predictions",
+    "ResultsTable",
+    "RunFolder",
+    "Stopping",
+    "WholeCheckpoints",
+]

@@ -104,6 +104,14 @@ def name_run(command: str, config: Namespace) -> str:
     return name
 
 
+def go_on_after_requeue(config: Namespace, folder: Path) -> None:
+    """Let a job that SLURM starts again go on with its run: it has the command line that began it."""
+    if int(os.environ.get("SLURM_RESTART_COUNT", "0")) and not config.ckpt_path and (folder / "config.yaml").is_file():
+        last = folder / "checkpoints" / LAST
+        config.resume = str(folder)
+        config.ckpt_path = str(last) if last.is_file() else None
+
+
 def require_inside(name: str, folder: Path) -> None:
     """Refuse names of runs that would lie anywhere but in the folder of runs.
 

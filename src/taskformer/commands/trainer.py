@@ -13,11 +13,11 @@ from typing import Any
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
 
-from taskformer.callbacks import Checkpoints, Curves, Gallery, Predictions, ResultsTable, RunFolder, WholeCheckpoints
-from taskformer.callbacks.checkpoints import BEST, LAST
+from taskformer.callbacks import Checkpoints, Curves, Gallery, Predictions, ResultsTable, RunFolder, Stopping
+from taskformer.callbacks.checkpoints import BEST, LAST, WholeCheckpoints
 from taskformer.commands.loops import EpochLoop
 from taskformer.commands.parser import TaskformerParser
-from taskformer.commands.runs import INITIAL, Claim, find_checkpoint, name_run, spell_out
+from taskformer.commands.runs import INITIAL, Claim, find_checkpoint, go_on_after_requeue, name_run, spell_out
 from taskformer.commands.search import SearchTrainer
 from taskformer.data import MultiTaskDataModule
 from taskformer.errors import ConfigError
@@ -123,6 +123,7 @@ class TaskformerCLI(LightningCLI):
         parser.add_lightning_class_args(Gallery, "gallery")
         parser.add_lightning_class_args(ResultsTable, "results")
         parser.add_lightning_class_args(Predictions, "predictions")
+        parser.add_lightning_class_args(Stopping, "stopping")
 
     def before_instantiate_classes(self) -> None:
         """Claim the run's folder and give it to the loggers."""
@@ -190,6 +191,8 @@ class TaskformerCLI(LightningCLI):
             return
         config = self.config[command]
         config.name = name_run(command, config)
+        if command == "fit":
+            go_on_after_requeue(config, Path(config.runs_dir, config.name))
         if command in ("test", "validate") and not config.ckpt_path and not config.trainer.fast_dev_run:
             config.ckpt_path = self._chosen_checkpoint(Path(config.runs_dir) / config.name, config.ckpt)
         if not config.ckpt_path:

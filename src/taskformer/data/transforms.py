@@ -30,6 +30,7 @@ All maps are sampled at the nearest pixel, so no value is made up; pixels from o
 
 import os
 import random
+import signal
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -553,12 +554,17 @@ def normalize(image: Array) -> Tensor:
 def worker_init(worker_id: int) -> None:
     """Prepare a loader worker: Lightning's seeds, different for every rank, worker and epoch, and its own resources.
 
-    It has one OpenCV thread and keeps the memory of freed arrays.
+    It has one OpenCV thread and keeps the memory of freed arrays. Signals to all processes, of Ctrl-C and of clusters,
+    are the main one's to answer, which needs its loaders until it ends; one that is told to end has ten seconds more.
     :class:`TaskCompose` takes its random stream from the torch seed set here.
     """
     pl_worker_init_function(worker_id)
     cv2.setNumThreads(0)
     keep_freed_memory()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):  # not on Windows
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(10))
 
 
 def wanted_guides(transforms: Sequence[Transform]) -> list[str]:

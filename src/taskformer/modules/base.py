@@ -99,6 +99,8 @@ class MultiTaskModule(LightningModule):
         #: How the optimizer and its schedule were built, and how those of the checkpoint that training goes on from.
         self._optimisation: dict[str, Any] | None = None
         self._optimisation_before: dict[str, Any] | None = None
+        #: The losses of the last training batch, see :meth:`compute_losses`.
+        self.train_losses: dict[str, Tensor] = {}
         self._protocol = "standard"
         self.test_stage: Stage = "test"
         self.metrics = nn.ModuleDict({stage: self._build_metrics(stage) for stage in ("val", "test")})
@@ -321,6 +323,8 @@ class MultiTaskModule(LightningModule):
     def _log_losses(self, stage: str, losses: Mapping[str, Tensor], batch_size: int) -> None:
         """Log the total (at every step of training) and each task's loss (means over the epoch)."""
         step = stage == "train"
+        if step:
+            self.train_losses = {name: loss.detach() for name, loss in losses.items()}
         self.log(
             f"{stage}/loss",
             losses["total"],
