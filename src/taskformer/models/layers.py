@@ -1,9 +1,12 @@
 """Layers that both heads share. All tasks run at once: their axis is folded into the batch or the channels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from taskformer.errors import ConfigError
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -11,6 +14,29 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+@contextmanager
+def enough_values(image: Tensor) -> Iterator[None]:
+    """Explain why a network cannot train on a batch that leaves a norm one value per channel.
+
+    Args:
+        image: What the network is given, ``(B, 3, H, W)``.
+
+    Raises:
+        ConfigError: In place of torch's own error.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1"):
+            raise
+        batch, _, height, width = image.shape
+        msg = (
+            f"a batch of {batch} of {height}x{width} pixels leaves a norm with one value per channel, from which it "
+            "cannot learn; train with a batch_size of at least 2 (and drop a last batch of 1), or on larger images"
+        )
+        raise ConfigError(msg) from error
 
 
 class TaskProjection(nn.Module):

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from taskformer.models.backbones import Backbone
+from taskformer.models.layers import enough_values
 
 
 class DenseNetwork(nn.Module):
@@ -30,12 +31,21 @@ class DenseNetwork(nn.Module):
         self.head = head(backbone.channels, backbone.strides)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Predict raw outputs from ``(B, 3, H, W)`` ImageNet-normalised: ``(B, C_task, H, W)``, or ``(B, C_task)``."""
+        """Predict raw outputs from ``(B, 3, H, W)`` ImageNet-normalised: ``(B, C_task, H, W)``, or ``(B, C_task)``.
+
+        Raises:
+            ConfigError: If a batch norm trains on one value.
+        """
         height, width = image.shape[-2:]
-        step = max(self.backbone.strides)
+        step = self.backbone.step
         # Zero is the mean colour after normalisation.
         padded = F.pad(image, (0, -width % step, 0, -height % step))
         size = (padded.shape[-2], padded.shape[-1])
-        outputs: dict[str, Tensor] = self.head(self.backbone(padded), size)
+        with enough_values(image):
+            outputs: dict[str, Tensor] = self.head(self.backbone(padded), size)
         maps = {task: output[..., :height, :width] for task, output in outputs.items()}
         return {task: x.mean((2, 3)) if task in self.image_tasks else x for task, x in maps.items()}
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of the parameters that the encoder declares as free of weight decay."""
+        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}

@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,8 +16,10 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from taskformer.errors import ConfigError, WeightsError
+from taskformer.files import read_checkpoint
 from taskformer.models.autotaskformer import Architecture, SearchSpace, Supernet
 from taskformer.models.autotaskformer.autoformer import warm_start
+from taskformer.models.autotaskformer.layers import resample_positions
 from taskformer.models.autotaskformer.space import SharingKind
 from taskformer.modules.base import Batch, MultiTaskModule, image_tasks, output_channels
 from taskformer.modules.distillation import distillation_loss
@@ -280,28 +281,37 @@ def read_architecture(source: str, num_tasks: int) -> Architecture:
 
 
 def _load_weights(supernet: Supernet, source: str) -> None:
-    """Fill a supernet from a checkpoint of AutoFormer's supernet or of ours."""
+    """Fill a supernet from a checkpoint of AutoFormer's supernet or of ours; positions may be of another image size.
+
+    Raises:
+        WeightsError: If there is no such file, it cannot be read, or it does not fill the whole supernet.
+    """
     if not Path(source).is_file():
         msg = f"weights are 'random' or a checkpoint of a supernet; there is no file {source!r}"
         raise WeightsError(msg)
-    try:
-        # AutoFormer's checkpoints also hold its command line.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            checkpoint = torch.load(source, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        msg = f"{source} is no checkpoint that can be loaded safely: {str(error).splitlines()[0]}"
-        raise WeightsError(msg) from error
+    # AutoFormer's checkpoints also hold its command line.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        checkpoint = read_checkpoint(Path(source))
+    if not isinstance(checkpoint, dict):
+        msg = f"{source} holds a {type(checkpoint).__name__} and no weights by name; give a checkpoint of a supernet"
+        raise WeightsError(msg)
     if "taskformer_class" not in checkpoint:
         warm_start(supernet, checkpoint.get("model", checkpoint))
         return
     prefix = "network."
-    state = {
-        key.removeprefix(prefix): value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)
-    }
     try:
+        state = {
+            key.removeprefix(prefix): value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)
+        }
+        settings = checkpoint["hyper_parameters"]
+        height, width = (math.ceil(side / settings["patch_size"]) for side in settings["image_size"])
+        state["stem.pos_embed"] = resample_positions(state["stem.pos_embed"], (height, width), supernet.stem.grid)
         supernet.load_state_dict(state)
-    except RuntimeError as error:
-        msg = f"{source} holds no supernet of this space, head and tasks: {' '.join(str(error).split())[:300]}"
+    except (KeyError, RuntimeError) as error:
+        msg = (
+            f"{source}, a checkpoint of {checkpoint['taskformer_class'].rpartition('.')[2]}, holds no supernet of this "
+            f"space, head and tasks: {' '.join(str(error).split())[:300]}"
+        )
         raise WeightsError(msg) from error
 
 

@@ -70,7 +70,7 @@ def import_autoformer(state: Mapping[str, Tensor], num_heads: int) -> Supernet:
         rows = state["blocks.0.attn.rel_pos_embed_k.embeddings_table_v"].shape[0]
         patch = state["patch_embed_super.proj.weight"].shape[-1]
         side = isqrt(state["pos_embed"].shape[1] - 1)
-    except (KeyError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         msg = f"these are no weights of an AutoFormer supernet with relative positions: {error}"
         raise WeightsError(msg) from error
     supernet = Supernet(
@@ -222,11 +222,11 @@ def _load(supernet: Supernet, state: Mapping[str, Tensor], names: Mapping[str, s
     missing = sorted(names.keys() - state.keys())
     unexpected = sorted(state.keys() - names.keys())
     misfits = [
-        f"{name} {tuple(state[name].shape)} for {tuple(own[ours].shape)}"
+        f"{name} {tuple(state[name].shape)} {state[name].dtype} for {tuple(own[ours].shape)} {own[ours].dtype}"
         for name, ours in names.items()
-        if name in state and state[name].shape != own[ours].shape
+        if name in state and not (state[name].shape == own[ours].shape and state[name].is_floating_point())
     ]
-    faults = {"missing": missing, "unexpected": unexpected, "of another shape": misfits}
+    faults = {"missing": missing, "unexpected": unexpected, "of another shape or type": misfits}
     if any(faults.values()):
         told = "; ".join(f"{what}: {_some(entries)}" for what, entries in faults.items() if entries)
         msg = f"the weights do not fit an AutoFormer of these sizes: {told}"

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from taskformer.models.autotaskformer.heads import Heads
-from taskformer.models.autotaskformer.layers import Grid, Stem
+from taskformer.models.autotaskformer.layers import Grid, RelativePositions, Stem
 from taskformer.models.autotaskformer.space import Architecture
+from taskformer.models.layers import enough_values
 
 #: One copy of a unit: tokens ``(B, N, E)`` and their grid to updated tokens.
 Unit = Callable[[Tensor, Grid], Tensor]
@@ -88,11 +89,21 @@ class Network(nn.Module):
         self.patch_size = patch_size
         self.max_relative = max_relative
 
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of the parameters that are free of weight decay: tokens and positions, also relative."""
+        return {
+            f"{path}.{name}"
+            for path, module in self.named_modules()
+            if isinstance(module, Stem | RelativePositions)
+            for name, _ in module.named_parameters(recurse=False)
+        }
+
     def _outputs(self, image: Tensor, route: Route) -> dict[str, Tensor]:
         """Predict from ``(B, 3, H, W)``: ``(B, C_task, H, W)``, or ``(B, C_task)`` for image tasks."""
         height, width = image.shape[-2:]
         padded = self._padded(image)
-        outputs = route.heads(self._features(padded, route), (padded.shape[-2], padded.shape[-1]))
+        with enough_values(image):
+            outputs = route.heads(self._features(padded, route), (padded.shape[-2], padded.shape[-1]))
         return {task: x[..., :height, :width] if x.ndim == 4 else x for task, x in outputs.items()}
 
     def _features(self, image: Tensor, route: Route) -> Maps:
