@@ -48,7 +48,7 @@ from scipy.spatial.transform import Rotation
 from taskformer.data.datasets.base import IMAGE, MultiTaskDataset, OnError, Sample
 from taskformer.data.datasets.taskonomy_index import Views, domain_folder, open_index
 from taskformer.data.geometry import decode_normals, invalid_value
-from taskformer.data.images import File, read_json, read_npy, read_pixels, read_plane, read_rgb
+from taskformer.data.images import File, read_ids, read_json, read_npy, read_pixels, read_plane, read_rgb
 from taskformer.errors import CorruptFileError, DatasetNotFoundError
 from taskformer.tasks import Task
 
@@ -222,12 +222,13 @@ def _decode_map(key: str, file: File) -> NDArray[Any]:
     if key == "reshading":
         grey = np.atleast_3d(read_pixels(file)).mean(axis=-1) / 255
         return np.asarray(grey, dtype=np.float32)
-    pixels = read_plane(file)
     if key in ("semseg", "segment_unsup2d", "segment_unsup25d"):
+        pixels = read_ids(file)
         if pixels.dtype != np.uint8:
             msg = f"{file.path} has the type {pixels.dtype}, class and segment ids are of 8 bits"
             raise CorruptFileError(msg)
         return pixels - np.uint8(1) if key == "semseg" else pixels  # 0, uncertain, becomes 255
+    pixels = read_plane(file)
     if pixels.dtype != np.uint16:
         msg = f"{file.path} has the type {pixels.dtype}, Taskonomy's {key} maps have 16 bits"
         raise CorruptFileError(msg)

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from taskformer.data.names import folders_in, read_text
 from taskformer.errors import ConfigError, DatasetNotFoundError
 from taskformer.files import replacing, write_json
 
@@ -80,7 +81,7 @@ def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     if not path.is_file():
         msg = f"there is no table {path}, looked from {Path.cwd()}"
         raise DatasetNotFoundError(msg)
-    reader = csv.DictReader(path.read_text("utf-8").splitlines())  # of any kind of line ends
+    reader = csv.DictReader(read_text(path).splitlines())  # of any kind of line ends
     if not set(columns) <= set(reader.fieldnames or ()):
         msg = f"{path} has the columns {reader.fieldnames}, expected {', '.join(columns)}"
         raise ConfigError(msg)
@@ -95,7 +96,7 @@ def find_layout(root: Path) -> Layout:
     """
     if (root / "rgb").is_dir():
         return "domain_first"
-    if root.is_dir() and any((root / name / "rgb").is_dir() for name in _folders(root)):
+    if root.is_dir() and any((root / name / "rgb").is_dir() for name in folders_in(root)):
         return "building_first"
     msg = (
         f"Taskonomy: neither {root}/rgb/BUILDING nor {root}/BUILDING/rgb exists, looked from {Path.cwd()}; "
@@ -179,14 +180,9 @@ def _saved(about: Path, stamps: dict[str, dict[str, int]]) -> dict[str, Any] | N
     return saved if current else None
 
 
-def _folders(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-
-
 def _stamps(root: Path, layout: Layout) -> dict[str, dict[str, int]]:
     """Return when each building's folder of each domain changed last, in nanoseconds."""
-    buildings = _folders(root if layout == "building_first" else root / "rgb")
+    buildings = folders_in(root if layout == "building_first" else root / "rgb")
     with ThreadPoolExecutor(THREADS) as pool:
         found = pool.map(lambda building: _building_stamps(root, layout, building), buildings)
         return {building: times for building, times in zip(buildings, found, strict=True) if "rgb" in times}
