@@ -18,7 +18,7 @@ from torchmetrics import MetricCollection
 
 from taskformer.commands.data import DataParser, open_data
 from taskformer.data.parallel import default_workers, run_jobs
-from taskformer.data.predictions import find_prediction, is_only_padded, read_prediction, task_folder
+from taskformer.data.predictions import find_predictions, is_only_padded, read_prediction, task_folder
 from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, UnknownNameError
 from taskformer.files import write_json
 from taskformer.metrics.counting import SumMetric
@@ -140,7 +140,7 @@ def evaluate(
         msg = f"{module.name} is a mixture of data sets, predictions are scored on one; name it with --data"
         raise ConfigError(msg)
     chosen = build_tasks(module.task_specs)
-    files = {name: [find_prediction(path, image) for image in dataset.ids] for name, path in folders.items()}
+    files = {name: find_predictions(path, dataset.ids) for name, path in folders.items()}
     _refuse_missing(dataset, folders, files)
     metrics: Metrics = {
         name: {protocol: task.metrics(protocol, stage="test") for protocol in protocols}
