@@ -16,7 +16,7 @@ from taskformer.data.geometry import map_kind, resize_image, resize_map
 from taskformer.data.images import File, read_json
 from taskformer.data.names import existing, read_lines
 from taskformer.errors import CorruptFileError, DatasetNotFoundError, InvalidTargetError, TaskformerError
-from taskformer.pictures import orientation
+from taskformer.pictures import Orientation, orientation
 from taskformer.tasks import IGNORE_INDEX, LabelMapTask, Task
 
 Sample: TypeAlias = dict[str, Any]
@@ -53,12 +53,14 @@ class MultiTaskDataset(Dataset[Sample], ABC):
         substitutes: Images, counted from the first, that may stand in for a broken one in training: the next that can
             be read does, the same one in every epoch and process. None in evaluation, where no image is to count twice.
         may_be_empty: Tasks whose maps may lack a single valid pixel; in others that is a fault.
+        orientation: What the orientation tags of images turn; nothing, unless a data set has it as an option.
 
     Raises:
         DatasetNotFoundError: If the files are not there.
     """
 
     may_be_empty: ClassVar[frozenset[str]] = frozenset()
+    orientation: Orientation = "stored"
 
     def __init__(
         self,

@@ -123,7 +123,7 @@ class Folder(MultiTaskDataset):
         self._patterns = {name: labels[name].file.replace("{split}", folder) for name in tasks}
         self._decoders = {name: _Decoder(labels[name], task) for name, task in tasks.items()}
         self._border = border
-        self._orientation = orientation
+        self.orientation = orientation
         super().__init__(root, split, tasks, transform, size, on_error)
 
     def _ids(self) -> list[str]:
@@ -192,11 +192,11 @@ class Folder(MultiTaskDataset):
         """Turn a file into the image or a task's target."""
         if key == IMAGE:
             image = _read_image(files[key])
-            return image if self._orientation == "stored" else turned(image, orientation(files[IMAGE]))
+            return image if self.orientation == "stored" else turned(image, orientation(files[IMAGE]))
         if key not in files:
             return None
         target = self._decoders[key](files[key])
-        if self._orientation == "both" and map_kind(self.tasks[key]):
+        if self.orientation == "both" and map_kind(self.tasks[key]):
             target = turned(target, orientation(files[IMAGE]), self.tasks[key].geometry == "vector")
         if self._border and map_kind(self.tasks[key]):
             inner = (slice(self._border, -self._border),) * 2
