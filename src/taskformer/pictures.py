@@ -180,8 +180,8 @@ def as_rgb(image: Photograph) -> NDArray[np.uint8]:
     if isinstance(image, str | Path):
         return read_picture(image)
     if isinstance(image, Image.Image):
-        tag = image.getexif().get(_ORIENTATION_TAG, 1)
-        return turned(_photograph(_to_array(image)), tag if isinstance(tag, int) else 1)
+        levels = _to_array(image)
+        return turned(_photograph(levels), _tag(image))  # Pillow turns a TIFF as it loads it, and drops the tag
     if isinstance(image, Tensor):
         if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[0] not in (1, 3, 4)):
             msg = f"a tensor of one photograph is (3, H, W), (1, H, W), (4, H, W) or (H, W), got {tuple(image.shape)}"
@@ -198,10 +198,14 @@ def as_rgb(image: Photograph) -> NDArray[np.uint8]:
 def orientation(file: File) -> int:
     """Return a picture's orientation tag: 1 (upright, also without a tag) to 8, see :func:`turned`."""
     image = _open(file)
+    return 1 if image is None else _tag(image)
+
+
+def _tag(image: Image.Image) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            tag = 1 if image is None else image.getexif().get(_ORIENTATION_TAG, 1)
+            tag = image.getexif().get(_ORIENTATION_TAG, 1)
         except Exception:  # Pillow raises whatever the broken bytes of a tag make it stumble over
             return 1
     return tag if tag in range(1, 9) else 1
@@ -277,13 +281,21 @@ def _decode(file: File, seen: bool = False) -> NDArray[Any]:
         return _by_opencv(file)
     if seen and "transparency" in image.info:
         return _load(file, image, "RGBA")
-    has_odd_white = image.format == "PPM" and isinstance(getattr(image, "tile", [(None,)])[0][-1], tuple)
-    is_plain = image.format in _OPENCV_FORMATS and image.mode in _OPENCV_MODES and _bits(file, image) >= 8
-    if is_plain and not (seen and has_odd_white):
-        pixels = _by_opencv(file)
+    if _suits_opencv(file, image, seen):
+        pixels = _as_stored(_by_opencv(file), image, _tag(image))
         # Some files have a fourth channel that means nothing.
         return pixels if pixels.ndim == 2 or image.has_transparency_data else pixels[..., :3]
     return _load(file, image, _mode_of(image))
+
+
+def _suits_opencv(file: File, image: Image.Image, seen: bool) -> bool:
+    """Whether OpenCV decodes what is stored, or seen, and changes nothing."""
+    if image.format not in _OPENCV_FORMATS or image.mode not in _OPENCV_MODES or _bits(file, image) < 8:
+        return False
+    if image.format == "TIFF":
+        return image.mode != "RGBA"  # it would multiply colours by their alpha
+    # In PPM any number may stand for white.
+    return not (seen and image.format == "PPM" and isinstance(getattr(image, "tile", [(None,)])[0][-1], tuple))
 
 
 def _by_opencv(file: File) -> NDArray[Any]:
@@ -300,12 +312,19 @@ def _by_opencv(file: File) -> NDArray[Any]:
 
 def _load(file: File, image: Image.Image, mode: str | None = None) -> NDArray[Any]:
     """Decode what Pillow has opened, in another of its modes if one is given."""
+    tag = _tag(image)  # before it is loaded
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return np.array(image if mode in (None, image.mode) else image.convert(mode))
+            pixels = np.array(image if mode in (None, image.mode) else image.convert(mode))
         except Exception as error:  # Pillow raises whatever the broken bytes make its decoders stumble over
             raise unreadable(file, "picture", error) from error
+    return _as_stored(pixels, image, tag)
+
+
+def _as_stored(pixels: NDArray[Any], image: Image.Image, tag: int) -> NDArray[Any]:
+    """Turn the pixels of a TIFF back, which decoders turn upright whether one wants it or not."""
+    return turned(pixels, {6: 8, 8: 6}.get(tag, tag)) if image.format == "TIFF" and tag > 1 else pixels
 
 
 def _mode_of(image: Image.Image) -> str:
