@@ -43,7 +43,7 @@ def existing(path: Path) -> Path:
     """Return a file's path, or where only one with its ending in capitals or small letters exists, that one's."""
     if path.exists():
         return path
-    others = (path.with_suffix(case) for case in (path.suffix.upper(), path.suffix.lower(), path.suffix.capitalize()))
+    others = (path.with_suffix(case) for case in (path.suffix.upper(), path.suffix.lower(), path.suffix.title()))
     return next((other for other in others if other.exists()), path)
 
 
