@@ -150,8 +150,6 @@ def test_matlab_7_3_is_read_as_it_was_in_matlab(tmp_path):
 def test_what_of_matlab_7_3_cannot_be_read_is_said(tmp_path, monkeypatch):
     path = save_7_3(tmp_path / "x.mat", depth=DEEP, anno={})
     with pytest.raises(CorruptFileError, match=r"x\.mat is a MATLAB 7\.3 file whose 'anno' is no array of .*-v7"):
-        CorruptFileError, match=r"x\.mat is a MATLAB 7\.3 file whose 'anno' is no array of numbers.*-v7"
-    ):
         read_mat(file(path))
     content = path.read_bytes()
     with pytest.raises(CorruptFileError, match=r"x\.mat \(\d+ bytes\) is truncated or no MATLAB 7\.3 file"):
