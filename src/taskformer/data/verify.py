@@ -254,7 +254,7 @@ def _inspect_split(split: str, dataset: MultiTaskDataset, report: Report, sample
         for key, found in summaries.items():
             summary.tasks[key].add(found)
     report.doubts += [
-        replace(found[0], reason=f"{found[0].reason} (as {len(found) - 1} others)" if found[1:] else found[0].reason)
+        replace(found[0], reason=f"{found[0].reason} (and {len(found) - 1} more)" if found[1:] else found[0].reason)
         for (_, kind), found in doubts.items()
         if kind != "missing" or len(found) < summary.opened  # no image of the split has such a label
     ]
