@@ -12,6 +12,7 @@ import numpy as np
 from jsonargparse import ArgumentParser
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from rich.console import Console
 from rich.progress import track
 
 from taskformer.checkpoints import load
@@ -94,7 +95,7 @@ def predict(model: str, images: Iterable[str], out: Path, raw: bool = True, devi
     tasks = {name: task for name, task in module.tasks.items() if task.geometry != "image"}
     done = Predicted(out, list(module.tasks), files)
     rows: list[list[NDArray[np.uint8]]] = []
-    for name, file in track(files.items(), description="predict"):
+    for name, file in track(files.items(), description="predict", console=Console(stderr=True)):
         try:
             pixels = read_picture(file)
         except (CorruptFileError, DatasetNotFoundError) as error:
