@@ -13,6 +13,7 @@ from taskformer.data.predictions import (
     find_predictions,
     is_only_padded,
     read_prediction,
+    taken_as,
     task_folder,
     without_padding,
     write_prediction,
@@ -306,3 +307,18 @@ def test_hidden_files_are_no_predictions_and_two_of_an_image_are_too_many(tmp_pa
     (tmp_path / "a.npy").touch()
     with pytest.raises(CorruptFileError, match=r"has several predictions of one image: a\.PNG, a\.npy; keep one"):
         find_predictions(tmp_path, ["a"])
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "ending", "said"),
+    [
+        ("semseg", np.zeros((2, 2), np.uint8), ".png", "uint8 of .png, class ids"),
+        ("edges", np.zeros((2, 2), np.uint16), ".png", "uint16 of .png, shares of 65535"),
+        ("saliency", np.zeros((2, 2), np.float32), ".NPY", "float32 of .npy, as they are"),
+        ("depth", METRES, ".mat", "float32 of .mat, in m"),
+        ("normals", np.zeros((2, 2, 3), np.uint8), ".png", "uint8 of .png, colours"),
+        ("curvature", np.zeros((2, 2, 2)), ".npy", "float64 of .npy, as they are"),
+    ],
+)
+def test_what_was_read_is_said(tmp_path, name, array, ending, said):
+    assert taken_as(saved(tmp_path, name, array, ending), task_of(name)) == said

@@ -18,7 +18,7 @@ from torchmetrics import MetricCollection
 
 from taskformer.commands.data import DataParser, open_data
 from taskformer.data.parallel import default_workers, run_jobs
-from taskformer.data.predictions import find_predictions, is_only_padded, read_prediction, task_folder
+from taskformer.data.predictions import find_predictions, is_only_padded, read_prediction, taken_as, task_folder
 from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, UnknownNameError
 from taskformer.files import write_json
 from taskformer.metrics.counting import SumMetric
@@ -48,12 +48,14 @@ class Evaluation:
         split: Its split.
         images: How many images the split has.
         protocols: Metrics of every task by protocol.
+        taken: What the numbers in the files of each task were taken for.
     """
 
     data: str
     split: str
     images: int
     protocols: dict[str, Results]
+    taken: dict[str, str]
 
 
 def main(argv: list[str]) -> None:
@@ -153,7 +155,9 @@ def evaluate(
         for name, protocol, metric, sums in outcome.value:
             _as_sums(metrics[name][protocol][metric]).add(sums)
     results = {protocol: {name: _floats(metrics[name][protocol]) for name in chosen} for protocol in protocols}
-    return Evaluation(module.name, split, len(dataset), results)
+    firsts = {name: next((path for path in paths if path), None) for name, paths in files.items()}
+    taken = {name: taken_as(path, chosen[name]) for name, path in firsts.items() if path}
+    return Evaluation(module.name, split, len(dataset), results, taken)
 
 
 def _floats(metrics: MetricCollection) -> dict[str, float]:
@@ -213,7 +217,8 @@ def _as_sums(metric: Any) -> SumMetric:
 
 def screen_table(found: Evaluation, tasks: dict[str, Task]) -> Table:
     """Build the table for the terminal: a column per protocol, the headline metrics first."""
-    table = Table(title=f"{found.data}, {found.split}: {found.images} images")
+    taken = "; ".join(f"{name}: {what}" for name, what in found.taken.items())
+    table = Table(title=f"{found.data}, {found.split}: {found.images} images", caption=f"read {taken}")
     table.add_column("task")
     table.add_column("metric")
     for protocol in found.protocols:

@@ -112,6 +112,19 @@ def read_prediction(path: Path, task: Task, axes: Sequence[int] = (1, 2, 3)) -> 
     return output
 
 
+def taken_as(path: Path, task: Task) -> str:
+    """Say in a few words what the numbers of a prediction are taken for, e.g. ``uint8 of .png, shares of 255``."""
+    stored = _read(File(str(path), path.read_bytes()), task)
+    if task.stores_classes:
+        meaning = "class ids"
+    elif stored.dtype.kind == "u":
+        meaning = "colours" if task.geometry == "vector" else f"shares of {np.iinfo(stored.dtype).max}"
+    else:
+        unit = task.units[task.headline] if task.geometry in ("depth", "inverse_depth") else ""
+        meaning = f"in {unit}" if unit else "as they are"
+    return f"{stored.dtype} of {path.suffix.lower()}, {meaning}"
+
+
 def _read(file: File, task: Task) -> NDArray[Any]:
     """Read the array that a file of any kind holds."""
     if holds_array(file):
