@@ -49,6 +49,7 @@ from taskformer.data.datasets.base import IMAGE, MultiTaskDataset, OnError, Samp
 from taskformer.data.datasets.taskonomy_index import Views, domain_folder, open_index
 from taskformer.data.geometry import decode_normals, invalid_value
 from taskformer.data.images import File, read_ids, read_json, read_npy, read_pixels, read_plane, read_rgb
+from taskformer.data.names import examples
 from taskformer.errors import CorruptFileError, DatasetNotFoundError
 from taskformer.tasks import Task
 
@@ -160,6 +161,13 @@ class Taskonomy(MultiTaskDataset):
         missing = [building for building in self.buildings if building not in there]
         if missing and not (self.root / "miniature.json").exists():
             yield f"{len(missing)} of {len(self.buildings)} buildings are not in {self.root}: {', '.join(missing)}"
+
+    def doubts(self) -> Iterator[str]:
+        """Name files in the folders of the split's buildings that are no view's."""
+        strangers = self._views.disk.strangers
+        files = [f"{name} of {building}" for building in self.buildings for name in strangers.get(building, [])]
+        if files:
+            yield f"files of {self.root} belong to no view: {examples(files)}"
 
     def faults(self, key: str, files: Mapping[str, File], target: NDArray[Any]) -> Iterator[str]:
         """Compare normals with depth: a surface that gets farther to the right looks to the right, and so on down."""
