@@ -273,6 +273,9 @@ def test_one_grey_photograph_in_any_form_is_one_array():
     expected = np.repeat(GRAY[..., None], 3, axis=2)
     for form in (GRAY, GRAY[..., None], GRAY / 255, Image.fromarray(GRAY), torch.from_numpy(GRAY)[None] / 255):
         np.testing.assert_array_equal(as_rgb(form), expected)
+    for mode in ("I;16", "I;16B"):
+        deep = Image.frombytes(mode, (8, 6), (GRAY.astype("<u2" if mode == "I;16" else ">u2") * 257).tobytes())
+        np.testing.assert_array_equal(as_rgb(deep), expected)
     np.testing.assert_array_equal(as_rgb(GRAY > 127), np.where(expected > 127, 255, 0))
 
 

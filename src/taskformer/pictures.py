@@ -329,7 +329,7 @@ def _as_stored(pixels: NDArray[Any], image: Image.Image, tag: int) -> NDArray[An
 
 def _mode_of(image: Image.Image) -> str:
     """Return the mode of Pillow in which an image is an array of grey levels or colours."""
-    if image.mode in ("L", "I", "I;16", "F", "RGB", "RGBA"):
+    if image.mode in ("L", "I", "I;16", "I;16B", "I;16L", "F", "RGB", "RGBA"):
         return image.mode
     if image.mode == "1":
         return "L"
@@ -376,7 +376,7 @@ def _photograph(levels: NDArray[Any]) -> NDArray[np.uint8]:
 def _eight_bits(levels: NDArray[Any]) -> NDArray[np.uint8]:
     if levels.dtype == np.uint8:
         return levels
-    if levels.dtype == np.uint16:
+    if levels.dtype.newbyteorder("=") == np.uint16:
         return ((levels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if levels.dtype == np.bool_:
         return levels.astype(np.uint8) * np.uint8(255)

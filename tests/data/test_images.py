@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
+import torch
 from PIL import Image
 
 from taskformer.data.images import (
@@ -173,6 +174,13 @@ def test_arrays_are_known_by_what_is_in_them(tmp_path, suffix):
     write_png(tmp_path / "x.png", GRAY)
     assert not holds_array(File(f"x{suffix}", (tmp_path / "x.png").read_bytes()))
     assert not holds_array(File("x.png", b"broken"))
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">u2", ">i8", "<f8"])
+def test_arrays_of_another_order_of_bytes_reach_torch(tmp_path, dtype):
+    np.save(tmp_path / "x.npy", GRAY.astype(dtype))
+    torch.from_numpy(read_array(file(tmp_path / "x.npy")))
+    np.testing.assert_array_equal(read_npy(file(tmp_path / "x.npy")), GRAY)
 
 
 @pytest.mark.parametrize("save", [np.save, np.savez, lambda path, array: scipy.io.savemat(path, {"x": array})])

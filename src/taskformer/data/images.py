@@ -63,7 +63,7 @@ def read_array(file: File, names: Sequence[str] = ()) -> NDArray[Any]:
     if not is_mat:
         return read_npy(file, names)
     variables = {key: value for key, value in read_mat(file).items() if not key.startswith("__")}
-    return np.asarray(_chosen(file, variables, names))
+    return _native(np.asarray(_chosen(file, variables, names)))
 
 
 def read_npy(file: File, names: Sequence[str] = ()) -> NDArray[Any]:
@@ -81,7 +81,7 @@ def read_npy(file: File, names: Sequence[str] = ()) -> NDArray[Any]:
         raise
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise unreadable(file, "zip archive" if is_archive else "numpy array", error) from error
-    return array
+    return _native(array)
 
 
 def read_mat(file: File) -> dict[str, Any]:
@@ -140,6 +140,11 @@ def write_mat(path: Path, variables: dict[str, Any]) -> None:
     """Write a MATLAB 5 file, whole or not at all."""
     with replacing(path) as temporary:
         scipy.io.savemat(temporary, variables, do_compression=True)
+
+
+def _native(array: NDArray[Any]) -> NDArray[Any]:
+    """Bring numbers into this machine's order of bytes, which torch needs."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _chosen(file: File, variables: dict[str, Any], names: Sequence[str]) -> Any:
