@@ -18,8 +18,8 @@ from torch import Tensor
 
 from taskformer.errors import CorruptFileError, DatasetNotFoundError, InvalidImageError
 
-# What its decoders warn of is raised here, with the name of the file.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+# What its decoders complain of is raised here, with the name of the file.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 #: Endings by which photographs are found in folders, in small letters.
 IMAGE_SUFFIXES = (
@@ -294,6 +294,8 @@ def _suits_opencv(file: File, image: Image.Image, seen: bool) -> bool:
         return False
     if image.format == "TIFF":
         return image.mode != "RGBA"  # it would multiply colours by their alpha
+    if image.format == "PNG":
+        return not getattr(image, "is_animated", False)  # it would make room for the sizes of all frames
     # In PPM any number may stand for white.
     return not (seen and image.format == "PPM" and isinstance(getattr(image, "tile", [(None,)])[0][-1], tuple))
 
