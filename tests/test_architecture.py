@@ -11,9 +11,9 @@ ALLOWED = {
     "metrics": set(),
     "tasks": {"metrics", "errors"},
     "models": {"errors", "files"},
-    "data": {"tasks", "errors", "files", "seeds"},
+    "data": {"tasks", "errors", "files", "pictures", "seeds"},
     "search": {"models", "data", "tasks", "metrics", "files", "errors"},
-    "modules": {"models", "tasks", "errors", "files", "seeds"},
+    "modules": {"models", "tasks", "errors", "files", "pictures", "seeds"},
     "callbacks": {"modules", "data", "tasks", "files", "errors"},
     "commands": {
         "callbacks",
@@ -25,6 +25,7 @@ ALLOWED = {
         "metrics",
         "checkpoints",
         "files",
+        "pictures",
         "errors",
     },
 }

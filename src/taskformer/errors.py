@@ -30,6 +30,10 @@ class CorruptFileError(TaskformerError, ValueError):
     """A file that does not hold what its name promises."""
 
 
+class InvalidImageError(TaskformerError, ValueError):
+    """Something that is given as a photograph and is none."""
+
+
 class InvalidTargetError(TaskformerError, ValueError):
     """A label map whose shape, type or values do not fit its task."""
 

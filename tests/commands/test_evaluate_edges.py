@@ -394,3 +394,14 @@ def test_the_official_numbers(tmp_path):
     assert report["ap"] == pytest.approx(official[7], abs=5e-4)
     assert [row["predicted"] for row in report["thresholds"]] == [12573, 7109, 5812, 5533, 3847]
     assert sorted(report["images"]) == ["2018", "3063", "5096", "6046", "8068"]
+
+
+def test_files_are_found_whatever_their_names(tmp_path):
+    for folder, names in {"gt": ("a.PNG", "b.png", "._b.png"), "pred": ("a.png", "b.NPY", "._a.png")}.items():
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / name).touch()
+    pairs = evaluate_edges.find_pairs(tmp_path / "pred", tmp_path / "gt")
+    assert [(pair.name, pair.prediction.name, pair.truth.name) for pair in pairs] == [
+        ("a", "a.png", "a.PNG"), ("b", "b.NPY", "b.png")
+    ]  # fmt: skip

@@ -76,7 +76,7 @@ class Odd(MultiTaskDataset):
             return image if key == "image" else None
         maps = {
             "image": image,
-            "semseg": image[..., 0].astype(np.int32),
+            "semseg": image[..., 0].astype(np.int32) % 2,
             "depth": np.asfortranarray(image[..., 1].astype(np.float32)),
             "class_scene": np.array([0.25, 0.75], np.float16),
         }

@@ -326,7 +326,7 @@ def test_one_image_of_another_split_is_found(official):
         ("disparity/*.png", lambda p: p.write_bytes(p.read_bytes()[:200]), "depth", "truncated"),
         ("camera/*.json", lambda p: p.write_text("{}"), "inverse_depth", "extrinsic.baseline and intrinsic.fx"),
         ("camera/*.json", lambda p: p.write_text(p.read_text().replace("0.2", "-0.2")), "depth", "must be above 0"),
-        ("leftImg8bit/*.png", lambda p: p.write_bytes(b""), "semseg", "truncated"),
+        ("leftImg8bit/*.png", lambda p: p.write_bytes(b""), "semseg", "is empty"),
     ],
 )
 def test_broken_official_files_are_named(official, pattern, spoil, task, message):

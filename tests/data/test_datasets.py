@@ -11,7 +11,8 @@ from taskformer.data.datamodules.base import collate
 from taskformer.data.datamodules.rooms import RoomsDataModule
 from taskformer.data.datasets import MultiTaskDataset, Rooms
 from taskformer.data.transforms import TaskCompose
-from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError
+from taskformer.data.verify import verify
+from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, InvalidTargetError
 from taskformer.tasks import build_tasks
 
 TASKS = build_tasks(RoomsDataModule.offers)
@@ -103,7 +104,7 @@ def test_a_broken_map_stops_with_its_name(root):
     path = break_file(root)
     dataset = Rooms(root, "val", TASKS)
     assert dataset[0]["meta"]["id"] == "val_0"
-    with pytest.raises(CorruptFileError, match=rf"{path} .* is truncated or no image"):
+    with pytest.raises(CorruptFileError, match=rf"{path} .* is truncated or no picture"):
         dataset[1]
 
 
@@ -203,3 +204,53 @@ def test_the_rendered_rooms_fit_their_tasks():
             output = torch.zeros(1, task.channels, *sample["meta"]["size"])
             assert torch.isfinite(task.loss(output, target)), name
         assert 0.3 < sample["targets"]["depth"].nanmean() < 10
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("train.json", "[{", r"train\.json \(2 bytes\) is truncated or no JSON file"),
+        ("train.json", "", r"train\.json is empty; expected a JSON file"),
+        ("train.json", '{"id": "x"}', r"train\.json must be a list of images, each with its 'id'"),
+        ("train.json", '[{"room": 3}]', r"train\.json must be a list of images, each with its 'id'"),
+        ("rooms.json", "null", r"rooms\.json must give the 'classes' and 'depth_units_per_m'"),
+        ("rooms.json", '{"classes": []}', r"rooms\.json must give the 'classes' and 'depth_units_per_m'"),
+        ("rooms.json", "<html>", r"rooms\.json is a web page; expected a JSON file"),
+    ],
+)
+def test_broken_lists_are_named(root, name, content, message):
+    (root / name).write_text(content)
+    with pytest.raises(CorruptFileError, match=message):
+        Rooms(root, "train", TASKS)
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(root):
+    content = (root / "train.json").read_bytes()
+    (root / "train.json").write_bytes(b"\xef\xbb\xbf" + content)
+    assert len(Rooms(root, "train", TASKS)) == 5
+
+
+def test_verify_names_a_broken_list(root):
+    (root / "val.json").write_text("[{")
+    findings = verify(RoomsDataModule(str(root)), workers=0, partial_copy=True).findings
+    (found,) = [found for found in findings if found.kind == "corrupt"]
+    assert found.split == "val"
+    assert "val.json" in found.reason
+
+
+@pytest.mark.parametrize("name", ["semseg", "human_parts"])
+def test_a_class_that_does_not_exist_is_named_with_its_file(root, name):
+    dataset = Rooms(root, "train", TASKS, TaskCompose([], TASKS))
+    path = root / name / f"{dataset.ids[2]}.png"
+    save(path, np.full((8, 10), 77, np.uint8))
+    with pytest.raises(InvalidTargetError, match=rf"{path} has the class ids 77; there are 0\.\.\d+, and 255"):
+        dataset[2]
+    (found,) = verify(RoomsDataModule(str(root), tasks=[name]), workers=0, tasks=[name], partial_copy=True).findings
+    assert (found.file, found.kind) == (str(path), "labels")
+
+
+def test_maps_whose_ending_is_in_capitals_are_found(root):
+    expected = Rooms(root, "train", TASKS)[1]["targets"]["depth"]
+    path = root / "depth" / "train_1.png"
+    path.rename(path.with_suffix(".PNG"))
+    np.testing.assert_array_equal(Rooms(root, "train", TASKS)[1]["targets"]["depth"], expected)

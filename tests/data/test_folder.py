@@ -479,3 +479,206 @@ def test_the_photographs_of_nyu_have_their_known_values():
     np.testing.assert_array_equal(first["semseg"][inner], np.where(stored == 0, 255, stored - 1)[inner])
     assert np.isnan(first["depth"][:10]).all()
     assert (first["semseg"][:, -10:] == 255).all()
+
+
+# Files as people have them
+
+
+def simple(root, image_pattern="img/{id}.jpg", label="map/{id}.png", spec=None, name="semseg", **options):
+    """One split of all images in ``img`` with the labels of one task in ``map``."""
+    spec = SEMSEG.spec if spec is None and name == "semseg" else spec or {}
+    labels = {name: Label(label, spec=spec)}
+    tasks = build_tasks({name: spec})
+    return Folder(root, "train", tasks, image=image_pattern, labels=labels, splits={"train": 1.0}, **options)
+
+
+def test_hidden_files_are_no_images_and_endings_match_in_any_case(tmp_path):
+    for name in ("a.JPG", "b.jpg", "c.Jpg"):
+        write_jpg(tmp_path / "img" / name, image(0))
+        write_png(tmp_path / "map" / f"{name[0]}.PNG", np.ones((H, W), np.uint8))
+        (tmp_path / "img" / f"._{name}").write_bytes(b"what macOS writes")
+    dataset = simple(tmp_path)
+    assert dataset.ids == ["a", "b", "c"]
+    for index in range(3):
+        np.testing.assert_array_equal(dataset[index]["targets"]["semseg"], 1)
+    assert dataset.paths(0)["semseg"] == tmp_path / "map" / "a.PNG"
+    write_jpg(tmp_path / "img" / "a.jpg", image(1))
+    with pytest.raises(ConfigError, match=r"has two files 'img/a\.jpg', in capitals and not"):
+        simple(tmp_path)
+
+
+def test_lists_may_begin_with_a_byte_order_mark(plain):
+    (plain / "train.txt").write_bytes("007\r\n012\r\n".encode("utf-8-sig"))
+    (plain / "val.txt").write_bytes("050\n".encode("utf-16"))
+    assert splits_of(plain, {"train": "train.txt", "val": "val.txt"}) == {"train": ["007", "012"], "val": ["050"]}
+
+
+@pytest.mark.parametrize("kind", ["gif", "bmp", "tif", "png"])
+def test_palettes_of_any_format_give_classes(tmp_path, kind):
+    from PIL import Image
+
+    stored = np.random.default_rng(0).integers(0, 3, (H, W), dtype=np.uint8)
+    write_png(tmp_path / "img/x.png", image(0))
+    picture = Image.fromarray(stored)
+    picture.putpalette([9, 9, 9, 200, 0, 0, 0, 200, 0])
+    (tmp_path / "map").mkdir()
+    picture.save(tmp_path / f"map/x.{kind}")
+    dataset = simple(tmp_path, "img/{id}.png", f"map/{{id}}.{kind}")
+    np.testing.assert_array_equal(dataset[0]["targets"]["semseg"], stored)
+
+
+@pytest.mark.parametrize("ending", ["npy", "NPY", "npz", "mat", "tif"])
+def test_depth_may_be_an_array_of_any_kind(tmp_path, ending):
+    from PIL import Image
+    from scipy.io import savemat
+
+    metres = np.linspace(1, 5, H * W, dtype=np.float32).reshape(H, W)
+    path = tmp_path / "map" / f"x.{ending}"
+    write_png(tmp_path / "img/x.png", image(0))
+    path.parent.mkdir()
+    with path.open("wb") as stream:
+        writers = {
+            "npz": lambda: np.savez(stream, depth=metres, mask=metres > 2),
+            "mat": lambda: savemat(stream, {"depth": metres, "mask": metres > 2}),
+            "tif": lambda: Image.fromarray(metres).save(stream, "TIFF"),
+        }
+        writers.get(ending, lambda: np.save(stream, metres))()
+    dataset = simple(tmp_path, "img/{id}.png", f"map/{{id}}.{ending}", name="depth")
+    np.testing.assert_array_equal(dataset[0]["targets"]["depth"], metres)
+
+
+def test_edges_of_1_bit_are_black_and_white(tmp_path):
+    from PIL import Image
+
+    lines = np.random.default_rng(0).random((H, W)) > 0.7
+    write_png(tmp_path / "img/x.png", image(0))
+    (tmp_path / "map").mkdir()
+    Image.fromarray(lines).save(tmp_path / "map/x.png")
+    labels = {"edges": Label("map/{id}.png", divide_by=255)}
+    dataset = Folder(
+        tmp_path, "train", build_tasks({"edges": {}}), image="img/{id}.png", labels=labels, splits={"train": 1.0}
+    )
+    np.testing.assert_array_equal(dataset[0]["targets"]["edges"], lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "stored", "message"),
+    [
+        ("depth", np.ones((H, W, 3), np.float32), r"holds float32 \(6, 8, 3\), labels of 'depth' .* \(height, width\)"),
+        ("normals", np.ones((H, W), np.float32), r"labels of 'normals' must be numbers \(height, width, 3\)"),
+        ("semseg", np.array([["a"]]), r"holds <U1 \(1, 1\)"),
+        ("semseg", np.full((H, W), 9, np.uint8), r"x\.npy holds the values \[9\]"),
+    ],
+)
+def test_maps_of_another_shape_are_named(tmp_path, name, stored, message):
+    write_png(tmp_path / "img/x.png", image(0))
+    write_npy(tmp_path / "map/x.npy", stored)
+    with pytest.raises((CorruptFileError, InvalidTargetError), match=message):
+        simple(tmp_path, "img/{id}.png", "map/{id}.npy", name=name)[0]
+
+
+# Orientation tags
+
+
+def tagged(root, tag=6):
+    """A photograph with an orientation tag, and labels drawn on its stored pixels: vectors that point right."""
+    from PIL import Image
+
+    pixels = np.kron(image(0), np.ones((8, 8, 1), np.uint8))
+    tags = Image.Exif()
+    tags[0x0112] = tag
+    (root / "img").mkdir()
+    Image.fromarray(pixels).save(root / "img/x.png", exif=tags)
+    ids = np.zeros(pixels.shape[:2], np.uint8)
+    ids[0, 0] = 1
+    write_png(root / "seg/x.png", ids)
+    write_npy(root / "normals/x.npy", np.broadcast_to(np.array([0.6, 0, -0.8], np.float32), pixels.shape))
+    return pixels, ids
+
+
+def oriented(root, option):
+    labels = {"semseg": Label("seg/{id}.png", spec=SEMSEG.spec), "normals": Label("normals/{id}.npy")}
+    return FolderDataModule(str(root), "img/{id}.png", labels, {"train": 1.0}, orientation=option)
+
+
+def test_orientation_tags_turn_images_and_labels_only_by_option(tmp_path):
+    pixels, ids = tagged(tmp_path)
+    raw = {}
+    for option in ("stored", "both"):
+        data = oriented(tmp_path, option)
+        raw[option] = data.dataset("train", build_tasks(data.task_specs), None)[0]
+    np.testing.assert_array_equal(raw["stored"]["image"], pixels)
+    np.testing.assert_array_equal(raw["stored"]["targets"]["semseg"], ids)
+    np.testing.assert_array_equal(raw["both"]["image"], np.rot90(pixels, -1))
+    np.testing.assert_array_equal(raw["both"]["targets"]["semseg"], np.rot90(ids, -1))
+    # What points right points down after a quarter turn to the right.
+    np.testing.assert_allclose(raw["both"]["targets"]["normals"][3, 4], [0, 0.6, -0.8], atol=1e-6)
+
+
+def test_labels_that_were_drawn_in_a_viewer_fit_the_turned_image(tmp_path):
+    pixels, ids = tagged(tmp_path)
+    write_png(tmp_path / "seg/x.png", np.rot90(ids, -1).copy())
+    spec = {"semseg": Label("seg/{id}.png", spec=SEMSEG.spec)}
+    both = [
+        FolderDataModule(str(tmp_path), "img/{id}.png", spec, {"train": 1.0}, orientation=option).dataset(
+            "train", build_tasks({"semseg": SEMSEG.spec}), None
+        )
+        for option in ("image", "stored")
+    ]
+    np.testing.assert_array_equal(both[0][0]["image"], np.rot90(pixels, -1))
+    np.testing.assert_array_equal(both[0][0]["targets"]["semseg"], np.rot90(ids, -1))
+    with pytest.raises(CorruptFileError, match=r"64x48 .*48x64.*orientation tag 6: the map may fit it as viewers"):
+        both[1][0]
+
+
+def test_verify_reports_a_tag_that_is_not_obeyed(tmp_path):
+    tagged(tmp_path)
+    report = verify(oriented(tmp_path, "stored"), workers=0)
+    assert report.ok
+    (doubt,) = report.doubts
+    assert (doubt.kind, doubt.file) == ("turned", str(tmp_path / "img/x.png"))
+    assert "orientation tag 6" in doubt.reason
+    assert doubt.reason in report.summary()
+    assert verify(oriented(tmp_path, "both"), workers=0).doubts == []
+
+
+def test_a_cache_knows_the_orientation(tmp_path):
+    tagged(tmp_path)
+    shapes = []
+    for option in ("stored", "both", "stored"):
+        data = oriented(tmp_path, option)
+        data.cache_dir = str(tmp_path / "cache")
+        data.holdout = 0.5
+        data.build_caches()
+        data.setup("fit")
+        shapes.append(data.datasets["train"].dataset.raw(0)["image"].shape[:2])
+    assert shapes == [(48, 64), (64, 48), (48, 64)]
+
+
+# What verify wonders about
+
+
+def test_verify_reports_files_that_match_nothing_and_images_without_a_label(streets):
+    options = {"splits": {"train": "train", "val": "val"}}
+    write_jpg(streets / "img/train/a/5_image.jpeg", image(0))
+    write_png(streets / "img/train/a/photo.png", image(0))
+    (streets / "img/train/a/notes.txt").touch()
+    (streets / "img/train/a/._1_image.png").touch()
+    write_png(streets / "seg/train/a/9_label.png", np.zeros((H, W), np.uint8))
+    report = verify(module(streets, **options), workers=0)
+    assert report.ok
+    assert [(doubt.split, doubt.kind, doubt.task) for doubt in report.doubts] == [
+        ("train", "unused", ""), ("train", "unused", ""), ("train", "missing", "semseg")
+    ]  # fmt: skip
+    reasons = [doubt.reason for doubt in report.doubts]
+    assert reasons[0] == "2 files match neither image nor labels: img/train/a/5_image.jpeg, img/train/a/photo.png"
+    assert reasons[1] == "1 files of 'semseg' belong to no image: seg/train/a/9_label.png"
+    assert reasons[2] == f"{streets / 'img/train/b/2_image.png'}: has no label for 'semseg'"
+    assert all(reason in report.summary() for reason in reasons)
+
+
+def test_one_folder_of_all_splits_is_reported_once(plain):
+    write_jpg(plain / "x.jpg", image(0))
+    labels = {"depth": Label("{id}_depth.png")}
+    report = verify(FolderDataModule(str(plain), "{id}.png", labels), workers=0)
+    assert [doubt.reason for doubt in report.doubts] == ["1 files match neither image nor labels: x.jpg"]

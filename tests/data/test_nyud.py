@@ -517,3 +517,33 @@ def test_miniatures_use_every_class_sooner_or_later(tmp_path):
     assert record["dataset"] == "nyud"
     assert {split: len(ids) for split, ids in record["splits"].items()} == {"train": 16, "val": 2}
     assert NYUD(root, "train", build_tasks({"depth": {}})).ids == record["splits"]["train"]
+
+
+def test_names_of_any_kind_are_found(copy):
+    expected = load(copy("b"))
+    root = expected.root
+    before = [expected[index] for index in range(2)]
+    listed = (root / "gt_sets/train.txt").read_bytes()
+    (root / "gt_sets/train.txt").write_bytes(b"\xef\xbb\xbf" + listed.replace(b"\n", b"\r\n"))
+    for path in list((root / "images").glob("*.jpg")) + list((root / "depth").glob("*.npy")):
+        path.rename(path.with_suffix(path.suffix.upper()))
+    dataset = load(root)
+    assert dataset.ids == expected.ids
+    for index, sample in enumerate(before):
+        np.testing.assert_array_equal(dataset[index]["image"], sample["image"])
+        np.testing.assert_array_equal(dataset[index]["targets"]["depth"], sample["targets"]["depth"])
+
+
+def test_hidden_files_are_no_images(copy):
+    root = copy("adashare")
+    (root / "nyu_v2_3task.json").unlink()
+    (root / "img" / "._0003.png").write_bytes(b"what macOS writes")
+    assert not any(name.startswith(".") for name in load(root).ids)
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '{"train": 3}', '{"train": [[1, 2, 3, 4]]}'])
+def test_a_split_file_of_another_form_is_named(copy, content):
+    root = copy("adashare")
+    (root / "nyu_v2_3task.json").write_text(content)
+    with pytest.raises(CorruptFileError, match=r"nyu_v2_3task\.json must give each split a list"):
+        load(root)

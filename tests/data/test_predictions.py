@@ -10,8 +10,10 @@ from torch.nn import functional as F
 from taskformer.data.predictions import (
     file_name,
     find_prediction,
+    find_predictions,
     is_only_padded,
     read_prediction,
+    taken_as,
     task_folder,
     without_padding,
     write_prediction,
@@ -191,3 +193,132 @@ def test_which_transforms_only_pad():
     assert is_only_padded([Pad(4, 4)])
     assert not is_only_padded([Pad(4, 4, position="random")])
     assert not is_only_padded([Pad(4, 4), Resize(2, 2)])
+
+
+# Other units, depths of bits and formats
+
+
+def saved(tmp_path, name, array, ending):
+    path = tmp_path / f"x{ending}"
+    if ending == ".png":
+        Image.fromarray(array).save(path)
+    elif ending == ".mat":
+        savemat(path, {name: array})
+    elif ending == ".npz":
+        np.savez(path, array)
+    elif ending == ".tif":
+        Image.fromarray(array).save(path)
+    else:
+        with path.open("wb") as stream:
+            np.save(stream, array)
+    return path
+
+
+METRES = np.linspace(0.7, 9.3, 48, dtype=np.float32).reshape(6, 8)
+#: Depth as other programs write it, and where metres are expected.
+WRONG_DEPTH = {
+    "millimetres of 16 bits": ((METRES * 1000).astype(np.uint16), ".png", r"got uint16 from 700 to \d+; convert them"),
+    "8 bits": ((METRES * 25).astype(np.uint8), ".png", r"got uint8 from 17 to \d+"),
+    "whole numbers": (METRES.astype(np.int64), ".npy", r"got int64 from 0 to 9"),
+    "whole numbers of MATLAB": ((METRES * 1000).astype(np.int32), ".mat", r"got int32"),
+    "millimetres as floats": (METRES * 1000, ".npy", r"but their median is 5000"),
+    "centimetres as floats": (METRES * 100, ".npz", r"but their median is 500"),
+    "16 bits as a tif": ((METRES * 1000).astype(np.uint16), ".tif", r"got uint16"),
+}
+
+
+@pytest.mark.parametrize(("array", "ending", "message"), WRONG_DEPTH.values(), ids=WRONG_DEPTH)
+def test_depth_that_is_not_in_metres_is_refused(tmp_path, array, ending, message):
+    path = saved(tmp_path, "depth", array, ending)
+    with pytest.raises(CorruptFileError, match=rf"x{ending}: task 'depth' needs predictions in its unit.*{message}"):
+        read_prediction(path, task_of("depth"))
+
+
+@pytest.mark.parametrize("ending", [".npy", ".NPY", ".npz", ".mat", ".tif"])
+def test_depth_in_metres_is_read_from_any_array(tmp_path, ending):
+    path = saved(tmp_path, "depth", METRES, ending)
+    assert find_prediction(tmp_path, "x") == path
+    assert np.array_equal(read_prediction(path, task_of("depth"))[0], METRES)
+
+
+def test_bad_predictions_in_the_right_unit_are_still_scored(tmp_path):
+    for values in (np.zeros((2, 2)), np.full((2, 2), -3.0), np.full((2, 2), 60.0), np.full((2, 2), np.nan)):
+        assert np.array_equal(read_prediction(saved(tmp_path, "depth", values, ".npy"), task_of("depth"))[0], values,
+                              equal_nan=True)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["reshading", "curvature", "class_scene", "segment_unsup2d"])
+def test_values_of_8_bits_are_refused_where_floats_are_expected(tmp_path, name):
+    task = task_of(name)
+    shape = (3,) if name == "class_scene" else (6, 8, task.channels)[: 2 if task.channels == 1 else 3]
+    path = saved(tmp_path, name, np.full(shape, 9, np.uint8), ".npy")
+    with pytest.raises(CorruptFileError, match="as floating-point numbers, got uint8 from 9 to 9"):
+        read_prediction(path, task)
+
+
+def test_normals_are_vectors_or_colours_of_8_or_16_bits(tmp_path):
+    vectors = np.array([[[0.6, 0.0, -0.8], [0.0, -0.6, -0.8]]])
+    task = task_of("normals")
+    for dtype, close in ((np.uint8, 0.01), (np.uint16, 1e-4)):
+        top = np.iinfo(dtype).max
+        path = saved(tmp_path, "normals", np.round((vectors + 1) / 2 * top).astype(dtype), ".npy")
+        assert np.allclose(read_prediction(path, task).permute(1, 2, 0), vectors, atol=close)
+    with pytest.raises(CorruptFileError, match=r"these floats are colours: n = 2 \* color - 1"):
+        read_prediction(saved(tmp_path, "normals", (vectors + 1) / 2, ".npy"), task)
+    with pytest.raises(CorruptFileError, match="got int16 from -26213 to 19660"):
+        read_prediction(saved(tmp_path, "normals", (vectors * 32767).astype(np.int16), ".npy"), task)
+
+
+@pytest.mark.parametrize("name", ["edges", "saliency"])
+def test_probabilities_of_any_depth_of_bits_are_one_map(tmp_path, name):
+    share = np.linspace(0, 1, 48).reshape(6, 8)
+    task = task_of(name)
+
+    def read(array, ending):
+        output = read_prediction(saved(tmp_path, name, array, ending), task)
+        return (output[0] if name == "edges" else output[1] - output[0]).sigmoid().numpy()
+
+    for array, ending in [
+        (share, ".npy"), (share.astype(np.float32), ".mat"), (np.round(share * 255).astype(np.uint8), ".png"),
+        (np.round(share * 65535).astype(np.uint16), ".png"), (share.astype(np.float32), ".tif"),
+    ]:  # fmt: skip
+        assert np.allclose(read(array, ending), share, atol=3e-3), (array.dtype, ending)
+    for array, ending in [(share > 0.5, ".png"), (share > 0.5, ".npy")]:  # a mask of 1 bit
+        assert np.array_equal(read(array, ending) > 0.5, share > 0.5)
+        assert np.isclose(read(array, ending).max(), 1, atol=1e-3)
+
+
+def test_class_ids_of_any_depth_of_bits_are_one_map(tmp_path):
+    ids = np.random.default_rng(0).integers(0, 40, (6, 8), dtype=np.uint8)
+    palette = Image.fromarray(ids)
+    palette.putpalette(np.random.default_rng(1).integers(0, 256, 120, dtype=np.uint8).tobytes())
+    palette.save(tmp_path / "palette.png")
+    paths = [saved(tmp_path, "semseg", ids.astype(dtype), ending) for dtype, ending in
+             [(np.uint8, ".png"), (np.int64, ".npy"), (np.float64, ".mat"), (np.uint16, ".tif")]]  # fmt: skip
+    for path in [*paths, tmp_path / "palette.png"]:
+        assert np.array_equal(read_prediction(path, task_of("semseg")).argmax(0), ids), path
+
+
+def test_hidden_files_are_no_predictions_and_two_of_an_image_are_too_many(tmp_path):
+    (tmp_path / "._a.png").touch()
+    (tmp_path / "a.PNG").touch()
+    (tmp_path / "b.txt").touch()
+    assert find_predictions(tmp_path, ["a", "._a", "b"]) == [tmp_path / "a.PNG", None, None]
+    (tmp_path / "a.npy").touch()
+    with pytest.raises(CorruptFileError, match=r"has several predictions of one image: a\.PNG, a\.npy; keep one"):
+        find_predictions(tmp_path, ["a"])
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "ending", "said"),
+    [
+        ("semseg", np.zeros((2, 2), np.uint8), ".png", "uint8 of .png, class ids"),
+        ("edges", np.zeros((2, 2), np.uint16), ".png", "uint16 of .png, shares of 65535"),
+        ("saliency", np.zeros((2, 2), np.float32), ".NPY", "float32 of .npy, as they are"),
+        ("depth", METRES, ".mat", "float32 of .mat, in m"),
+        ("normals", np.zeros((2, 2, 3), np.uint8), ".png", "uint8 of .png, colours"),
+        ("curvature", np.zeros((2, 2, 2)), ".npy", "float64 of .npy, as they are"),
+    ],
+)
+def test_what_was_read_is_said(tmp_path, name, array, ending, said):
+    assert taken_as(saved(tmp_path, name, array, ending), task_of(name)) == said

@@ -134,6 +134,20 @@ def test_the_index_is_kept_and_follows_changes(copy):
     assert list(dataset(copy, tasks=["normals"]).ids) == first[1:]
 
 
+def test_files_that_are_no_views_are_named_and_hidden_ones_are_not(copy):
+    before = dataset(copy, tasks=["normals"])
+    assert list(before.doubts()) == []
+    building = before.buildings[0]
+    folder = before.paths(0)["image"].parent
+    image = before.paths(0)["image"].read_bytes()
+    for name in ("._point_0_view_0_domain_rgb.png", "photo.png", "point_77_view_0_domain_rgb.PNG"):
+        (folder / name).write_bytes(image)
+    after = dataset(copy, tasks=["normals"])
+    assert list(after.ids) == list(before.ids)
+    (doubt,) = after.doubts()
+    assert doubt.endswith(f"rgb/photo.png of {building}, rgb/point_77_view_0_domain_rgb.PNG of {building}")
+
+
 def test_a_broken_index_is_built_again(copy):
     dataset(copy, tasks=["normals"])
     (copy / ".taskformer" / "taskonomy.json").write_text("{")

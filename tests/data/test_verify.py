@@ -70,7 +70,11 @@ def test_a_right_copy_is_right(master):
     assert {split: (summary.images, summary.published, summary.opened) for split, summary in report.splits.items()} == {
         split: (len(ids),) * 3 for split, ids in members.items()
     }
-    assert report.summary() == f"all {sum(map(len, members.values()))} images of {name} in {root} are right"
+    assert report.summary().startswith(f"all {sum(map(len, members.values()))} images of {name} in {root} are right")
+    # The miniature of Taskonomy lacks one label on purpose.
+    assert [(doubt.kind, doubt.task) for doubt in report.doubts] == [("missing", "edge_occlusion")] * (
+        name == "taskonomy"
+    )
     assert set(report.splits["train"].tasks) == {"image", *module(name, root).available()}
 
 
@@ -318,6 +322,33 @@ def test_every_kind_of_wrong_map_is_found(arrays, key, change, kind, reason):
     assert Path(found.file).name == ("image.npy" if "image.npy" in reason else path.name)
     assert found.file in found.reason
     assert re.search(reason, found.reason)
+
+
+DOUBTFUL = [
+    ("semseg", lambda v: broken(np.full_like(v, 255), lambda c: c.__setitem__((0, 0), 1)), "few",
+     r"only 2\.08% of the pixels have a label"),
+    ("depth", lambda v: v * 100, "unit", r"the median is 508.511, from 0\.01 to 100 was expected: is it in the unit"),
+    ("depth", lambda v: v / 10000, "unit", r"the median is 0\.000\d+, from"),
+    ("edges", lambda v: 1 - v, "unit", r"the median is 1, from 0 to 0\.5 was expected"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "change", "kind", "reason"), DOUBTFUL)
+def test_what_can_be_but_seldom_is_makes_doubts_and_no_faults(arrays, key, change, kind, reason, monkeypatch):
+    monkeypatch.setattr("taskformer.data.verify.FEW_LABELS", 0.03)
+    for name in ("t0", "t2", "v1"):
+        write_npy(arrays / name / f"{key}.npy", change(right_maps()[key]))
+    report = verify(ArraysDataModule(str(arrays)), workers=0)
+    assert report.ok
+    assert [(doubt.split, doubt.id, doubt.task, doubt.kind) for doubt in report.doubts] == [
+        ("train", "t0", key, kind), ("val", "v1", key, kind)
+    ]  # fmt: skip
+    assert re.search(reason, report.doubts[0].reason)
+    assert report.doubts[0].reason.startswith(str(arrays / "t0" / f"{key}.npy"))
+    assert report.doubts[0].reason.endswith("(and 1 more)")
+    assert "more)" not in report.doubts[1].reason
+    assert report.summary().splitlines()[1] == "have a look, this may be meant or not:"
+    assert json.loads(json.dumps(report.as_dict()))["doubts"][1]["reason"] == report.doubts[1].reason
 
 
 def test_lists_are_compared(arrays):

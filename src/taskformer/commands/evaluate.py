@@ -18,7 +18,14 @@ from torchmetrics import MetricCollection
 
 from taskformer.commands.data import DataParser, open_data
 from taskformer.data.parallel import default_workers, run_jobs
-from taskformer.data.predictions import SUFFIXES, find_prediction, is_only_padded, read_prediction, task_folder
+from taskformer.data.predictions import (
+    SUFFIXES,
+    find_predictions,
+    is_only_padded,
+    read_prediction,
+    taken_as,
+    task_folder,
+)
 from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, UnknownNameError
 from taskformer.files import write_json
 from taskformer.metrics.counting import SumMetric
@@ -50,6 +57,7 @@ class Evaluation:
         unreadable: Those of the split that could not be read and are left out, where the data set's ``on_error`` is
             ``skip``.
         protocols: Metrics of every task by protocol.
+        taken: What the numbers in the files of each task were taken for.
     """
 
     data: str
@@ -57,6 +65,7 @@ class Evaluation:
     images: int
     unreadable: list[str]
     protocols: dict[str, Results]
+    taken: dict[str, str]
 
 
 def main(argv: list[str]) -> None:
@@ -142,7 +151,7 @@ def evaluate(
         msg = f"{module.name} is a mixture of data sets, predictions are scored on one; name it with --data"
         raise ConfigError(msg)
     chosen = build_tasks(module.task_specs)
-    files = {name: [find_prediction(path, image) for image in dataset.ids] for name, path in folders.items()}
+    files = {name: find_predictions(path, dataset.ids) for name, path in folders.items()}
     _refuse_missing(dataset, folders, files)
     _report_others(folders, files)
     metrics: Metrics = {
@@ -162,7 +171,9 @@ def evaluate(
         msg = f"none of the {len(dataset)} images of the split {split!r} can be read; see the files logged above"
         raise DatasetNotFoundError(msg)
     results = {protocol: {name: _floats(metrics[name][protocol]) for name in chosen} for protocol in protocols}
-    return Evaluation(module.name, split, len(dataset) - len(unreadable), unreadable, results)
+    firsts = {name: next((path for path in paths if path), None) for name, paths in files.items()}
+    taken = {name: taken_as(path, chosen[name]) for name, path in firsts.items() if path}
+    return Evaluation(module.name, split, len(dataset) - len(unreadable), unreadable, results, taken)
 
 
 def _floats(metrics: MetricCollection) -> dict[str, float]:
@@ -245,7 +256,8 @@ def _as_sums(metric: Any) -> SumMetric:
 def screen_table(found: Evaluation, tasks: dict[str, Task]) -> Table:
     """Build the table for the terminal: a column per protocol, the headline metrics first."""
     lacking = f", {len(found.unreadable)} more could not be read" if found.unreadable else ""
-    table = Table(title=f"{found.data}, {found.split}: {found.images} images{lacking}")
+    taken = "; ".join(f"{name}: {what}" for name, what in found.taken.items())
+    table = Table(title=f"{found.data}, {found.split}: {found.images} images{lacking}", caption=f"read {taken}")
     table.add_column("task")
     table.add_column("metric")
     for protocol in found.protocols:

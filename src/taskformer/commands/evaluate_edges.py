@@ -21,7 +21,8 @@ from rich.table import Table
 from scipy.sparse import issparse
 
 from taskformer.commands.data import DataParser
-from taskformer.data.images import File, read_json, read_mat, read_npy, read_plane
+from taskformer.data.images import File, holds_array, read_array, read_json, read_mat, read_plane
+from taskformer.data.names import existing, files_in, read_text
 from taskformer.data.parallel import default_workers, run_jobs
 from taskformer.data.predictions import file_name
 from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, MissingExtraError
@@ -123,7 +124,7 @@ def _thresholds(text: str) -> list[float]:
         values = even_thresholds(int(text))
     else:
         try:
-            values = np.array(Path(text).read_text().split(), dtype=np.float64)
+            values = np.array(read_text(Path(text)).split(), dtype=np.float64)
         except (OSError, ValueError) as error:
             msg = f"--thresholds {text} is neither a number nor a text file with one threshold on each line ({error})"
             raise ConfigError(msg) from error
@@ -141,7 +142,7 @@ def find_pairs(predictions: Path, truths: Path) -> list[Pair]:
         DatasetNotFoundError: If there are no true edges, or one lacks its prediction.
         ConfigError: If an image has two files of true edges.
     """
-    found = sorted(path for path in truths.glob("*") if path.suffix in (".png", ".mat"))
+    found = sorted(files_in(truths, (".png", ".mat")))
     if not found:
         msg = f"{truths} has no true edges (ID.png or ID.mat); check --gt"
         raise DatasetNotFoundError(msg)
@@ -161,7 +162,8 @@ def find_pairs(predictions: Path, truths: Path) -> list[Pair]:
 
 
 def _prediction(folder: Path, name: str) -> Path | None:
-    candidates = [folder / f"{stem}{suffix}" for stem in (name, file_name(name)) for suffix in (".png", ".npy")]
+    stems = (name, file_name(name))
+    candidates = [existing(folder / f"{stem}{suffix}") for stem in stems for suffix in (".png", ".npy")]
     return next((path for path in candidates if path.is_file()), None)
 
 
@@ -244,7 +246,7 @@ def count_pair(pair: Pair, settings: Settings) -> Counts:
 def read_probability(path: Path) -> Floats:
     """Read a predicted edge map ``(H, W)`` in [0, 1]; whole numbers are shares of the largest of their type."""
     file = File(str(path), path.read_bytes())
-    values: NDArray[Any] = read_npy(file) if path.suffix == ".npy" else read_plane(file)
+    values: NDArray[Any] = read_array(file) if holds_array(file) else read_plane(file)
     if values.dtype.kind not in "bufi":
         msg = f"{path} must be a map of probabilities, got values of type {values.dtype}"
         raise CorruptFileError(msg)
@@ -269,7 +271,7 @@ def read_truths(path: Path) -> list[Mask]:
         CorruptFileError: If it holds something else.
     """
     file = File(str(path), path.read_bytes())
-    if path.suffix == ".png":
+    if not holds_array(file):
         return [read_plane(file) > 0]
     variables = _read_hdf5(file) if HDF5 in file.content[:HDF5_WITHIN] else read_mat(file)
     names = [name for name in ("groundTruth", *PLAIN_NAMES) if name in variables]

@@ -1,25 +1,61 @@
 """``taskformer predict``: maps and pictures of every task for photographs."""
 
-from collections.abc import Iterable
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jsonargparse import ArgumentParser
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
+from rich.console import Console
 from rich.progress import track
 
 from taskformer.checkpoints import load
-from taskformer.errors import DatasetNotFoundError
+from taskformer.data.images import write_npy, write_png
+from taskformer.data.names import ends_with, examples, files_in, is_hidden
+from taskformer.errors import CorruptFileError, DatasetNotFoundError
 from taskformer.files import replacing
+from taskformer.pictures import IMAGE_SUFFIXES, read_picture
+from taskformer.tasks import Task
 from taskformer.tasks.colors import contact_sheet
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+#: Rows, width and largest height of the pictures in the overview, in pixels.
+ROWS, WIDTH, MAX_HEIGHT = 20, 240, 480
+
+
+@dataclass
+class Predicted:
+    """What :func:`predict` has done.
+
+    Attributes:
+        out: The folder that it has written to.
+        tasks: The tasks.
+        files: The photographs by the name of their results.
+        failed: Why a photograph could not be read, one sentence each.
+        seconds: How long it took.
+    """
+
+    out: Path
+    tasks: list[str]
+    files: dict[str, Path]
+    failed: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def summary(self) -> str:
+        """Say where what was written."""
+        done = len(self.files) - len(self.failed)
+        shown = f"; {self.out / 'overview.png'} shows {'them' if done <= ROWS else f'the first {ROWS}'}" if done else ""
+        lost = f", {len(self.failed)} could not be read" if self.failed else ""
+        return f"wrote {', '.join(self.tasks)} of {done} photographs to {self.out} in {self.seconds:.1f} s{lost}{shown}"
 
 
 def main(argv: list[str]) -> None:
-    """Parse the command line and predict."""
+    """Parse the command line and predict; status 1 if a photograph could not be read."""
     parser = ArgumentParser(prog="taskformer predict", description=__doc__)
     parser.add_argument("model", type=str, help="Run folder (e.g. runs/demo) or checkpoint file.")
     parser.add_argument("images", type=str, nargs="+", help="Image files, or folders of them.")
@@ -27,14 +63,17 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--raw", type=bool, default=True, help="Also write the values, as raw/TASK/NAME.npy.")
     parser.add_argument("--device", type=str, default="cpu", help="Device to predict on, e.g. cuda.")
     options = parser.parse_args(argv[1:])
-    predict(options.model, options.images, Path(options.out), options.raw, options.device)
+    done = predict(options.model, options.images, Path(options.out), options.raw, options.device)
+    sys.stdout.write(f"{done.summary()}\n")
+    if done.failed:
+        sys.exit(1)
 
 
-def predict(model: str, images: Iterable[str], out: Path, raw: bool = True, device: str = "cpu") -> None:
-    """Predict every task for photographs; each is seen at the scale the model was trained at.
+def predict(model: str, images: Iterable[str], out: Path, raw: bool = True, device: str = "cpu") -> Predicted:
+    """Predict every task for photographs, one at a time; each is seen at the scale the model was trained at.
 
     Writes ``out/TASK/NAME.png`` (colours), ``out/raw/TASK/NAME.npy`` (class ids, metres, unit vectors, ...) and
-    ``out/overview.png`` (everything side by side).
+    ``out/overview.png`` (the first ones side by side). A photograph that cannot be read is named on standard error.
 
     Args:
         model: Run folder or checkpoint file.
@@ -43,45 +82,102 @@ def predict(model: str, images: Iterable[str], out: Path, raw: bool = True, devi
         raw: Whether to write the values too.
         device: Device to predict on.
 
+    Returns:
+        What was done.
+
     Raises:
         DatasetNotFoundError: If there are no such images.
         WeightsError: If there is no such model.
     """
-    files = find_images(images)
+    start = time.monotonic()
+    files = result_names(find_images(images))
     module = load(model, map_location=device)
     tasks = {name: task for name, task in module.tasks.items() if task.geometry != "image"}
-    rows = []
-    for file in track(files, description="predict"):
-        pixels = np.asarray(Image.open(file).convert("RGB"))
+    done = Predicted(out, list(module.tasks), files)
+    rows: list[list[NDArray[np.uint8]]] = []
+    for name, file in track(files.items(), description="predict", console=Console(stderr=True)):
+        try:
+            pixels = read_picture(file)
+        except (CorruptFileError, DatasetNotFoundError) as error:
+            done.failed.append(str(error))
+            sys.stderr.write(f"taskformer: {error}\n")
+            continue
         maps = module.predict_image(pixels)
-        pictures = {name: task.colorize(maps[name]) for name, task in tasks.items()}
-        for name, picture in pictures.items():
-            with replacing(out / name / f"{file.stem}.png") as temporary:
-                Image.fromarray(picture).save(temporary)
-        for name, values in maps.items() if raw else ():
-            _save_array(out / "raw" / name / f"{file.stem}.npy", values)
-        rows.append([pixels, *pictures.values()])
-    with replacing(out / "overview.png") as temporary:
-        contact_sheet(["image", *tasks], rows, width=240).save(temporary)
+        row = [pixels, *_write(out, name, tasks, maps, raw)]
+        if len(rows) < ROWS:
+            rows.append([_thumbnail(picture) for picture in row])
+    if rows:
+        with replacing(out / "overview.png") as temporary:
+            contact_sheet(["image", *tasks], rows, width=WIDTH).save(temporary)
+    done.seconds = time.monotonic() - start
+    return done
+
+
+def _write(
+    out: Path, name: str, tasks: Mapping[str, Task], maps: Mapping[str, NDArray[Any]], raw: bool
+) -> list[NDArray[np.uint8]]:
+    """Write the results of one photograph; returns the pictures of the tasks."""
+    pictures = {task_name: task.colorize(maps[task_name]) for task_name, task in tasks.items()}
+    for task_name, picture in pictures.items():
+        write_png(out / task_name / f"{name}.png", picture)
+    for task_name, values in maps.items() if raw else ():
+        write_npy(out / "raw" / task_name / f"{name}.npy", values)
+    return list(pictures.values())
+
+
+def _thumbnail(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Shrink a picture to the overview's size; very high ones get borders."""
+    height = min(max(1, round(WIDTH * picture.shape[0] / picture.shape[1])), MAX_HEIGHT)
+    return np.asarray(ImageOps.pad(Image.fromarray(picture), (WIDTH, height), Image.Resampling.BILINEAR, "white"))
 
 
 def find_images(paths: Iterable[str]) -> list[Path]:
-    """List image files, going into folders.
+    """List image files, each once, going into folders but not those in them; says what it leaves out there.
 
     Raises:
         DatasetNotFoundError: If a path does not exist or a folder holds no image.
     """
-    files: list[Path] = []
+    files: dict[Path, Path] = {}
     for path in map(Path, paths):
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else [path]
+        inside = sorted(files_in(path, IMAGE_SUFFIXES)) if path.is_dir() else [path]
         if not inside or not path.exists():
             msg = f"no image at {str(path)!r}; expected image files, or folders of {', '.join(IMAGE_SUFFIXES)}"
             raise DatasetNotFoundError(msg)
-        files += inside
-    return files
+        if path.is_dir():
+            _report_others(path)
+        for file in inside:
+            files.setdefault(file.resolve(), file)
+    return list(files.values())
 
 
-def _save_array(path: Path, values: NDArray[Any]) -> None:
-    """Write an array whole or not at all."""
-    with replacing(path) as temporary, temporary.open("wb") as handle:
-        np.save(handle, values)
+def _report_others(folder: Path) -> None:
+    """Say what of a folder is not predicted."""
+    others = sorted(
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in folder.iterdir()
+        if not is_hidden(path.name) and (path.is_dir() or not ends_with(path.name, IMAGE_SUFFIXES))
+    )
+    if others:
+        sys.stderr.write(f"taskformer: {len(others)} in {folder} are no image files, left out: {examples(others)}\n")
+
+
+def result_names(files: Sequence[Path]) -> dict[str, Path]:
+    """Name the results of photographs so that none overwrites another's.
+
+    The name is the file's without its ending where no other file has that, else with its ending, else with as many of
+    its folders as it takes: ``x``, ``x.png``, ``b/x.png``. Case does not make a difference, as on some disks.
+    """
+    paths = [file.absolute() for file in files]
+    depths = [0] * len(files)  # how many parts of its path name a file; 0 is the last one without its ending
+    while True:
+        names = [
+            "/".join(path.parts[1:][-depth:]) if depth else path.stem for path, depth in zip(paths, depths, strict=True)
+        ]
+        counts = Counter(name.lower() for name in names)
+        raised = [
+            min(depth + (counts[name.lower()] > 1), len(path.parts) - 1)
+            for name, depth, path in zip(names, depths, paths, strict=True)
+        ]
+        if raised == depths:
+            return dict(zip(names, files, strict=True))
+        depths = raised

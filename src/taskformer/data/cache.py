@@ -156,7 +156,7 @@ def fingerprint(dataset: MultiTaskDataset, gigabytes: float) -> str:
 
 def file_facts(dataset: MultiTaskDataset, index: int) -> str:
     """Return the names, sizes and times of a sample's files: what tells that one has changed."""
-    return json.dumps([(key, str(path), *_size_and_time(path)) for key, path in dataset.files(index).items()])
+    return json.dumps([(key, str(path), *_size_and_time(path)) for key, path in dataset.paths(index).items()])
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:

@@ -5,80 +5,98 @@ Whatever is wrong with a file's content is a :class:`CorruptFileError` that name
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import cv2
 import numpy as np
 import scipy.io
 from numpy.typing import NDArray
 from PIL import Image
 
-from taskformer.errors import CorruptFileError
+from taskformer.errors import CorruptFileError, MissingExtraError
 from taskformer.files import replacing
+from taskformer.pictures import File, read_ids, read_pixels, read_plane, read_rgb, unreadable, what_it_is
 
-# What its decoders warn of is raised here, with the name of the file.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+__all__ = [
+    "File",
+    "holds_array",
+    "read_array",
+    "read_ids",
+    "read_json",
+    "read_mat",
+    "read_npy",
+    "read_pixels",
+    "read_plane",
+    "read_rgb",
+    "write_jpg",
+    "write_mat",
+    "write_npy",
+    "write_png",
+]
 
-
-class File(NamedTuple):
-    """What a file holds.
-
-    Attributes:
-        path: Where it came from, for messages.
-        content: Its bytes.
-    """
-
-    path: str
-    content: bytes
-
-
-def read_rgb(file: File) -> NDArray[np.uint8]:
-    """Decode an image of any kind as RGB ``(H, W, 3)`` uint8; an orientation tag is not obeyed, as labels have none."""
-    return _decode(file, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-
-
-def read_pixels(file: File) -> NDArray[Any]:
-    """Decode an image as it is stored: ``(H, W)`` or RGB ``(H, W, 3)``, 8 or 16 bits; palettes become colours."""
-    pixels = _decode(file, cv2.IMREAD_UNCHANGED)
-    if pixels.ndim == 2:
-        return pixels
-    if pixels.shape[2] < 3:
-        return np.ascontiguousarray(pixels[..., 0])
-    has_alpha = pixels.shape[2] == 4
-    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGB if has_alpha else cv2.COLOR_BGR2RGB))
+#: Endings of arrays, in small letters.
+ARRAY_SUFFIXES = (".npy", ".npz", ".mat")
 
 
-def read_plane(file: File) -> NDArray[Any]:
-    """Decode one channel ``(H, W)`` as it is stored: uint8, uint16 or the indices of a palette.
+def holds_array(file: File) -> bool:
+    """Whether a file is an array of numpy or MATLAB and no picture: by what is in it, or else by its ending."""
+    what = what_it_is(file.content) or ""
+    is_known = any(kind in what for kind in ("numpy", "zip archive", "MATLAB", "HDF5"))
+    return is_known or ("picture" not in what and file.path.lower().endswith(ARRAY_SUFFIXES))
+
+
+def read_array(file: File, names: Sequence[str] = ()) -> NDArray[Any]:
+    """Decode an array: .npy, .npz or .mat, by what is in the file.
+
+    Args:
+        file: The file.
+        names: What the variable is called if there are several, the preferred name first.
 
     Raises:
-        CorruptFileError: If the file is no image of one channel.
+        CorruptFileError: If it holds no array, or several of other names.
+        MissingExtraError: If it is of MATLAB 7.3 and h5py is not installed.
     """
-    if _has_palette(file.content):  # OpenCV would turn class ids into colours
-        return _decode_palette(file)
-    pixels = _decode(file, cv2.IMREAD_UNCHANGED)
-    if pixels.ndim == 3 and not (pixels == pixels[..., :1]).all():
-        msg = f"{file.path} has {pixels.shape[2]} different channels, a map of one channel was expected"
-        raise CorruptFileError(msg)
-    return pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., 0])
+    what = what_it_is(file.content) or ""
+    is_mat = any(kind in what for kind in ("MATLAB", "HDF5")) or file.path.lower().endswith(".mat")
+    if not is_mat:
+        return read_npy(file, names)
+    variables = {key: value for key, value in read_mat(file).items() if not key.startswith("__")}
+    return _native(np.asarray(_chosen(file, variables, names)))
 
 
-def read_npy(file: File) -> NDArray[Any]:
-    """Decode an array of numpy's own format; Python objects are refused."""
+def read_npy(file: File, names: Sequence[str] = ()) -> NDArray[Any]:
+    """Decode an array of numpy's own formats, .npy or .npz; Python objects are refused.
+
+    Args:
+        file: The file.
+        names: What the array of an .npz is called if there are several.
+    """
+    is_archive = "zip archive" in (what_it_is(file.content) or "")
     try:
-        array: NDArray[Any] = np.load(io.BytesIO(file.content), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise _corrupt(file, "numpy array", error) from error
-    return array
+        loaded = np.load(io.BytesIO(file.content), allow_pickle=False)
+        array: NDArray[Any] = loaded[_chosen(file, {key: key for key in loaded.files}, names)] if is_archive else loaded
+    except CorruptFileError:
+        raise
+    except Exception as error:  # numpy and zipfile raise whatever the broken bytes make their parsers stumble over
+        raise unreadable(file, "zip archive" if is_archive else "numpy array", error) from error
+    return _native(array)
 
 
 def read_mat(file: File) -> dict[str, Any]:
-    """Decode a MATLAB file (before version 7.3) into its variables."""
+    """Decode a MATLAB file into its variables; of version 7.3, which is HDF5, only arrays of numbers.
+
+    Raises:
+        CorruptFileError: If it is none.
+        MissingExtraError: If it is of version 7.3 and h5py is not installed.
+    """
+    what = what_it_is(file.content) or ""
+    if "7.3" in what or "HDF5" in what:
+        return _read_hdf5(file)
     try:
         variables: dict[str, Any] = scipy.io.loadmat(io.BytesIO(file.content))
     except Exception as error:  # scipy raises whatever the broken bytes make its parser stumble over
-        raise _corrupt(file, "MATLAB file", error) from error
+        raise unreadable(file, "MATLAB file", error) from error
     return variables
 
 
@@ -87,7 +105,7 @@ def read_json(file: File) -> Any:
     try:
         return json.loads(file.content)
     except ValueError as error:
-        raise _corrupt(file, "JSON file", error) from error
+        raise unreadable(file, "JSON file", error) from error
 
 
 def write_png(path: Path, pixels: NDArray[Any], palette: NDArray[np.uint8] | None = None) -> None:
@@ -123,30 +141,42 @@ def write_mat(path: Path, variables: dict[str, Any]) -> None:
         scipy.io.savemat(temporary, variables, do_compression=True)
 
 
-def _decode(file: File, flags: int) -> NDArray[Any]:
+def _native(array: NDArray[Any]) -> NDArray[Any]:
+    """Bring numbers into this machine's order of bytes, which torch needs."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _chosen(file: File, variables: dict[str, Any], names: Sequence[str]) -> Any:
+    """Return the variable of the first of these names, or the only one there is."""
+    found = [variables[name] for name in names if name in variables]
+    if not found and len(variables) == 1:
+        found = list(variables.values())
+    if not found:
+        wanted = f"one called {' or '.join(map(repr, names))}, or only one" if names else "only one"
+        msg = f"{file.path} holds the variables {', '.join(variables) or 'none'}; expected {wanted}"
+        raise CorruptFileError(msg)
+    return found[0]
+
+
+def _read_hdf5(file: File) -> dict[str, Any]:
+    """Read the arrays of a MATLAB 7.3 file, which stores columns first."""
     try:
-        pixels = cv2.imdecode(np.frombuffer(file.content, np.uint8), flags)
-    except cv2.error as error:
-        raise _corrupt(file, "image", error) from error
-    if pixels is None:
-        raise _corrupt(file, "image", None)
-    return np.asarray(pixels)
-
-
-def _has_palette(content: bytes) -> bool:
-    """Whether this is a PNG of palette indices: colour type 3 in its header (PNG specification, 11.2.2)."""
-    return content[:8] == b"\x89PNG\r\n\x1a\n" and content[25:26] == b"\x03"
-
-
-def _decode_palette(file: File) -> NDArray[np.uint8]:
+        import h5py
+    except ImportError as error:
+        package, extra = "h5py", "prepare"
+        raise MissingExtraError(package, extra) from error
     try:
-        return np.array(Image.open(io.BytesIO(file.content)))
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken PNGs
-        raise _corrupt(file, "image", error) from error
+        with h5py.File(io.BytesIO(file.content)) as stored:
+            wrong = [name for name, item in stored.items() if not name.startswith("#") and not _is_numbers(item)]
+            variables = {name: item[()].T for name, item in stored.items() if _is_numbers(item)}
+    except (OSError, RuntimeError, KeyError) as error:
+        raise unreadable(file, "MATLAB 7.3 file", error) from error
+    if wrong:
+        msg = f"{file.path} is a MATLAB 7.3 file whose {wrong[0]!r} is no array of numbers; save it with -v7 in MATLAB"
+        raise CorruptFileError(msg)
+    return variables
 
 
-def _corrupt(file: File, kind: str, error: Exception | None) -> CorruptFileError:
-    reason = f": {' '.join(str(error).split())}" if error and str(error) else ""
-    return CorruptFileError(
-        f"{file.path} ({len(file.content)} bytes) is truncated or no {kind}{reason}; get the file again"
-    )
+def _is_numbers(item: Any) -> bool:
+    """Whether an item of an HDF5 file is an array of numbers, and no struct or references to cells."""
+    return getattr(item, "dtype", np.dtype(object)).kind in "biuf"

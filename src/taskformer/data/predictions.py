@@ -1,4 +1,9 @@
-"""Predictions as files ``FOLDER/TASK/ID.png``, ``.npy`` or ``.mat``, as the field's evaluators write and read them."""
+"""Predictions as files ``FOLDER/TASK/ID.png``, ``.npy`` or ``.mat``, as the field's evaluators write and read them.
+
+What a file holds is known by its content: class ids are whole numbers, probabilities floats or shares of the largest
+number of 8 or 16 bits, normals floats or colours, all else (depth in metres, ...) floats in the task's unit. Numbers
+that can only be in another unit are refused.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,16 +15,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from taskformer.data.images import File, read_mat, read_npy, read_pixels, read_plane, write_npy, write_png
+from taskformer.data.images import (
+    File,
+    holds_array,
+    read_array,
+    read_ids,
+    read_pixels,
+    read_plane,
+    write_npy,
+    write_png,
+)
+from taskformer.data.names import files_in
 from taskformer.errors import CorruptFileError, InvalidTargetError
-from taskformer.tasks import LabelMapTask, Task
+from taskformer.tasks import Task
 
 if TYPE_CHECKING:
     from taskformer.data.transforms import Transform
 
 #: What InvPT, MTI-Net and their relatives call the folders that have another name here.
 OTHER_NAMES = {"edges": "edge", "saliency": "sal"}
-SUFFIXES = (".png", ".npy", ".mat")
+SUFFIXES = (".png", ".npy", ".npz", ".mat", ".tif", ".tiff")
 
 
 def write_prediction(folder: Path, task: Task, name: str, output: Tensor) -> None:
@@ -51,9 +66,25 @@ def task_folder(folder: Path, task: str) -> Path | None:
 
 
 def find_prediction(folder: Path, name: str) -> Path | None:
-    """Find the file of an image's prediction in the folder of a task."""
-    candidates = [folder / f"{file_name(name)}{suffix}" for suffix in SUFFIXES]
-    return next((path for path in candidates if path.is_file()), None)
+    """Find the file of one image's prediction, see :func:`find_predictions`."""
+    return find_predictions(folder, [name])[0]
+
+
+def find_predictions(folder: Path, names: Sequence[str]) -> list[Path | None]:
+    """Find the files of images' predictions in the folder of a task, None where there is none.
+
+    Raises:
+        CorruptFileError: If an image has several.
+    """
+    there: dict[str, list[Path]] = {}
+    for path in files_in(folder, SUFFIXES):
+        there.setdefault(path.stem, []).append(path)
+    found = [there.get(file_name(name), []) for name in names]
+    if several := next((paths for paths in found if len(paths) > 1), None):
+        listed = ", ".join(sorted(path.name for path in several))
+        msg = f"{folder} has several predictions of one image: {listed}; keep one"
+        raise CorruptFileError(msg)
+    return [paths[0] if paths else None for paths in found]
 
 
 def read_prediction(path: Path, task: Task, axes: Sequence[int] = (1, 2, 3)) -> Tensor:
@@ -68,35 +99,39 @@ def read_prediction(path: Path, task: Task, axes: Sequence[int] = (1, 2, 3)) -> 
     Raises:
         CorruptFileError: If the file cannot be read, or does not hold a prediction of the task.
     """
-    stored = _read(path, task)
+    file = File(str(path), path.read_bytes())
+    stored = _read(file, task)
     try:
         output = task.restore(stored)
     except InvalidTargetError as error:
         msg = f"{path}: {error}"
         raise CorruptFileError(msg) from error
-    if task.geometry == "vector" and path.suffix == ".png":
+    if task.geometry == "vector" and not holds_array(file):
         signs = torch.tensor(np.sign(axes), dtype=output.dtype).view(-1, 1, 1)
         output = output[np.abs(axes) - 1] * signs
     return output
 
 
-def _read(path: Path, task: Task) -> NDArray[Any]:
+def taken_as(path: Path, task: Task) -> str:
+    """Say in a few words what the numbers of a prediction are taken for, e.g. ``uint8 of .png, shares of 255``."""
+    stored = _read(File(str(path), path.read_bytes()), task)
+    if task.stores_classes:
+        meaning = "class ids"
+    elif stored.dtype.kind == "u":
+        meaning = "colours" if task.geometry == "vector" else f"shares of {np.iinfo(stored.dtype).max}"
+    else:
+        unit = task.units[task.headline] if task.geometry in ("depth", "inverse_depth") else ""
+        meaning = f"in {unit}" if unit else "as they are"
+    return f"{stored.dtype} of {path.suffix.lower()}, {meaning}"
+
+
+def _read(file: File, task: Task) -> NDArray[Any]:
     """Read the array that a file of any kind holds."""
-    file = File(str(path), path.read_bytes())
-    if path.suffix == ".png":
-        return read_plane(file) if isinstance(task, LabelMapTask) or task.channels == 1 else read_pixels(file)
-    if path.suffix == ".npy":
-        return read_npy(file)
-    arrays = {key: value for key, value in read_mat(file).items() if not key.startswith("__")}
-    for name in (task.name, OTHER_NAMES.get(task.name)):
-        if name in arrays:
-            return np.asarray(arrays[name])
-    if len(arrays) != 1:
-        msg = (
-            f"{path} holds the variables {', '.join(arrays) or 'none'}; expected one called {task.name!r}, or only one"
-        )
-        raise CorruptFileError(msg)
-    return np.asarray(next(iter(arrays.values())))
+    if holds_array(file):
+        return read_array(file, [name for name in (task.name, OTHER_NAMES.get(task.name)) if name])
+    if task.stores_classes:
+        return read_ids(file)
+    return read_plane(file) if task.channels == 1 or task.geometry == "label" else read_pixels(file)
 
 
 def is_only_padded(transforms: Sequence["Transform"]) -> bool:

@@ -1,7 +1,7 @@
 """Is a data set on disk what it should be? Counts, splits, and every file opened and looked at."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -12,16 +12,22 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from taskformer.data.datamodules.base import MultiTaskDataModule
-from taskformer.data.datasets.base import IMAGE, MultiTaskDataset
+from taskformer.data.datasets.base import IMAGE, MultiTaskDataset, wrong_classes
 from taskformer.data.geometry import map_kind
-from taskformer.data.images import File, read_json, read_npy, read_pixels
+from taskformer.data.images import File, holds_array, read_array, read_json, read_pixels
+from taskformer.data.names import examples
 from taskformer.data.parallel import default_workers, run_jobs
 from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, InvalidTargetError
-from taskformer.tasks import IGNORE_INDEX, Classification, Depth, Edges, InverseDepth, LabelMapTask, Task, build_tasks
+from taskformer.pictures import orientation
+from taskformer.tasks import IGNORE_INDEX, Classification, Depth, Edges, InverseDepth, Task, build_tasks
 
 #: What kind of fault it is: a file is missing, cannot be decoded, or has another size than its image; wrong class ids,
-#: normals or other values; an image in the wrong split; another number of images than published.
-Kind: TypeAlias = Literal["missing", "corrupt", "size", "labels", "normals", "values", "split", "count"]
+#: normals or other values; an image in the wrong split; another number of images than published. Of doubts: a label is
+#: missing that others have; a map is almost without labels, or in another unit; viewers show the image turned; files
+#: that belong to nothing.
+Kind: TypeAlias = Literal[
+    "missing", "corrupt", "size", "labels", "normals", "values", "split", "count", "few", "unit", "turned", "unused"
+]
 Array: TypeAlias = NDArray[Any]
 
 #: A metre value no camera of these data sets can see; larger ones are millimetres, or invalid marks taken for depth.
@@ -30,13 +36,15 @@ MAX_DEPTH_M = 1000.0
 MIN_LENGTH = 0.5
 #: Largest share of a normal map without a direction; the holes of depth sensors stay below.
 MAX_ZERO_NORMALS = 0.5
+#: Share of labelled pixels below which a map makes one wonder; sparse depth of laser scanners is above.
+FEW_LABELS = 0.02
 #: How many faults are written to the screen.
 SHOWN = 30
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault.
+    """One fault, or doubt.
 
     Attributes:
         split: The split it is in.
@@ -45,6 +53,7 @@ class Finding:
         file: The file, empty if the fault is not one file's.
         kind: What kind of fault, see :data:`Kind`.
         reason: One sentence.
+        is_doubt: Whether it may be meant to be so.
     """
 
     split: str
@@ -53,6 +62,7 @@ class Finding:
     file: str
     kind: Kind
     reason: str
+    is_doubt: bool = False
 
 
 @dataclass
@@ -112,12 +122,14 @@ class Report:
         root: Its folder.
         splits: What each split holds.
         findings: The faults: of the splits first, then in the order of the images.
+        doubts: What may be meant, but seldom is: one for all images of a split with the same.
     """
 
     dataset: str
     root: str
     splits: dict[str, SplitSummary] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    doubts: list[Finding] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -131,8 +143,8 @@ class Report:
             for summary in split["tasks"].values():
                 if not summary["valid"]:  # JSON knows no infinity
                     summary["low"] = summary["high"] = None
-        findings = [asdict(finding) for finding in self.findings]
-        return {"dataset": self.dataset, "root": self.root, "ok": self.ok, "splits": splits, "findings": findings}
+        faults = {name: [asdict(found) for found in getattr(self, name)] for name in ("findings", "doubts")}
+        return {"dataset": self.dataset, "root": self.root, "ok": self.ok, "splits": splits, **faults}
 
     def table(self) -> Table:
         """Build the table for the screen: one row per split and task."""
@@ -156,16 +168,23 @@ class Report:
         opened = sum(split.opened for split in self.splits.values())
         where = f"{self.dataset} in {self.root}"
         if self.ok and opened == images:
-            return f"all {images} images of {where} are right"
+            return "\n".join([f"all {images} images of {where} are right", *self._doubt_lines()])
         what = (
             f"{opened} of {images} images of {where} were opened" if opened < images else f"{images} images of {where}"
         )
         if self.ok:
-            return f"{what}; they are right"
-        lines = [f"{what}: {len(self.findings)} faults"]
-        lines += [f"  {finding.kind:<8} {finding.split:<6} {finding.reason}" for finding in self.findings[:SHOWN]]
+            return "\n".join([f"{what}; they are right", *self._doubt_lines()])
+        lines = [f"{what}: {len(self.findings)} faults", *_lines(self.findings[:SHOWN])]
         left = len(self.findings) - SHOWN
-        return "\n".join([*lines, f"  and {left} more, all of them with --json FILE"] if left > 0 else lines)
+        lines += [f"  and {left} more, all of them with --json FILE"] if left > 0 else []
+        return "\n".join([*lines, *self._doubt_lines()])
+
+    def _doubt_lines(self) -> list[str]:
+        return ["have a look, this may be meant or not:", *_lines(self.doubts)] if self.doubts else []
+
+
+def _lines(findings: Sequence[Finding]) -> list[str]:
+    return [f"  {finding.kind:<8} {finding.split:<6} {finding.reason}" for finding in findings]
 
 
 def verify(
@@ -206,6 +225,10 @@ def verify(
         report.splits[split] = SplitSummary(len(dataset), published.get(split))
         report.splits[split].tasks = {key: MapSummary() for key in (IMAGE, *built)}
         report.findings += _split_findings(split, dataset, published, membership, partial_copy)
+        known = {doubt.reason for doubt in report.doubts}  # splits may be parts of one folder
+        report.doubts += [
+            Finding(split, "", "", "", "unused", reason, True) for reason in dataset.doubts() if reason not in known
+        ]
     report.findings += _shared_images(datasets)
     for split, dataset in datasets.items():
         _inspect_split(split, dataset, report, sample, default_workers() if workers is None else workers)
@@ -215,6 +238,7 @@ def verify(
 def _inspect_split(split: str, dataset: MultiTaskDataset, report: Report, sample: int | None, workers: int) -> None:
     """Open a split's files and add what they hold and what is wrong to the report."""
     summary = report.splits[split]
+    doubts: dict[tuple[str, Kind], list[Finding]] = {}
     label = f"verify {report.dataset} {split}"
     for outcome in run_jobs(spread(len(dataset), sample), partial(inspect_sample, dataset), workers, label):
         summary.opened += 1
@@ -222,9 +246,18 @@ def _inspect_split(split: str, dataset: MultiTaskDataset, report: Report, sample
             report.findings.append(Finding(split, dataset.ids[outcome.item], "", "", "corrupt", str(outcome.error)))
             continue
         summaries, findings = outcome.value
-        report.findings += findings
+        for finding in findings:
+            if finding.is_doubt:
+                doubts.setdefault((finding.task, finding.kind), []).append(finding)
+            else:
+                report.findings.append(finding)
         for key, found in summaries.items():
             summary.tasks[key].add(found)
+    report.doubts += [
+        replace(found[0], reason=f"{found[0].reason} (and {len(found) - 1} more)" if found[1:] else found[0].reason)
+        for (_, kind), found in doubts.items()
+        if kind != "missing" or len(found) < summary.opened  # no image of the split has such a label
+    ]
 
 
 def _open_splits(
@@ -297,14 +330,14 @@ def _wrong_members(
     strangers = ids - own
     for other, names in membership.items():
         if wrong := sorted(strangers.intersection(names)):
-            reason = f"the split {split!r} lists {len(wrong)} images of {other!r}: {_examples(wrong)}"
+            reason = f"the split {split!r} lists {len(wrong)} images of {other!r}: {examples(wrong)}"
             yield Finding(split, "", "", "", "split", reason)
             strangers.difference_update(names)
     if strangers:
-        reason = f"the split {split!r} lists {len(strangers)} images of no split: {_examples(sorted(strangers))}"
+        reason = f"the split {split!r} lists {len(strangers)} images of no split: {examples(sorted(strangers))}"
         yield Finding(split, "", "", "", "split", reason)
     if (lost := sorted(own - ids)) and not partial_copy:
-        reason = f"the split {split!r} lacks {len(lost)} of its images: {_examples(lost)}"
+        reason = f"the split {split!r} lacks {len(lost)} of its images: {examples(lost)}"
         yield Finding(split, "", IMAGE, "", "missing", reason)
 
 
@@ -314,13 +347,13 @@ def _shared_images(datasets: Mapping[str, MultiTaskDataset]) -> Iterator[Finding
     for split, values in hashes.items():
         unique, counts = np.unique(values, return_counts=True)
         if twice := sorted(set(_images(datasets[split], values, unique[counts > 1]).values())):
-            reason = f"the split {split!r} lists {len(twice)} images more than once: {_examples(twice)}"
+            reason = f"the split {split!r} lists {len(twice)} images more than once: {examples(twice)}"
             yield Finding(split, "", "", "", "split", reason)
     for first, second in combinations(hashes, 2):
         common = np.intersect1d(hashes[first], hashes[second])
         images, others = (_images(datasets[split], hashes[split], common) for split in (first, second))
         if both := sorted(images[path] for path in images.keys() & others.keys()):
-            reason = f"{len(both)} images are in both splits {first!r} and {second!r}: {_examples(both)}"
+            reason = f"{len(both)} images are in both splits {first!r} and {second!r}: {examples(both)}"
             yield Finding(first, "", "", "", "split", reason)
 
 
@@ -330,16 +363,12 @@ def _images(dataset: MultiTaskDataset, hashes: Array, wanted: Array) -> dict[Pat
     return {dataset.files(place)[IMAGE]: dataset.ids[place] for place in places}
 
 
-def _examples(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
 # One image ----------------------------------------------------------------------------------------------------------
 
 
 def inspect_sample(dataset: MultiTaskDataset, index: int) -> tuple[dict[str, MapSummary], list[Finding]]:
     """Open and check all files of one image; returns what each of its maps holds, and what is wrong."""
-    inspection = _Inspection(dataset, dataset.ids[index], dataset.files(index))
+    inspection = _Inspection(dataset, dataset.ids[index], dataset.paths(index))
     inspection.run()
     return inspection.summaries, inspection.findings
 
@@ -363,7 +392,10 @@ class _Inspection:
             self.summaries[IMAGE] = _summary(image, np.ones(image.shape[:2], dtype=bool))
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 self._report(IMAGE, "values", f"the image is {image.dtype} {image.shape}, expected uint8 (H, W, 3)")
+            self._inspect_tag()
         for name, task in self.dataset.tasks.items():
+            if name not in self.paths:
+                self._report(name, "missing", f"has no label for {name!r}", is_doubt=True)
             target = self._decode(name)
             if target is not None and name in self.paths:  # others are made from the image
                 self._inspect(task, target, image)
@@ -388,6 +420,16 @@ class _Inspection:
                 self._report(key, "corrupt", f"cannot be decoded ({type(error).__name__}: {error})")
         return None
 
+    def _inspect_tag(self) -> None:
+        """Doubt an orientation tag, which viewers and annotation programs obey."""
+        tag = orientation(self.files[IMAGE])
+        if tag > 1 and self.dataset.orientation == "stored":
+            reason = (
+                f"the orientation tag {tag} turns the image in viewers, but its labels are taken to fit the pixels as "
+                "they are stored (FolderDataModule has the option `orientation` if they do not)"
+            )
+            self._report(IMAGE, "turned", reason, is_doubt=True)
+
     def _inspect(self, task: Task, target: Array, image: Array | None) -> None:
         """Check one target."""
         kind = _kind_of_values(task)
@@ -407,6 +449,10 @@ class _Inspection:
             self._report(task.name, kind, f"{zeros:.0%} of the pixels have a zero vector instead of a normal")
         elif not valid.any() and task.name not in self.dataset.may_be_empty:
             self._report(task.name, kind, "not a single pixel has a label")
+        elif has_pixels and 0 < valid.mean() < FEW_LABELS and task.name not in self.dataset.may_be_empty:
+            self._report(task.name, "few", f"only {valid.mean():.2%} of the pixels have a label", is_doubt=True)
+        if odd := _odd_median(task, target):
+            self._report(task.name, "unit", odd, is_doubt=True)
         try:
             for reason in self.dataset.faults(task.name, self.files, target):
                 self._report(task.name, kind, reason)
@@ -418,20 +464,20 @@ class _Inspection:
         if task.geometry != "vector" or task.name not in self.files or valid.mean() >= 1 - MAX_ZERO_NORMALS:
             return 0.0
         file = self.files[task.name]
-        stored = read_npy(file) if file.path.endswith(".npy") else read_pixels(file)
+        stored = read_array(file) if holds_array(file) else read_pixels(file)
         if stored.ndim != 3 or stored.shape[2] != 3:
             return 0.0
         vectors = stored / (np.iinfo(stored.dtype).max / 2) - 1 if stored.dtype.kind == "u" else stored
         return float((np.linalg.norm(vectors, axis=-1) < MIN_LENGTH).mean())
 
-    def _report(self, key: str, kind: Kind, reason: str) -> None:
+    def _report(self, key: str, kind: Kind, reason: str, is_doubt: bool = False) -> None:
         """Add a finding whose sentence names the file; two tasks may share one, and its fault."""
         named = [str(path) for path in self.paths.values() if str(path) in reason]
         file = max(named, key=len) if named else str(self.paths.get(key, self.paths[IMAGE]))
         text = reason if named else f"{file}: {reason}"
         task = key if key in (IMAGE, *self.dataset.tasks) else ""
         if not any((found.file, found.kind, found.reason) == (file, kind, text) for found in self.findings):
-            self.findings.append(Finding(self.dataset.split, self.name, task, file, kind, text))
+            self.findings.append(Finding(self.dataset.split, self.name, task, file, kind, text, is_doubt))
 
 
 def _kind_of_values(task: Task | None) -> Kind:
@@ -471,9 +517,8 @@ def _summary(pixels: Array, valid: NDArray[np.bool_]) -> MapSummary:
 def _wrong_values(task: Task, target: Array, valid: NDArray[np.bool_]) -> Iterator[str]:
     """Say which valid values cannot be."""
     values = target[valid]
-    if isinstance(task, LabelMapTask) and (wrong := values[(values < 0) | (values >= task.channels)]).size:
-        ids = ", ".join(map(str, np.unique(wrong)[:10]))
-        yield f"has the class ids {ids}; there are 0..{task.channels - 1}, and 255 where there is no label"
+    if reason := wrong_classes(task, target):
+        yield reason
     if (infinite := np.isinf(values)).any():
         yield f"{infinite.sum()} values are infinite"
         values = values[~infinite]
@@ -486,6 +531,15 @@ def _wrong_values(task: Task, target: Array, valid: NDArray[np.bool_]) -> Iterat
         lengths = np.linalg.norm(values, axis=-1)
         if (wrong := lengths[np.abs(lengths - 1) > 0.01]).size:
             yield f"{wrong.size} normals are not of length 1, e.g. {wrong[0]:g}"
+
+
+def _odd_median(task: Task, target: Array) -> str | None:
+    """Say if values are hardly in the task's unit: they are all far too large or too small."""
+    values = target[np.isfinite(target)] if target.dtype.kind == "f" else target[:0]
+    low, high = task.plausible
+    if not values.size or low <= (median := float(np.median(values))) <= high:
+        return None
+    return f"the median is {median:g}, from {low:g} to {high:g} was expected: is it in the unit of {task.name!r}?"
 
 
 def _limits(task: Task) -> tuple[float, float]:

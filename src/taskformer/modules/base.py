@@ -1,16 +1,13 @@
 """The LightningModule of every model: losses, metrics, optimizer and prediction; subclasses only build the network."""
 
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
-from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,7 +16,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric, MetricCollection
 
 from taskformer.errors import ConfigError, UnknownNameError
-from taskformer.models.layers import resize
 from taskformer.modules.fitting import require_fitting
 from taskformer.modules.optimisation import (
     DecayOn,
@@ -29,14 +25,18 @@ from taskformer.modules.optimisation import (
     reconfigure,
     require_same_kind,
 )
+from taskformer.modules.prediction import decode_at
 from taskformer.modules.recipe import training_recipe
 from taskformer.modules.schedules import PolyLR
+from taskformer.pictures import Photograph, as_rgb
 from taskformer.seeds import derive
 from taskformer.tasks import Stage, build_tasks
 from taskformer.tasks.improvement import improvements
 
 MEAN = torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1)
 STD = torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1)
+#: Largest ratio of the sides of what the network sees of a photograph.
+MAX_ASPECT = 16
 
 Batch = dict[str, Any]
 #: ``{task: {metric: value}}``
@@ -163,30 +163,36 @@ class MultiTaskModule(LightningModule):
         return {name: task.decode(outputs[name]) for name, task in self.tasks.items()}
 
     @torch.no_grad()
-    def predict_image(self, image: str | Path | NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    def predict_image(self, image: Photograph) -> dict[str, NDArray[Any]]:
         """Predict decoded maps of one photograph.
 
-        The network sees it at the scale it was trained at (the shorter sides agree); raw outputs are brought back to
-        the photograph's own resolution before they are decoded.
+        The network sees it at the scale it was trained at: the shorter sides agree, unless the longer one would be more
+        than :data:`MAX_ASPECT` times as long. Raw outputs are brought back to the photograph's own resolution before
+        they are decoded.
 
         Args:
-            image: A file, or an RGB array ``(H, W, 3)`` uint8.
+            image: A file's path, an image of Pillow, an array ``(H, W, 3)`` or a tensor ``(3, H, W)``, uint8 or floats
+                in [0, 1]; grey and with transparency too, see :func:`taskformer.pictures.as_rgb`.
 
         Returns:
             ``{task: map}``, each ``(H, W)`` or ``(C, H, W)``.
+
+        Raises:
+            InvalidImageError: If it is something else.
+            CorruptFileError: If it is a file that is no picture.
+            DatasetNotFoundError: If there is no such file.
         """
-        pixels = np.asarray(Image.open(image).convert("RGB")) if isinstance(image, str | Path) else image
-        tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
-        normalised = ((tensor - MEAN) / STD).unsqueeze(0).to(self.device)  # (1, 3, H, W)
+        tensor = torch.from_numpy(as_rgb(image).copy()).permute(2, 0, 1).float().div_(255)
+        normalised = tensor.sub_(MEAN).div_(STD).unsqueeze(0).to(self.device)  # (1, 3, H, W)
         height, width = normalised.shape[-2:]
-        zoom = min(self.train_size.tolist()) / min(height, width) or 1.0
-        size = (round(height * zoom), round(width * zoom))
+        zoom = min(self.train_size.tolist()) / max(min(height, width), max(height, width) / MAX_ASPECT) or 1.0
+        size = (max(1, round(height * zoom)), max(1, round(width * zoom)))
         training = self.training
         self.eval()
         outputs = self(F.interpolate(normalised, size=size, mode="bilinear", align_corners=False, antialias=True))
         self.train(training)
-        maps = self.decode({name: resize(x, (height, width)) if x.ndim == 4 else x for name, x in outputs.items()})
-        return {name: values.squeeze(0).cpu().numpy() for name, values in maps.items()}
+        decoded = {name: decode_at(task, outputs[name], height, width) for name, task in self.tasks.items()}
+        return {name: values.squeeze(0).cpu().numpy() for name, values in decoded.items()}
 
     def on_validation_epoch_end(self) -> None:
         """Compute and log the validation metrics, and delta_m where there are single-task runs to compare with."""

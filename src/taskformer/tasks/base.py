@@ -42,8 +42,10 @@ class Task(ABC):
         units: Metric name to unit, for tables (``"%"`` marks shares, which are fractions everywhere but in tables).
         higher_is_better: Whether a larger headline metric is better.
         loss_weight: Default weight of the task's loss in the sum.
+        stores_classes: Whether files of predictions hold class ids, and no values or probabilities.
     """
 
+    stores_classes: ClassVar[bool] = False
     geometry: ClassVar[Geometry]
     headline: ClassVar[str]
     units: ClassVar[dict[str, str]]
@@ -53,6 +55,11 @@ class Task(ABC):
         self.name = name
         self.channels = channels
         self.loss_weight = loss_weight
+
+    @property
+    def plausible(self) -> tuple[float, float]:
+        """Smallest and largest median of a map in the task's unit, whatever it shows; by default there is no limit."""
+        return -np.inf, np.inf
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Compute the training loss in float32, whatever the precision around it.
@@ -118,8 +125,19 @@ class Task(ABC):
         """Turn what :meth:`store` returned, or another program, into a raw output with the same scores.
 
         Raises:
-            InvalidTargetError: If it does not fit the task.
+            InvalidTargetError: If it does not fit the task: in its shape, in its type, or in what its unit must be.
         """
+        if stored.dtype.kind != "f":
+            span = f" from {stored.min()} to {stored.max()}" if stored.size and stored.dtype.kind in "iub" else ""
+            message = (
+                f"task {self.name!r} needs predictions in its unit as floating-point numbers, got {stored.dtype}"
+                f"{span}; convert them, e.g. millimetres of 16 bits to metres of float32"
+            )
+            raise InvalidTargetError(message)
+        median = float(np.median(finite)) if (finite := stored[np.isfinite(stored)]).size else 0.0
+        if median > self.plausible[1]:
+            message = f"task {self.name!r} needs predictions in its unit, but their median is {median:g}; convert them"
+            raise InvalidTargetError(message)
         values = torch.from_numpy(stored.astype(np.float32))
         image = self.geometry == "image"
         values = values.unsqueeze(-1) if self.channels == 1 and not image and values.ndim == 2 else values

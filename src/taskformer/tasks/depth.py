@@ -43,6 +43,11 @@ class Depth(ValueMapTask):
         super().__init__(name, 1, loss_weight)
         self.max_depth = max_depth
 
+    @property
+    def plausible(self) -> tuple[float, float]:
+        """Far from ``max_depth``, as centimetres, millimetres and kilometres taken for metres are."""
+        return self.max_depth / 1000, self.max_depth * 10
+
     def check(self, target: Tensor, output: Tensor) -> Tensor:
         """Return the depth as ``(B, 1, H, W)`` float32 with NaN where it is not above 0."""
         target = super().check(target, output)

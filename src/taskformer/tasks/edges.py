@@ -56,6 +56,11 @@ class Edges(ValueMapTask):
         self.positive_weight = positive_weight
         self.max_dist = max_dist
 
+    @property
+    def plausible(self) -> tuple[float, float]:
+        """Most pixels are no edges; where they are, black and white are exchanged."""
+        return 0.0, 0.5
+
     def check(self, target: Tensor, output: Tensor) -> Tensor:
         """Return edges as ``(B, 1, H, W)`` float32; integer maps of 0, 1 and 255 (invalid) are accepted."""
         if not target.is_floating_point():

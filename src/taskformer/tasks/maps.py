@@ -28,6 +28,7 @@ class LabelMapTask(Task):
     """
 
     geometry: ClassVar[Geometry] = "label"
+    stores_classes: ClassVar[bool] = True
     higher_is_better: ClassVar[bool] = True
 
     def __init__(
@@ -151,14 +152,17 @@ def probability_bytes(probability: Tensor) -> NDArray[np.uint8]:
 
 
 def logits_of(task: Task, stored: NDArray[Any]) -> Tensor:
-    """Return log-odds ``(H, W)`` of stored probabilities: float, or times 255 if uint8.
+    """Return log-odds ``(H, W)`` of stored probabilities: float, or shares of the largest number of 8 or 16 bits.
 
     Raises:
         InvalidTargetError: If they are no probabilities of shape ``(H, W)``.
     """
     values = plane(task, stored)
-    # A trifle more than the bytes say, so that one equal to a threshold, as 51 / 255 to .2, reaches it after rounding.
-    values = (values + 1e-3).clip(max=255) / 255 if values.dtype == np.uint8 else values.astype(np.float64)
+    if values.dtype.kind == "u":
+        top = np.iinfo(values.dtype).max
+        # A trifle more than stored, so that what equals a threshold, as 51 / 255 does .2, reaches it after rounding.
+        values = (values + 1e-3).clip(max=top) / top
+    values = values.astype(np.float64)
     if not ((values >= 0) & (values <= 1)).all():
         message = f"task {task.name!r} needs predictions between 0 and 1, or 8 bits, got {values.min()}..{values.max()}"
         raise InvalidTargetError(message)

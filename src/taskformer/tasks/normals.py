@@ -60,8 +60,20 @@ class Normals(ValueMapTask):
         return super().store(self.decode(output.unsqueeze(0)).squeeze(0))
 
     def restore(self, stored: NDArray[Any]) -> Tensor:
-        """Return vectors ``(3, H, W)`` of stored ones ``(H, W, 3)``: float, or ``(n + 1) / 2 * 255`` if uint8."""
-        return super().restore(stored / 127.5 - 1 if stored.dtype == np.uint8 else stored)
+        """Return vectors ``(3, H, W)`` of stored ones ``(H, W, 3)``: float, or colours ``(n + 1) / 2`` of 8 or 16 bits.
+
+        Raises:
+            InvalidTargetError: If they are something else, also colours as floats.
+        """
+        if stored.dtype in (np.uint8, np.uint16):
+            return super().restore(stored / (np.iinfo(stored.dtype).max / 2) - 1)
+        vectors = super().restore(stored)
+        if vectors.numel() and vectors.min() >= 0 and (vectors > 0).all(dim=0).any():
+            message = (
+                f"task {self.name!r} needs vectors, whose signs differ; these floats are colours: n = 2 * color - 1"
+            )
+            raise InvalidTargetError(message)
+        return vectors
 
     def colorize(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         """Draw unit vectors ``(3, H, W)`` as RGB ``(n + 1) / 2``."""

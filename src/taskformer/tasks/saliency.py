@@ -25,6 +25,7 @@ class Saliency(LabelMapTask):
     """
 
     headline: ClassVar[str] = "maxF"
+    stores_classes: ClassVar[bool] = False
     units: ClassVar[dict[str, str]] = {"maxF": "%", "max_mIoU": "%", "mIoU": "%"}
 
     def __init__(self, name: str, loss_weight: float = 5.0) -> None:

@@ -12,6 +12,7 @@ from taskformer.tasks import build_tasks
 if TYPE_CHECKING:
     from taskformer.data.datasets.base import OnError
     from taskformer.data.transforms import Transform
+    from taskformer.pictures import Orientation
     from taskformer.tasks import Task
 
 SPLITS = ("train", "val", "test")
@@ -29,6 +30,8 @@ class FolderDataModule(MultiTaskDataModule):
             file below the root with one id a line. None: folders of these names, or shares of 0.8, 0.1 and 0.1. Without
             ``test``, the validation images are tested.
         border: Width in pixels of a frame at the edge of the image where no label counts.
+        orientation: What the orientation tags of images turn: nothing (``stored``); the ``image``, whose labels were
+            drawn on it as viewers show it; or ``both``, the image and its labels, which fit its stored pixels.
         tasks: Any of the names in ``labels``; None uses all.
         batch_size: Images per batch and device.
         num_workers: Loader processes; 0 loads in the main one.
@@ -54,6 +57,7 @@ class FolderDataModule(MultiTaskDataModule):
         labels: dict[str, Label],
         splits: dict[str, float | str] | None = None,
         border: int = 0,
+        orientation: Orientation = "stored",
         tasks: list[str] | None = None,
         batch_size: int = 8,
         num_workers: int = 0,
@@ -71,6 +75,7 @@ class FolderDataModule(MultiTaskDataModule):
         default = folders if "{split}" in image else {"train": 0.8, "val": 0.1, "test": 0.1}
         self.sources = default if splits is None else splits
         self.border = border
+        self.orientation = orientation
         for split in self.sources:
             if split not in SPLITS:
                 kind = "split in splits"
@@ -122,4 +127,5 @@ class FolderDataModule(MultiTaskDataModule):
             labels=self.labels,
             splits=self.sources,
             border=self.border,
+            orientation=self.orientation,
         )

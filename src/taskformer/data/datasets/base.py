@@ -7,14 +7,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from taskformer.data.geometry import map_kind, resize_image, resize_map
-from taskformer.data.images import File
+from taskformer.data.images import File, read_json
+from taskformer.data.names import existing, read_lines
 from taskformer.errors import CorruptFileError, DatasetNotFoundError, InvalidTargetError, TaskformerError
-from taskformer.tasks import Task
+from taskformer.pictures import Orientation, orientation
+from taskformer.tasks import IGNORE_INDEX, LabelMapTask, Task
 
 Sample: TypeAlias = dict[str, Any]
 OnError: TypeAlias = Literal["raise", "skip"]
@@ -50,12 +53,14 @@ class MultiTaskDataset(Dataset[Sample], ABC):
         substitutes: Images, counted from the first, that may stand in for a broken one in training: the next that can
             be read does, the same one in every epoch and process. None in evaluation, where no image is to count twice.
         may_be_empty: Tasks whose maps may lack a single valid pixel; in others that is a fault.
+        orientation: What the orientation tags of images turn; nothing, unless a data set has it as an option.
 
     Raises:
         DatasetNotFoundError: If the files are not there.
     """
 
     may_be_empty: ClassVar[frozenset[str]] = frozenset()
+    orientation: Orientation = "stored"
 
     def __init__(
         self,
@@ -107,12 +112,20 @@ class MultiTaskDataset(Dataset[Sample], ABC):
             InvalidTargetError: If it holds class ids that do not exist.
         """
 
+    def paths(self, index: int) -> dict[str, Path]:
+        """Return the files of a sample as they are on the disk, where endings may be in capitals, see :meth:`files`."""
+        return {key: existing(path) for key, path in self.files(index).items()}
+
     def meta(self, index: int) -> dict[str, Any]:
         """Return plain facts about a sample; ``"size"``, the loaded height and width, is added."""
         return {"id": self.ids[index]}
 
     def problems(self) -> Iterator[str]:
         """Find faults of the split as a whole, one sentence each; for ``taskformer data verify``."""
+        yield from ()
+
+    def doubts(self) -> Iterator[str]:
+        """Find what is odd about the split as a whole but may be meant; for ``taskformer data verify``."""
         yield from ()
 
     def faults(self, key: str, files: Mapping[str, File], target: NDArray[Any]) -> Iterator[str]:
@@ -152,7 +165,7 @@ class MultiTaskDataset(Dataset[Sample], ABC):
     def read_files(self, index: int) -> dict[str, File]:
         """Read the files of a sample."""
         contents = {}
-        for key, path in self.files(index).items():
+        for key, path in self.paths(index).items():
             try:
                 contents[key] = File(str(path), path.read_bytes())
             except OSError as error:
@@ -173,6 +186,7 @@ class MultiTaskDataset(Dataset[Sample], ABC):
             target = self.decode(name, files)
             if target is not None:
                 self._check_alignment(name, target, image, files)
+                self._check_classes(name, target, files)
                 targets[name] = self._resized(name, target)
         image = resize_image(image, *self.size) if self.size else image
         return {IMAGE: image, "targets": targets, "meta": {**meta, "size": image.shape[:2]}}
@@ -189,7 +203,15 @@ class MultiTaskDataset(Dataset[Sample], ABC):
                 f"{file.path}: the {name} map is {target.shape[0]}x{target.shape[1]} and its image "
                 f"{files[IMAGE].path} {image.shape[0]}x{image.shape[1]} (height x width); they must agree"
             )
+            if (tag := orientation(files[IMAGE])) > 1:
+                msg += f"; the image has the orientation tag {tag}: the map may fit it as viewers show it"
             raise CorruptFileError(msg)
+
+    def _check_classes(self, name: str, target: NDArray[Any], files: Mapping[str, File]) -> None:
+        """Refuse classes that the task does not have; the file is only known here."""
+        if reason := wrong_classes(self.tasks[name], target):
+            msg = f"{files.get(name, files[IMAGE]).path} {reason}"
+            raise InvalidTargetError(msg)
 
     def _finish(self, sample: Sample) -> Sample:
         return sample if self.transform is None else self.transform(sample)
@@ -208,3 +230,29 @@ class MultiTaskDataset(Dataset[Sample], ABC):
             )
             raise DatasetNotFoundError(msg)
         return path
+
+    def _read_list(self, path: Path) -> list[str]:
+        """Read a list of this data set, one entry a line, or say that it is not there or no text."""
+        return read_lines(self._require(path))
+
+    def _read_json(self, path: Path) -> Any:
+        """Read a JSON file of this data set, or say that it is not there or broken."""
+        return read_json(File(str(path), self._require(path).read_bytes()))
+
+
+def is_list_of_paths(row: Any, count: int) -> bool:
+    """Whether a row of a JSON file lists so many paths."""
+    return isinstance(row, list) and len(row) == count and all(isinstance(path, str) for path in row)
+
+
+def wrong_classes(task: Task, target: NDArray[Any]) -> str | None:
+    """Say which classes of a map ``(H, W)`` a task does not have; None if it has all, or no classes."""
+    if not isinstance(task, LabelMapTask):
+        return None
+    if target.dtype.kind not in "iub":
+        return f"holds {target.dtype}, labels of {task.name!r} must be whole numbers"
+    wrong = ((target < 0) | (target >= task.channels)) & (target != IGNORE_INDEX)
+    if not wrong.any():
+        return None
+    ids = ", ".join(map(str, np.unique(target[wrong])[:10]))
+    return f"has the class ids {ids}; there are 0..{task.channels - 1}, and 255 where there is no label"

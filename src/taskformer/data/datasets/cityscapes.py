@@ -11,8 +11,9 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from taskformer.data.datasets.base import IMAGE, MultiTaskDataset, OnError, Sample
-from taskformer.data.images import File, read_json, read_npy, read_plane, read_rgb
+from taskformer.data.datasets.base import IMAGE, MultiTaskDataset, OnError, Sample, is_list_of_paths
+from taskformer.data.images import File, read_ids, read_json, read_npy, read_plane, read_rgb
+from taskformer.data.names import folders_in, names_in
 from taskformer.errors import CorruptFileError, DatasetNotFoundError, InvalidTargetError
 from taskformer.tasks import IGNORE_INDEX, Task
 
@@ -125,8 +126,8 @@ class OfficialLayout(Layout):
 
     def ids(self, split: str) -> list[str]:
         """Return ``CITY_SEQUENCE_FRAME`` of every image, in order."""
-        paths = (self.root / "leftImg8bit" / split).glob("*/*_leftImg8bit.png")
-        return sorted(path.name.removesuffix("_leftImg8bit.png") for path in paths)
+        folder = self.root / "leftImg8bit" / split
+        return sorted(name for place in folders_in(folder) for name in names_in(folder / place, "_leftImg8bit.png"))
 
     def files(self, split: str, name: str) -> dict[str, Path]:
         """Return the file of each package."""
@@ -189,8 +190,8 @@ class ArrayLayout(Layout):
         """Return the path of every image, without its ending, in the order of the index or of the numbers."""
         if (self.root / self.index).is_file():
             return list(self._rows(split))
-        paths = (self.root / split / "image").glob("*.npy")
-        return [f"{split}/image/{path.stem}" for path in sorted(paths, key=lambda path: (len(path.stem), path.stem))]
+        names = sorted(names_in(self.root / split / "image", ".npy"), key=len)
+        return [f"{split}/image/{name}" for name in names]
 
     def files(self, split: str, name: str) -> dict[str, Path]:
         """Return the files beside the image, or those in its row of the index."""
@@ -216,8 +217,9 @@ class ArrayLayout(Layout):
     def _read_index(self) -> dict[str, list[list[str]]]:
         path = self.root / self.index
         index: dict[str, list[list[str]]] = read_json(File(str(path), path.read_bytes()))
-        rows = [row for rows in index.values() for row in rows] if isinstance(index, dict) else [None]
-        if not all(isinstance(row, list) and len(row) == 5 for row in rows):
+        is_index = isinstance(index, dict) and all(isinstance(rows, list) for rows in index.values())
+        rows = [row for rows in index.values() for row in rows] if is_index else [[]]
+        if not all(is_list_of_paths(row, 5) for row in rows):
             msg = f"{path} must give each split a list of [image, depth, 2, 7 and 19 class labels], five paths an image"
             raise CorruptFileError(msg)
         return index
@@ -348,7 +350,7 @@ def read_label_ids(file: File, labels: Labels) -> NDArray[np.uint8]:
     Raises:
         InvalidTargetError: If there are other ids.
     """
-    ids = read_plane(file)
+    ids = read_ids(file)
     last = max(label["id"] for label in table()["labels"])
     if ids.max() > last:
         msg = f"{file.path} has the label id {ids.max()}, Cityscapes has 0 to {last}; is it a labelTrainIds file?"

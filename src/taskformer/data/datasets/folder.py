@@ -5,16 +5,29 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from itertools import pairwise
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from taskformer.data.datasets.base import MultiTaskDataset, OnError, Sample
+from taskformer.data.datasets.base import IMAGE, MultiTaskDataset, OnError, Sample
 from taskformer.data.geometry import decode_normals, map_kind, normal_vectors
-from taskformer.data.images import File, read_npy, read_pixels, read_plane, read_rgb
+from taskformer.data.images import (
+    ARRAY_SUFFIXES,
+    File,
+    holds_array,
+    read_array,
+    read_ids,
+    read_pixels,
+    read_plane,
+    read_rgb,
+)
+from taskformer.data.names import ends_with, examples, existing, is_hidden
 from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, InvalidTargetError, UnknownNameError
+from taskformer.pictures import IMAGE_SUFFIXES, Orientation, orientation, turned
 from taskformer.tasks import IGNORE_INDEX, LabelMapTask, Saliency, Task
 
 #: Fields of :class:`Label` that mean something for kinds of maps that do not hold plain values.
@@ -27,8 +40,9 @@ class Label:
     """Where the labels of one task lie and what their stored values mean.
 
     Args:
-        file: Pattern of the file's path below the root, e.g. ``gtFine/{split}/{id}_label.png``: ``.npy``, or an image
-            (png, jpg, webp, ...). An image without this file has no label for the task.
+        file: Pattern of the file's path below the root, e.g. ``gtFine/{split}/{id}_label.png``: an array (``.npy``;
+            ``.npz`` or ``.mat``, where it is the only one or called like the task), or an image of any kind. An image
+            without this file has no label for the task.
         spec: Options of the task, e.g. ``{classes: [road, sky]}`` or ``{max_depth: 80}``; ``type`` where the task's
             name is none of the known ones.
         ids: For label maps: the stored value, or list of values, of each class in turn; all other values mean no label.
@@ -68,10 +82,13 @@ class Folder(MultiTaskDataset):
         splits: What ``{split}`` stands for, by split; where the image's pattern has no ``{split}``, the share of the
             images (a number; which ones follows from their ids alone) or a text file below the root with an id a line.
         border: Width in pixels of a frame at the edge of the image where no label counts.
+        orientation: What the orientation tags of images turn: nothing (``"stored"``), the image, whose labels were
+            drawn on it as viewers show it (``"image"``), or the image and its labels, which fit its stored pixels
+            (``"both"``).
 
     Raises:
         DatasetNotFoundError: If no image, or no label of a task, matches its pattern.
-        ConfigError: If patterns, labels or splits contradict themselves.
+        ConfigError: If patterns, labels or splits contradict themselves, or two files have one id.
     """
 
     def __init__(
@@ -87,6 +104,7 @@ class Folder(MultiTaskDataset):
         labels: Mapping[str, Label],
         splits: Mapping[str, float | str],
         border: int = 0,
+        orientation: Orientation = "stored",
     ) -> None:
         if split not in splits:
             kind = "split"
@@ -105,6 +123,7 @@ class Folder(MultiTaskDataset):
         self._patterns = {name: labels[name].file.replace("{split}", folder) for name in tasks}
         self._decoders = {name: _Decoder(labels[name], task) for name, task in tasks.items()}
         self._border = border
+        self.orientation = orientation
         super().__init__(root, split, tasks, transform, size, on_error)
 
     def _ids(self) -> list[str]:
@@ -114,7 +133,7 @@ class Folder(MultiTaskDataset):
         if self.split in self._shares:
             ids = self._share_of(ids)
         for name, pattern in self._patterns.items():
-            if not any((self.root / _path(pattern, image)).exists() for image in ids):
+            if not any(existing(self.root / _path(pattern, image)).exists() for image in ids):
                 msg = f"none of the {len(ids)} images of the split {self.split!r} has a label for {name!r}: no file"
                 raise self._nothing(f"labels.{name}.file", pattern, msg)
         return ids
@@ -128,12 +147,14 @@ class Folder(MultiTaskDataset):
                 f"as image is {self._image!r}, it must be a share or a text file below the root with one id a line"
             )
             raise DatasetNotFoundError(msg)
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [line.strip() for line in lines if line.strip()]
+        return self._read_list(path)
 
     def _found(self) -> list[str]:
         """Ids of the files that match the image's pattern, without those that are labels of another."""
         ids = sorted(find_ids(self.root, self._image))
+        if twice := [name for name, other in pairwise(ids) if name == other]:
+            msg = f"{self.root} has two files {_path(self._image, twice[0])!r}, in capitals and not; rename one of them"
+            raise ConfigError(msg)
         labels = {_path(pattern, name) for name in ids for pattern in self._all_labels - {self._image}}
         return [name for name in ids if _path(self._image, name) not in labels]
 
@@ -163,23 +184,43 @@ class Folder(MultiTaskDataset):
     def files(self, index: int) -> dict[str, Path]:
         """Return the image and the labels that it has."""
         name = self.ids[index]
-        labels = {task: self.root / _path(pattern, name) for task, pattern in self._patterns.items()}
-        image = {"image": self.root / _path(self._image, name)}
+        labels = {task: existing(self.root / _path(pattern, name)) for task, pattern in self._patterns.items()}
+        image = {IMAGE: self.root / _path(self._image, name)}
         return image | {task: path for task, path in labels.items() if path.exists()}
 
     def decode(self, key: str, files: Mapping[str, File]) -> NDArray[Any] | None:
         """Turn a file into the image or a task's target."""
-        if key == "image":
-            return _read_image(files[key])
+        if key == IMAGE:
+            image = _read_image(files[key])
+            return image if self.orientation == "stored" else turned(image, orientation(files[IMAGE]))
         if key not in files:
             return None
         target = self._decoders[key](files[key])
+        if self.orientation == "both" and map_kind(self.tasks[key]):
+            target = turned(target, orientation(files[IMAGE]), self.tasks[key].geometry == "vector")
         if self._border and map_kind(self.tasks[key]):
             inner = (slice(self._border, -self._border),) * 2
             framed = np.full_like(target, np.nan if target.dtype.kind == "f" else IGNORE_INDEX)
             framed[inner] = target[inner]
             return framed
         return target
+
+    def doubts(self) -> Iterator[str]:
+        """Find files that match no pattern, and labels of no image."""
+        images = set(find_ids(self.root, self._image))
+        patterns = [_expression(pattern) for pattern in (self._image, *self._all_labels)]
+        strangers = [
+            path
+            for path in _files_below(self.root, _start(self._image))
+            if ends_with(path, (*IMAGE_SUFFIXES, *ARRAY_SUFFIXES))
+            and not any(map(methodcaller("fullmatch", path), patterns))
+        ]
+        if strangers:
+            yield f"{len(strangers)} files match neither image nor labels: {examples(sorted(strangers))}"
+        for task, pattern in self._patterns.items():
+            if orphans := sorted(set(find_ids(self.root, pattern)) - images):
+                files = [_path(pattern, name) for name in orphans]
+                yield f"{len(files)} files of {task!r} belong to no image: {examples(files)}"
 
 
 @dataclass  # so that a cache of what it decodes knows its options
@@ -210,7 +251,7 @@ class _Decoder:
 
     def __call__(self, file: File) -> NDArray[Any]:
         """Return the target, see :meth:`MultiTaskDataset.decode`."""
-        stored = self._stored(file)
+        stored = self._shaped(self._stored(file), file)
         if self.kind == "label":
             return self._classes(stored, file)
         if self.kind is None:
@@ -224,10 +265,30 @@ class _Decoder:
         return values
 
     def _stored(self, file: File) -> NDArray[Any]:
-        if file.path.endswith(".npy") or self.kind is None:
-            return read_npy(file)
-        one_channel = self.kind == "label" or self.task.channels == 1
-        return read_plane(file) if one_channel else read_pixels(file)
+        if self.kind is None or holds_array(file):
+            return read_array(file, (self.task.name,))
+        if self.kind == "label":
+            return read_ids(file)
+        return read_plane(file) if self.task.channels == 1 else read_pixels(file)
+
+    def _shaped(self, stored: NDArray[Any], file: File) -> NDArray[Any]:
+        """Refuse what is no map of so many channels."""
+        if self.kind is None:
+            return stored
+        channels = 1 if self.kind == "label" else self.task.channels
+        if channels == 1 and stored.ndim == 3 and stored.shape[2] == 1:
+            stored = stored[..., 0]
+        if (
+            stored.dtype.kind not in "biuf"
+            or stored.ndim != (2 if channels == 1 else 3)
+            or stored.shape[2:] not in ((), (channels,))
+        ):
+            shape = "(height, width)" if channels == 1 else f"(height, width, {channels})"
+            msg = (
+                f"{file.path} holds {stored.dtype} {stored.shape}, labels of {self.task.name!r} must be numbers {shape}"
+            )
+            raise CorruptFileError(msg)
+        return stored
 
     def _classes(self, stored: NDArray[Any], file: File) -> NDArray[Any]:
         if stored.dtype.kind not in "iub":
@@ -276,16 +337,31 @@ class _Decoder:
 
 def find_ids(root: Path, pattern: str) -> Iterator[str]:
     """Find what ``{id}`` stands for in the paths below ``root`` that match a pattern; hidden files are left out."""
-    first, *rest = (re.escape(part) for part in pattern.split("{id}"))
-    matching = re.compile(first + "(?P<id>.+)" + "(?P=id)".join(rest))
-    start = root / pattern.split("{id}")[0].rpartition("/")[0]
-    for folder, folders, names in os.walk(start, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    matching = _expression(pattern)
+    for path in _files_below(root, _start(pattern)):
+        if found := matching.fullmatch(path):
+            yield found["id"]
+
+
+def _expression(pattern: str) -> re.Pattern[str]:
+    """Compile a pattern of paths; its ending matches in any case."""
+    ending = re.search(r"(\.\w+)?$", pattern)
+    place = ending.start() if ending else len(pattern)
+    first, *rest = (re.escape(part) for part in pattern[:place].split("{id}"))
+    return re.compile(f"{first}(?P<id>.+){'(?P=id)'.join(rest)}(?i:{re.escape(pattern[place:])})")
+
+
+def _start(pattern: str) -> str:
+    """Return the folder that all paths of a pattern begin with."""
+    return pattern.split("{id}")[0].rpartition("/")[0]
+
+
+def _files_below(root: Path, start: str) -> Iterator[str]:
+    """List the paths, from ``root``, of the visible files in one of its folders and in all visible ones below."""
+    for folder, folders, names in os.walk(root / start, followlinks=True):
+        folders[:] = [name for name in folders if not is_hidden(name)]
         parent = Path(os.path.relpath(folder, root))
-        for name in names:
-            found = matching.fullmatch((parent / name).as_posix())
-            if found and not name.startswith("."):
-                yield found["id"]
+        yield from ((parent / name).as_posix() for name in names if not is_hidden(name))
 
 
 def uniform_hash(name: str) -> float:
@@ -349,9 +425,9 @@ def _table(task: Task, ids: list[int | list[int]] | None) -> NDArray[np.uint8] |
 
 
 def _read_image(file: File) -> NDArray[np.uint8]:
-    if not file.path.endswith(".npy"):
+    if not holds_array(file):
         return read_rgb(file)
-    image = read_npy(file)
+    image = read_array(file, (IMAGE,))
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         msg = f"{file.path} holds {image.dtype} {image.shape}, an image must be uint8 (H, W, 3)"
         raise CorruptFileError(msg)

@@ -11,9 +11,10 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from taskformer.data.datasets.base import IMAGE, MultiTaskDataset, OnError, Sample
+from taskformer.data.datasets.base import IMAGE, MultiTaskDataset, OnError, Sample, is_list_of_paths
 from taskformer.data.geometry import decode_normals, normal_vectors
-from taskformer.data.images import File, read_json, read_npy, read_pixels, read_plane, read_rgb
+from taskformer.data.images import File, holds_array, read_array, read_ids, read_pixels, read_plane, read_rgb
+from taskformer.data.names import files_in, names_in
 from taskformer.data.surfaces import plane_normals
 from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, InvalidTargetError
 from taskformer.tasks import IGNORE_INDEX, Task
@@ -121,7 +122,7 @@ def find_layout(root: str | Path) -> str | None:
     """Recognise the layout of a folder by its images; None if it is none of the three."""
     for name, layout in LAYOUTS.items():
         folder, ending = layout.folders[IMAGE]
-        if next((Path(root) / folder).glob(f"*{ending}"), None):
+        if any(files_in(Path(root) / folder, [ending])):
             return name
     return None
 
@@ -205,7 +206,7 @@ class NYUD(MultiTaskDataset):
     def _ids(self) -> list[str]:
         split = "val" if self.split == "test" else self.split
         if self.layout_name != "adashare":
-            ids = self._require(self.root / "gt_sets" / f"{split}.txt").read_text().split()
+            ids = self._read_list(self.root / "gt_sets" / f"{split}.txt")
         elif (self.root / ADASHARE_SPLITS).is_file():
             ids = self._listed_ids(split)
         else:
@@ -221,10 +222,12 @@ class NYUD(MultiTaskDataset):
     def _listed_ids(self, split: str) -> list[str]:
         """Read AdaShare's split file, which calls our validation images "test"."""
         path = self.root / ADASHARE_SPLITS
-        index = read_json(File(str(path), path.read_bytes()))
-        rows = index.get(split) or (index.get("test", []) if split == "val" else [])
+        index = self._read_json(path)
+        rows: Any = None
+        if isinstance(index, dict):
+            rows = index.get(split) or (index.get("test", []) if split == "val" else [])
         keys = (IMAGE, "semseg", "normals", "depth")
-        if not all(isinstance(row, list) and len(row) == len(keys) for row in rows):
+        if not isinstance(rows, list) or not all(is_list_of_paths(row, len(keys)) for row in rows):
             msg = f"{path} must give each split a list of [img, seg, normal_mask, depth], four paths an image"
             raise CorruptFileError(msg)
         files = [{key: self.root / name for key, name in zip(keys, row, strict=True)} for row in rows]
@@ -234,7 +237,7 @@ class NYUD(MultiTaskDataset):
     def _numbered_ids(self, split: str) -> list[str]:
         """Divide the images there are by the official split."""
         folder, ending = self.layout.folders[IMAGE]
-        names = sorted(path.stem for path in (self.root / folder).glob(f"*{ending}"))
+        names = names_in(self.root / folder, ending)
         return [name for name in names if owner(name) == split]
 
     def files(self, index: int) -> dict[str, Path]:
@@ -262,7 +265,7 @@ class NYUD(MultiTaskDataset):
         return _decode_edges(file)
 
     def _decode_labels(self, file: File) -> NDArray[np.uint8]:
-        labels = read_plane(file)
+        labels = read_ids(file)
         classes: NDArray[np.uint8] = self._labels[labels if labels.dtype == np.uint8 else np.minimum(labels, UNKNOWN)]
         if (classes == UNKNOWN).any():
             wrong = np.unique(labels[classes == UNKNOWN])
@@ -275,7 +278,7 @@ class NYUD(MultiTaskDataset):
         return classes
 
     def _decode_normals(self, file: File) -> NDArray[np.float32]:
-        stored = read_npy(file) if file.path.endswith(".npy") else read_pixels(file)
+        stored = read_array(file) if holds_array(file) else read_pixels(file)
         if stored.ndim != 3 or stored.shape[2] != 3:
             msg = f"{file.path} has the shape {stored.shape}, normals need (height, width, 3)"
             raise CorruptFileError(msg)
@@ -349,7 +352,7 @@ def missing(root: str | Path, layout: Layout, task: str) -> str | None:
 
 
 def _decode_depth(file: File) -> NDArray[np.float32]:
-    depth = read_npy(file)
+    depth = read_array(file)
     if depth.ndim == 3 and depth.shape[2] == 1:
         depth = depth[..., 0]
     if depth.ndim != 2 or depth.dtype.kind != "f":
@@ -359,8 +362,8 @@ def _decode_depth(file: File) -> NDArray[np.float32]:
 
 
 def _decode_edges(file: File) -> NDArray[np.float32]:
-    is_array = file.path.endswith(".npy")
-    edges = read_npy(file) if is_array else read_plane(file)
+    is_array = holds_array(file)
+    edges = read_array(file) if is_array else read_plane(file)
     highest = 1 if is_array else 255
     if edges.ndim != 2 or not (edges.min() >= 0 and edges.max() <= highest):
         msg = (

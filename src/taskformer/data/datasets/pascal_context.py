@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from taskformer.data.datasets.base import IMAGE, MultiTaskDataset, OnError, Sample
 from taskformer.data.geometry import decode_normals
-from taskformer.data.images import File, read_json, read_mat, read_plane, read_rgb
+from taskformer.data.images import File, read_ids, read_mat, read_plane, read_rgb
+from taskformer.data.names import existing
 from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError
 from taskformer.tasks import IGNORE_INDEX, Task
 
@@ -115,7 +116,7 @@ class PASCALContext(MultiTaskDataset):
         super().__init__(root, split, tasks, transform, size, on_error)
 
     def _ids(self) -> list[str]:
-        ids = self._require(self.root / "ImageSets" / "Context" / f"{self.split}.txt").read_text().split()
+        ids = self._read_list(self.root / "ImageSets" / "Context" / f"{self.split}.txt")
         for task in self.tasks:
             self._require_folder(task)
         return self._with_people(ids) if self.people_only else ids
@@ -133,7 +134,10 @@ class PASCALContext(MultiTaskDataset):
     def _with_people(self, ids: list[str]) -> list[str]:
         """Keep the images with a person, by the index file if it covers them, else by their annotations."""
         path = self.root / "ImageSets" / "Parts" / f"{self.split}.txt"
-        index = read_json(File(str(path), path.read_bytes())) if path.is_file() else {}
+        index = self._read_json(path) if path.is_file() else {}
+        if not isinstance(index, dict) or not all(isinstance(classes, list) for classes in index.values()):
+            msg = f"{path} must give each image a list of the classes of its objects; get the file again"
+            raise CorruptFileError(msg)
         if not all(name in index for name in ids):
             logger.info("%s lists not all images: reading their %d annotations instead", path, len(ids))
             index = {name: object_classes(self._file("human_parts", name)) for name in ids}
@@ -153,7 +157,7 @@ class PASCALContext(MultiTaskDataset):
         folder = self.root / FOLDERS[task]
         if task == "semseg":
             voc = folder / "VOC12" / f"{name}.png"
-            return voc if voc.exists() else folder / "pascal-context" / f"{name}.png"
+            return voc if existing(voc).exists() else folder / "pascal-context" / f"{name}.png"
         return folder / f"{name}.{'mat' if task in ('human_parts', 'edges') else 'png'}"
 
     def decode(self, key: str, files: Mapping[str, File]) -> NDArray[Any] | None:
@@ -161,7 +165,7 @@ class PASCALContext(MultiTaskDataset):
         if key == IMAGE:
             return read_rgb(files[IMAGE])
         if key == "semseg":
-            return read_plane(files[key])
+            return read_ids(files[key])
         if key == "human_parts":
             return read_parts(files[key])
         if key == "saliency":

@@ -1,6 +1,5 @@
 """The rendered rooms that come with the package."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from numpy.typing import NDArray
 
 from taskformer.data.datasets.base import MultiTaskDataset, OnError, Sample
 from taskformer.data.geometry import decode_normals
-from taskformer.data.images import File, read_pixels, read_plane, read_rgb
-from taskformer.errors import ConfigError
+from taskformer.data.images import File, read_ids, read_pixels, read_plane, read_rgb
+from taskformer.errors import ConfigError, CorruptFileError
 from taskformer.tasks import Task
 
 CLASSES = (
@@ -51,6 +50,7 @@ class Rooms(MultiTaskDataset):
 
     Raises:
         DatasetNotFoundError: If the files are not there.
+        CorruptFileError: If ``rooms.json`` or the list of images is broken.
         ConfigError: If ``rooms.json`` names other classes than this version of the package.
     """
 
@@ -64,14 +64,27 @@ class Rooms(MultiTaskDataset):
         on_error: OnError = "raise",
     ) -> None:
         super().__init__(root, split, tasks, transform, size, on_error)
-        info = json.loads(self._require(self.root / "rooms.json").read_text())
-        if tuple(info["classes"]) != CLASSES:
-            msg = f"{self.root / 'rooms.json'} has the classes {info['classes']}, this version expects {list(CLASSES)}"
+        path = self.root / "rooms.json"
+        try:
+            info = self._read_json(path)
+            classes, self._units_per_metre = tuple(info["classes"]), float(info["depth_units_per_m"])
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, CorruptFileError):
+                raise
+            msg = f"{path} must give the 'classes' and 'depth_units_per_m' of the rooms ({error!r}); get the file again"
+            raise CorruptFileError(msg) from error
+        if classes != CLASSES:
+            msg = f"{path} has the classes {list(classes)}, this version expects {list(CLASSES)}"
             raise ConfigError(msg)
-        self._units_per_metre: float = info["depth_units_per_m"]
 
     def _ids(self) -> list[str]:
-        self._records: list[dict[str, Any]] = json.loads(self._require(self.root / f"{self.split}.json").read_text())
+        path = self.root / f"{self.split}.json"
+        self._records: list[dict[str, Any]] = self._read_json(path)
+        if not isinstance(self._records, list) or not all(
+            isinstance(record, dict) and isinstance(record.get("id"), str) for record in self._records
+        ):
+            msg = f"{path} must be a list of images, each with its 'id'; get the file again"
+            raise CorruptFileError(msg)
         return [record["id"] for record in self._records]
 
     def files(self, index: int) -> dict[str, Path]:
@@ -87,6 +100,8 @@ class Rooms(MultiTaskDataset):
             return read_rgb(file)
         if key == "normals":
             return decode_normals(read_pixels(file))
+        if key in ("semseg", "human_parts"):
+            return read_ids(file)
         pixels = read_plane(file)
         if key == "depth":
             return read_depth(pixels, self._units_per_metre)

@@ -48,7 +48,8 @@ from scipy.spatial.transform import Rotation
 from taskformer.data.datasets.base import IMAGE, MultiTaskDataset, OnError, Sample
 from taskformer.data.datasets.taskonomy_index import Views, domain_folder, open_index
 from taskformer.data.geometry import decode_normals, invalid_value
-from taskformer.data.images import File, read_json, read_npy, read_pixels, read_plane, read_rgb
+from taskformer.data.images import File, read_ids, read_json, read_npy, read_pixels, read_plane, read_rgb
+from taskformer.data.names import examples
 from taskformer.errors import CorruptFileError, DatasetNotFoundError
 from taskformer.tasks import Task
 
@@ -161,6 +162,13 @@ class Taskonomy(MultiTaskDataset):
         if missing and not (self.root / "miniature.json").exists():
             yield f"{len(missing)} of {len(self.buildings)} buildings are not in {self.root}: {', '.join(missing)}"
 
+    def doubts(self) -> Iterator[str]:
+        """Name files in the folders of the split's buildings that are no view's."""
+        strangers = self._views.disk.strangers
+        files = [f"{name} of {building}" for building in self.buildings for name in strangers.get(building, [])]
+        if files:
+            yield f"files of {self.root} belong to no view: {examples(files)}"
+
     def faults(self, key: str, files: Mapping[str, File], target: NDArray[Any]) -> Iterator[str]:
         """Compare normals with depth: a surface that gets farther to the right looks to the right, and so on down."""
         if key != "normals" or "depth_zbuffer" not in files:
@@ -222,12 +230,13 @@ def _decode_map(key: str, file: File) -> NDArray[Any]:
     if key == "reshading":
         grey = np.atleast_3d(read_pixels(file)).mean(axis=-1) / 255
         return np.asarray(grey, dtype=np.float32)
-    pixels = read_plane(file)
     if key in ("semseg", "segment_unsup2d", "segment_unsup25d"):
+        pixels = read_ids(file)
         if pixels.dtype != np.uint8:
             msg = f"{file.path} has the type {pixels.dtype}, class and segment ids are of 8 bits"
             raise CorruptFileError(msg)
         return pixels - np.uint8(1) if key == "semseg" else pixels  # 0, uncertain, becomes 255
+    pixels = read_plane(file)
     if pixels.dtype != np.uint16:
         msg = f"{file.path} has the type {pixels.dtype}, Taskonomy's {key} maps have 16 bits"
         raise CorruptFileError(msg)

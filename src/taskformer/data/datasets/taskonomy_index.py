@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from taskformer.data.names import folders_in, is_hidden, read_text
 from taskformer.errors import ConfigError, DatasetNotFoundError
 from taskformer.files import replacing, write_json
 
@@ -31,7 +32,9 @@ DOMAINS = (
 VIEW = np.dtype([("building", "<u2"), ("point", "<u4"), ("view", "<u2"), ("domains", "<u4")])
 #: Folders are listed by this many threads, which wait for the disk most of the time.
 THREADS = 16
-VERSION = 1
+#: How many files of a folder that are no view's are kept in the index.
+STRANGERS = 3
+VERSION = 2
 
 
 @cache
@@ -80,7 +83,7 @@ def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     if not path.is_file():
         msg = f"there is no table {path}, looked from {Path.cwd()}"
         raise DatasetNotFoundError(msg)
-    reader = csv.DictReader(path.read_text("utf-8").splitlines())  # of any kind of line ends
+    reader = csv.DictReader(read_text(path).splitlines())  # of any kind of line ends
     if not set(columns) <= set(reader.fieldnames or ()):
         msg = f"{path} has the columns {reader.fieldnames}, expected {', '.join(columns)}"
         raise ConfigError(msg)
@@ -95,7 +98,7 @@ def find_layout(root: Path) -> Layout:
     """
     if (root / "rgb").is_dir():
         return "domain_first"
-    if root.is_dir() and any((root / name / "rgb").is_dir() for name in _folders(root)):
+    if root.is_dir() and any((root / name / "rgb").is_dir() for name in folders_in(root)):
         return "building_first"
     msg = (
         f"Taskonomy: neither {root}/rgb/BUILDING nor {root}/BUILDING/rgb exists, looked from {Path.cwd()}; "
@@ -120,6 +123,7 @@ class Index:
             ``{"rgb": "_domain_rgb.png"}``.
         starts: Where each building starts in ``views``, and the end: one more than there are buildings.
         table: The file of the views.
+        strangers: For each building the files of its folders that are no view's, as ``DOMAIN/NAME``, a few of each.
     """
 
     layout: Layout
@@ -127,6 +131,7 @@ class Index:
     tails: list[dict[str, str]]
     starts: NDArray[np.int64]
     table: Path
+    strangers: dict[str, list[str]] = field(default_factory=dict)
 
     @cached_property
     def views(self) -> NDArray[Any]:
@@ -160,7 +165,8 @@ def open_index(root: Path, index_dir: Path | None = None) -> Index:
         write_json(about, saved)  # after the table: it says that the table is complete
     names = list(saved["buildings"])
     starts = np.concatenate([[0], np.cumsum([saved["buildings"][name]["views"] for name in names])]).astype(np.int64)
-    return Index(layout, names, [saved["buildings"][name]["tails"] for name in names], starts, table)
+    tails, strangers = ([saved["buildings"][name][fact] for name in names] for fact in ("tails", "strangers"))
+    return Index(layout, names, tails, starts, table, dict(zip(names, strangers, strict=True)))
 
 
 def _default_folder(root: Path) -> Path:
@@ -179,14 +185,9 @@ def _saved(about: Path, stamps: dict[str, dict[str, int]]) -> dict[str, Any] | N
     return saved if current else None
 
 
-def _folders(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-
-
 def _stamps(root: Path, layout: Layout) -> dict[str, dict[str, int]]:
     """Return when each building's folder of each domain changed last, in nanoseconds."""
-    buildings = _folders(root if layout == "building_first" else root / "rgb")
+    buildings = folders_in(root if layout == "building_first" else root / "rgb")
     with ThreadPoolExecutor(THREADS) as pool:
         found = pool.map(lambda building: _building_stamps(root, layout, building), buildings)
         return {building: times for building, times in zip(buildings, found, strict=True) if "rgb" in times}
@@ -208,10 +209,10 @@ def _build(root: Path, layout: Layout, stamps: dict[str, dict[str, int]], table:
         jobs = {name: pool.submit(_list_building, root, layout, name, list(times)) for name, times in stamps.items()}
     buildings, parts = {}, [np.empty(0, VIEW)]
     for number, (name, job) in enumerate(jobs.items()):
-        views, tails = job.result()
+        views, tails, strangers = job.result()
         views["building"] = number
         parts.append(views)
-        buildings[name] = {"views": len(views), "tails": tails}
+        buildings[name] = {"views": len(views), "tails": tails, "strangers": strangers}
     with replacing(table) as temporary, temporary.open("wb") as stream:
         np.save(stream, np.concatenate(parts), allow_pickle=False)
     return {"version": VERSION, "stamps": stamps, "buildings": buildings}
@@ -219,11 +220,12 @@ def _build(root: Path, layout: Layout, stamps: dict[str, dict[str, int]], table:
 
 def _list_building(
     root: Path, layout: Layout, building: str, domains: Iterable[str]
-) -> tuple[NDArray[Any], dict[str, str]]:
-    """List the views of one building that have an image, and the ends of the file names of each domain."""
-    keys, tails = {}, {}
+) -> tuple[NDArray[Any], dict[str, str], list[str]]:
+    """List the views of one building that have an image, the ends of each domain's file names, and other files."""
+    keys, tails, strangers = {}, {}, []
     for domain in domains:
-        keys[domain], tail = _list_domain(domain_folder(root, layout, building, domain))
+        keys[domain], tail, others = _list_domain(domain_folder(root, layout, building, domain))
+        strangers += [f"{domain}/{name}" for name in others[:STRANGERS]]
         if tail:
             tails[domain] = tail
     images = np.sort(keys["rgb"])
@@ -231,17 +233,27 @@ def _list_building(
     views["point"], views["view"] = images >> 16, images & 0xFFFF
     for domain, found in keys.items():
         views["domains"] |= np.isin(images, found).astype(np.uint32) << DOMAINS.index(domain)
-    return views, tails
+    return views, tails, strangers
 
 
-def _list_domain(folder: Path) -> tuple[NDArray[np.int64], str]:
-    """Return ``point << 16 | view`` of the files ``point_POINT_view_VIEW_domain_DOMAIN.EXT``, and how they end."""
-    keys, tail = [], ""
+def _list_domain(folder: Path) -> tuple[NDArray[np.int64], str, list[str]]:
+    """List the files ``point_POINT_view_VIEW_domain_DOMAIN.EXT`` of a folder, by the end that most of them have.
+
+    Returns:
+        ``point << 16 | view`` of each, that end, and the names of all other visible files, sorted.
+    """
+    found: dict[str, list[int]] = {}
+    strangers = []
     for name in os.listdir(folder):  # noqa: PTH208  # a Path for each of millions of files takes too long
         key, end = _parse(name)
-        if key is not None and end == (tail := tail or end):
-            keys.append(key)
-    return np.array(keys, dtype=np.int64), tail
+        if key is not None:
+            found.setdefault(end, []).append(key)
+        elif not is_hidden(name):
+            strangers.append(name)
+    tail = max(sorted(found), key=lambda end: len(found[end]), default="")
+    keys = found.pop(tail, [])
+    strangers += [f"point_{key >> 16}_view_{key & 0xFFFF}{end}" for end, others in found.items() for key in others]
+    return np.array(keys, dtype=np.int64), tail, sorted(strangers)
 
 
 def _parse(name: str) -> tuple[int | None, str]:

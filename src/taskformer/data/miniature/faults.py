@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from taskformer.data.datamodules import data_modules
 from taskformer.data.datasets.base import IMAGE, MultiTaskDataset
-from taskformer.data.images import File, read_npy, read_pixels, read_plane, write_npy, write_png
+from taskformer.data.images import File, read_ids, read_npy, read_pixels, write_npy, write_png
 from taskformer.data.miniature import WRITERS, split_swapper
 from taskformer.errors import ConfigError, UnknownNameError
 from taskformer.tasks import Saliency, Task, build_tasks
@@ -125,7 +125,7 @@ def _change(found: _Map, change: Callable[[NDArray[Any]], NDArray[Any]]) -> bool
         write_npy(found.path, change(read_npy(file)))
     elif found.path.suffix == ".png":
         has_colors = found.task.geometry != "label" and found.task.channels > 1
-        write_png(found.path, change(read_pixels(file) if has_colors else read_plane(file)))
+        write_png(found.path, change(read_pixels(file) if has_colors else read_ids(file)))
     return found.path.suffix in (".npy", ".png")
 
 

@@ -13,6 +13,7 @@ from scipy import ndimage
 from taskformer.data.datamodules.nyud import NYUDDataModule
 from taskformer.data.datasets.nyud import ADASHARE_SPLITS, CENTER, FOCAL, LAYOUTS, find_layout, official_split, table
 from taskformer.data.images import write_npy, write_png
+from taskformer.data.names import is_hidden
 from taskformer.data.prepare.sources import Source, convert, extract, fetch
 from taskformer.data.surfaces import plane_normals
 from taskformer.errors import CorruptFileError, DatasetNotFoundError, MissingExtraError
@@ -186,7 +187,7 @@ def _place(name: str) -> str | None:
     path = PurePosixPath(name)
     if path.name == ADASHARE_SPLITS:
         return path.name
-    known = path.parent.name in FOLDERS and path.suffix in ENDINGS and not path.name.startswith(".")
+    known = path.parent.name in FOLDERS and path.suffix.lower() in ENDINGS and not is_hidden(path.name)
     return f"{path.parent.name}/{path.name}" if known else None
 
 

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from taskformer.data.datamodules.pascal_context import PASCALContextDataModule
 from taskformer.data.datasets.pascal_context import PALETTE, VOC_CLASS, object_classes, read_labels
 from taskformer.data.images import File, write_png
+from taskformer.data.names import ends_with, is_hidden, read_lines
 from taskformer.data.parallel import default_workers, run_jobs
 from taskformer.data.prepare.sources import Source, convert, extract, fetch
 from taskformer.errors import CorruptFileError, DatasetNotFoundError
@@ -157,7 +158,7 @@ def _place(places: Mapping[str, str], ids: Collection[str] | None, name: str) ->
     """Return where a member goes; labels, images and lists of training and validation are wanted, of these ids."""
     path = PurePosixPath(name)
     folder = places.get(path.parent.name)
-    if folder is None or path.suffix not in (".jpg", ".mat", ".png", ".txt"):
+    if folder is None or is_hidden(path.name) or not ends_with(path.name, (".jpg", ".mat", ".png", ".txt")):
         return None
     listed = path.stem in ("train", "val") if path.suffix == ".txt" else ids is None or path.stem in ids
     return f"{folder}/{path.name}" if listed else None
@@ -175,7 +176,7 @@ def _listed(out: Path, split: str, labelled: Collection[str]) -> list[str]:
     if not path.is_file():
         msg = f"{path} is missing: the archive or folder of VOC 2010 has no ImageSets/Main/{split}.txt"
         raise DatasetNotFoundError(msg)
-    names = [name for name in path.read_text().split() if name in labelled]
+    names = [name for name in read_lines(path) if name in labelled]
     if len(names) != (published := PASCALContextDataModule.published[split]):
         logger.warning("%s has %d images with Context labels, the owners publish %d", path, len(names), published)
     return names
