@@ -11,6 +11,7 @@ a storm of processes. The accepted ones are listed too, for a person to look at.
 import argparse
 import contextlib
 import copy
+import importlib
 import json
 import os
 import random
@@ -30,14 +31,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # threads do not survive a fork
-    os.environ[name] = "1"
-ROOT = Path(__file__).parent.parent
-os.environ |= {"PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true", "COLUMNS": "200"}
-
 import yaml
 
+ROOT = Path(__file__).parent.parent
 ROOMS = ROOT / "data" / "rooms"
+#: What the commands find: no threads, which do not survive a fork, and no network.
+ENVIRONMENT = {
+    **{"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "200"},
+    **{"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"},
+}
 #: Processes of one command at a time beyond which it is a storm: main, loaders, two ranks with theirs.
 STORM = 12
 MEMORY_GB = 8
@@ -47,14 +49,35 @@ VALUES: list[Any] = [
     *(float("nan"), float("inf"), float("-inf"), "", " ", "x" * 5000, "käse 日本", "../../x", "/", "/etc/passwd", "."),
     *("https://example.com/x.ckpt", "s3://bucket/x", "nan", "auto", "null", "1,2", "{id}", "%s", "a\nb", "\0", "~"),
     *("Baseline", "RoomsDataModule", "torch.optim.SGD", "os.system", "semseg", "depth", "gpu", "cuda", "config.yaml"),
-    *([], {}, [1, 2], [-1, -1], [[1]], ["semseg", "semseg"], ["nothing"], {"a": 1}, {"semseg": -1.0}, {"class_path": "X"}),
+    *(
+        [],
+        {},
+        [1, 2],
+        [-1, -1],
+        [[1]],
+        ["semseg", "semseg"],
+        ["nothing"],
+        {"a": 1},
+        {"semseg": -1.0},
+        {"class_path": "X"},
+    ),
 ]
 #: Flags that a command line gets in addition.
 FLAGS = [
     *("--trainer.devices=100", "--trainer.devices=2", "--trainer.devices=0", "--trainer.devices=[0,5]"),
     *("--trainer.accelerator=gpu", "--trainer.accelerator=tpu", "--trainer.accelerator=mps", "--trainer.num_nodes=5"),
-    *("--trainer.strategy=fsdp", "--trainer.strategy=nonsense", "--trainer.precision=16-mixed", "--trainer.precision=5"),
-    *("--trainer.logger=WandbLogger", "--trainer.logger=MLFlowLogger", "--trainer.logger=NeptuneLogger"),
+    *(
+        "--trainer.strategy=fsdp",
+        "--trainer.strategy=nonsense",
+        "--trainer.precision=16-mixed",
+        "--trainer.precision=5",
+    ),
+    *(
+        "--trainer.precision=5",
+        "--trainer.logger=WandbLogger",
+        "--trainer.logger=MLFlowLogger",
+        "--trainer.logger=NeptuneLogger",
+    ),
     *("--trainer.logger=Nonsense", "--trainer.callbacks=EarlyStopping", "--trainer.callbacks+=Nonsense"),
     *("--data.num_workers=1000", "--data.num_workers=2", "--data.batch_size=0", "--data.holdout=1"),
     *("--model.optimizer=Nonsense", "--model.optimizer=SGD", "--optimizer=Adam", "--model.lr_scheduler=StepLR"),
@@ -63,7 +86,14 @@ FLAGS = [
     *("--trainer.fast_dev_run=true", "--trainer.overfit_batches=0.5", "--trainer.limit_val_batches=0"),
     *("--trainer.accumulate_grad_batches=0", "--trainer.gradient_clip_val=-1", "--trainer.max_time=x"),
     *("--name=../../x", "--name=", "--name=a/b", "--runs_dir=/proc/x", "--runs_dir=/dev/null", "--json=/", "--out=/"),
-    *("--seed_everything=-1", "--seed_everything=1e30", "--nonsense=1", "--help", "--config=nothing.yaml", "--config=."),
+    *(
+        "--seed_everything=-1",
+        "--seed_everything=1e30",
+        "--nonsense=1",
+        "--help",
+        "--config=nothing.yaml",
+        "--config=.",
+    ),
     *("--print_config", "--study=../../x", "--workers=-1", "--workers=1000", "--sample=-1", "--sample=0", "--tasks=[]"),
     *("--tasks=[semseg,semseg]", "--split=x", "--device=cuda", "--device=x", "--protocol=x", "--fault=x"),
 ]
@@ -109,7 +139,8 @@ def main() -> None:
             case = mutated(number, options.seed)
             folder = (options.keep or Path(temporary)) / str(number)
             shutil.copytree(work, folder, symlinks=True)
-            outcome = run(case, folder, options.limit)
+            slow = 4 if case.words[0] == "baselines" else 1  # it starts the program anew, several times
+            outcome = run(case, folder, slow * options.limit)
             counts[outcome.kind] += 1
             print(f"{number:4} {outcome.kind:8} {shlex.join(case.words)[:200]}\n     {case.what}", flush=True)
             print(f"     {outcome.reason} {outcome.said}\n", flush=True)
@@ -121,14 +152,24 @@ def main() -> None:
 
 def import_everything() -> None:
     """Import once what every command needs; torch must not start threads before the forks."""
-    import importlib
-
+    os.environ.update(ENVIRONMENT)
     import cv2
     import torch
 
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    names = ("trainer", "search", "pick", "predict", "evaluate", "evaluate_edges", "compare", "baselines", "data", "export")
+    names = (
+        "trainer",
+        "search",
+        "pick",
+        "predict",
+        "evaluate",
+        "evaluate_edges",
+        "compare",
+        "baselines",
+        "data",
+        "export",
+    )
     for command in names:
         importlib.import_module(f"taskformer.commands.{command}")
     for module in ("transforms", "cache", "verify", "stats", "preview", "miniature", "shards"):
@@ -145,7 +186,9 @@ def make_work(work: Path) -> None:
         if entry.stem not in ("train", "val", "test"):
             (work / "rooms" / entry.name).symlink_to(entry)
     for split, count in {"train": 4, "val": 2, "test": 2}.items():
-        (work / "rooms" / f"{split}.json").write_text(json.dumps(json.loads((ROOMS / f"{split}.json").read_text())[:count]))
+        (work / "rooms" / f"{split}.json").write_text(
+            json.dumps(json.loads((ROOMS / f"{split}.json").read_text())[:count])
+        )
     (work / "photos").mkdir()
     photo = next((ROOMS / "image").iterdir())
     shutil.copy(photo, work / "photos" / "a.jpg")
@@ -270,8 +313,8 @@ CASES = {
     "callbacks": Case(
         [
             *("fit", "--config=c.yaml", "--name=new", "--gallery.images=2", "--gallery.every_n_epochs=1"),
-            *("--results.protocol=standard", "--results.per_image=true", "--checkpoint.save_top_k=1"),
-            *("--checkpoint.every_n_epochs=1", "--checkpoint.save_last=true", "--predictions.save=false"),
+            *("--results.protocol=standard", "--results.per_image=true", "--checkpoint.monitor=val/loss"),
+            *("--checkpoint.every_n_train_steps=1", "--predictions.save=false", "--gallery.width=40"),
         ],
         {"c": fit_config(BASELINE)},
     ),
@@ -289,7 +332,9 @@ CASES = {
         ["baselines", "--config=c.yaml", "--data.tasks=[semseg]", "--out=x.json", "--name=single"],
         {"c": fit_config(BASELINE)},
     ),
-    "verify": Case(["data", "verify", "nyud", "--root=nyud", "--sample=2", "--workers=0", "--partial", "--json=x.json"]),
+    "verify": Case(
+        ["data", "verify", "nyud", "--root=nyud", "--sample=2", "--workers=0", "--partial", "--json=x.json"]
+    ),
     "stats": Case(["data", "stats", "--config=c.yaml", "--split=val", "--workers=0"], {"c": {"data": NYUD_DATA}}),
     "preview": Case(["data", "preview", "rooms", "--root=rooms", "--out=x.png", "--count=2", "--width=40", "--seed=1"]),
     "miniature": Case(["data", "miniature", "nyud", "--out=mini", "--fault=truncated"]),
@@ -319,6 +364,8 @@ def mutated(number: int, seed: int) -> Case:
 
 def mutate_words(case: Case, rng: random.Random) -> str:
     """Change, drop, repeat or add a word."""
+    if len(case.words) == 1:
+        case.words.append("x")
     words, place = case.words, rng.randrange(1, len(case.words))
     old = words[place]
     key, is_flag, _ = old.partition("=")
@@ -370,7 +417,7 @@ def walk(node: Any) -> Any:
     for key, value in list(node.items() if isinstance(node, dict) else enumerate(node)):
         if isinstance(value, dict | list):
             yield from walk(value)
-        if node is not None and not isinstance(value, dict) or key not in ("c", "net"):
+        if (node is not None and not isinstance(value, dict)) or key not in ("c", "net"):
             yield node, key
 
 

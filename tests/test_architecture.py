@@ -13,7 +13,7 @@ ALLOWED = {
     "models": {"errors"},
     "data": {"tasks", "errors", "files", "seeds"},
     "search": {"models", "data", "tasks", "metrics", "files", "errors"},
-    "modules": {"models", "tasks", "errors", "seeds"},
+    "modules": {"models", "tasks", "files", "errors", "seeds"},
     "callbacks": {"modules", "data", "tasks", "files", "errors"},
     "commands": {
         "callbacks",

@@ -3,9 +3,8 @@
 import difflib
 import re
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-
 
 #: Most characters of a sentence; what came can be longer than anyone reads.
 LONGEST = 1000
@@ -127,9 +126,28 @@ def _one_line(text: str) -> str:
     return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
 
 
+def require(interval: str, **values: float | Sequence[float] | None) -> None:
+    """Refuse values outside an interval; NaN is in none, infinity only where the interval has it.
+
+    Args:
+        interval: As in mathematics, e.g. ``"[0, 1)"`` or ``"(0, inf)"``.
+        values: Settings by name, each a number, several, or None where there is no setting.
+
+    Raises:
+        ConfigError: Names the setting, the interval and what came.
+    """
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    for name, value in values.items():
+        for number in value if isinstance(value, Sequence) else () if value is None else (value,):
+            inside = low <= number <= high
+            if not inside or (number == low and interval[0] == "(") or (number == high and interval[-1] == ")"):
+                msg = f"{name} must be in {interval}, got {value}"
+                raise ConfigError(msg)
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the nearest known name, or an empty string."""
     lowered = {candidate.lower(): candidate for candidate in known}
-    near = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
     hint = lowered[near[0]] if near else name
     return "" if hint == name else f" (did you mean {hint!r}?)"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from taskformer.data.datamodules.base import MultiTaskDataModule
 from taskformer.data.datasets.folder import Folder, Label
-from taskformer.errors import ConfigError, UnknownNameError
+from taskformer.errors import ConfigError, UnknownNameError, require
 from taskformer.tasks import build_tasks
 
 if TYPE_CHECKING:
@@ -71,6 +72,11 @@ class FolderDataModule(MultiTaskDataModule):
         default = folders if "{split}" in image else {"train": 0.8, "val": 0.1, "test": 0.1}
         self.sources = default if splits is None else splits
         self.border = border
+        require("[0, inf)", border=border)
+        for task, label in labels.items():
+            if not (label.divide_by and math.isfinite(label.divide_by) and math.isfinite(label.add)):
+                msg = f"labels.{task}: divide_by is not 0 and add is finite, got {label.divide_by} and {label.add}"
+                raise ConfigError(msg)
         for split in self.sources:
             if split not in SPLITS:
                 kind = "split in splits"
