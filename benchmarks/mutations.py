@@ -63,40 +63,21 @@ VALUES: list[Any] = [
     ),
 ]
 #: Flags that a command line gets in addition.
-FLAGS = [
-    *("--trainer.devices=100", "--trainer.devices=2", "--trainer.devices=0", "--trainer.devices=[0,5]"),
-    *("--trainer.accelerator=gpu", "--trainer.accelerator=tpu", "--trainer.accelerator=mps", "--trainer.num_nodes=5"),
-    *(
-        "--trainer.strategy=fsdp",
-        "--trainer.strategy=nonsense",
-        "--trainer.precision=16-mixed",
-        "--trainer.precision=5",
-    ),
-    *(
-        "--trainer.precision=5",
-        "--trainer.logger=WandbLogger",
-        "--trainer.logger=MLFlowLogger",
-        "--trainer.logger=NeptuneLogger",
-    ),
-    *("--trainer.logger=Nonsense", "--trainer.callbacks=EarlyStopping", "--trainer.callbacks+=Nonsense"),
-    *("--data.num_workers=1000", "--data.num_workers=2", "--data.batch_size=0", "--data.holdout=1"),
-    *("--model.optimizer=Nonsense", "--model.optimizer=SGD", "--optimizer=Adam", "--model.lr_scheduler=StepLR"),
-    *("--ckpt_path=https://example.com/x.ckpt", "--ckpt_path=.", "--ckpt_path=nothing.ckpt", "--ckpt_path=best"),
-    *("--trainer.profiler=simple", "--trainer.profiler=x", "--trainer.plugins=x", "--trainer.benchmark=true"),
-    *("--trainer.fast_dev_run=true", "--trainer.overfit_batches=0.5", "--trainer.limit_val_batches=0"),
-    *("--trainer.accumulate_grad_batches=0", "--trainer.gradient_clip_val=-1", "--trainer.max_time=x"),
-    *("--name=../../x", "--name=", "--name=a/b", "--runs_dir=/proc/x", "--runs_dir=/dev/null", "--json=/", "--out=/"),
-    *(
-        "--seed_everything=-1",
-        "--seed_everything=1e30",
-        "--nonsense=1",
-        "--help",
-        "--config=nothing.yaml",
-        "--config=.",
-    ),
-    *("--print_config", "--study=../../x", "--workers=-1", "--workers=1000", "--sample=-1", "--sample=0", "--tasks=[]"),
-    *("--tasks=[semseg,semseg]", "--split=x", "--device=cuda", "--device=x", "--protocol=x", "--fault=x"),
-]
+FLAGS = """
+--trainer.devices=100 --trainer.devices=2 --trainer.devices=0 --trainer.devices=[0,5] --trainer.accelerator=gpu
+--trainer.accelerator=tpu --trainer.accelerator=mps --trainer.num_nodes=5 --trainer.strategy=fsdp
+--trainer.strategy=nonsense --trainer.precision=16-mixed --trainer.precision=5 --trainer.logger=WandbLogger
+--trainer.logger=MLFlowLogger --trainer.logger=NeptuneLogger --trainer.logger=Nonsense
+--trainer.callbacks=EarlyStopping --trainer.callbacks+=Nonsense --data.num_workers=1000 --data.num_workers=2
+--data.batch_size=0 --data.holdout=1 --model.optimizer=Nonsense --model.optimizer=SGD --optimizer=Adam
+--model.lr_scheduler=StepLR --ckpt_path=https://example.com/x.ckpt --ckpt_path=. --ckpt_path=nothing.ckpt
+--ckpt_path=best --trainer.profiler=simple --trainer.profiler=x --trainer.plugins=x --trainer.benchmark=true
+--trainer.fast_dev_run=true --trainer.overfit_batches=0.5 --trainer.limit_val_batches=0
+--trainer.accumulate_grad_batches=0 --trainer.gradient_clip_val=-1 --trainer.max_time=x --name=../../x --name=
+--name=a/b --runs_dir=/proc/x --runs_dir=/dev/null --json=/ --out=/ --seed_everything=-1 --seed_everything=1e30
+--nonsense=1 --help --config=nothing.yaml --config=. --print_config --study=../../x --workers=-1 --workers=1000
+--sample=-1 --sample=0 --tasks=[] --tasks=[semseg,semseg] --split=x --device=cuda --device=x --protocol=x --fault=x
+"""
 
 Words = list[str]
 
@@ -375,7 +356,7 @@ def mutate_words(case: Case, rng: random.Random) -> str:
         text = (value if isinstance(value, str) else json.dumps(value)).replace("\0", "")  # no word has a null byte
         words[place] = f"{key}={text}" if is_flag else text
     elif kind == "add":
-        words.append(rng.choice(FLAGS))
+        words.append(rng.choice(FLAGS.split()))
     elif kind == "drop":
         del words[place]
     elif kind == "repeat":

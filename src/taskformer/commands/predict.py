@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jsonargparse import ArgumentParser
 from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
 from taskformer.checkpoints import load
+from taskformer.commands.data import DataParser
 from taskformer.errors import DatasetNotFoundError
 from taskformer.files import replacing
 from taskformer.tasks.colors import contact_sheet
@@ -20,7 +20,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 def main(argv: list[str]) -> None:
     """Parse the command line and predict."""
-    parser = ArgumentParser(prog="taskformer predict", description=__doc__)
+    parser = DataParser(prog="taskformer predict", description=__doc__)
     parser.add_argument("model", type=str, help="Run folder (e.g. runs/demo) or checkpoint file.")
     parser.add_argument("images", type=str, nargs="+", help="Image files, or folders of them.")
     parser.add_argument("--out", type=str, default="predictions", help="Folder to write to.")

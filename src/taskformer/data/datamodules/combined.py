@@ -50,9 +50,6 @@ class CombinedDataModule(MultiTaskDataModule):
         batch_size: int = 8,
         num_workers: int = 0,
     ) -> None:
-        if not parts:
-            msg = "data.init_args.parts names one or more data sets, got none"
-            raise ConfigError(msg)
         require("[1, inf)", repeat=repeat)
         renames = _per_part("rename", rename, parts, default={})
         repeats = _per_part("repeat", repeat, parts, default=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from taskformer.data.datamodules.base import MultiTaskDataModule
@@ -73,10 +72,6 @@ class FolderDataModule(MultiTaskDataModule):
         self.sources = default if splits is None else splits
         self.border = border
         require("[0, inf)", border=border)
-        for task, label in labels.items():
-            if not (label.divide_by and math.isfinite(label.divide_by) and math.isfinite(label.add)):
-                msg = f"labels.{task}: divide_by is not 0 and add is finite, got {label.divide_by} and {label.add}"
-                raise ConfigError(msg)
         for split in self.sources:
             if split not in SPLITS:
                 kind = "split in splits"

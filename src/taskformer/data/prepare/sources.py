@@ -287,7 +287,9 @@ def extract(archive: Path, into: Path, wanted: Callable[[str], str | None] = lam
             target = wanted(name) if member.kind == "file" else None
             if target is not None:
                 targets[into / _safe(archive, target)] = member
-        missing = {path: member for path, member in targets.items() if _size(path) != member.size}
+        missing = {
+            path: member for path, member in targets.items() if not path.is_file() or path.stat().st_size != member.size
+        }
         _require_room(archive, sum(member.size for member in missing.values()), into)
         with progress_bar(archive.name, len(missing)) as advance:
             for path, member in missing.items():
