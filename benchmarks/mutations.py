@@ -390,7 +390,8 @@ def mutate_config(case: Case, rng: random.Random) -> str:
         value = holder.pop(key)
         if kind == "rename":
             holder[f"{key}s"] = value
-    return f"config {kind} {key!r}: {str(old)[:60]!r} -> {str(holder)[:150]}"
+    now = holder.get(key) if isinstance(holder, dict) else holder
+    return f"config {kind} {key!r}: {str(old)[:60]!r} -> {str(now)[:100]!r}"
 
 
 def walk(node: Any) -> Any:

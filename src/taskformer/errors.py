@@ -104,17 +104,22 @@ def _advice(error: BaseException) -> str | None:
 
 
 def _is_refusal(error: BaseException) -> bool:
-    """Tell whether a library's constructor refuses a value, which then is the configuration's."""
+    """Tell whether a library's constructor refuses a value, which then is the configuration's.
+
+    Lightning's also refuse types, because a configuration's can be any of several.
+    """
     calls = [(frame.filename, frame.name) for frame in traceback.extract_tb(error.__traceback__)]
     ours = [place for place, (file, _) in enumerate(calls) if Path(file).is_relative_to(PACKAGE)]
     inside = calls[ours[-1] + 1 :] if ours else calls
-    return isinstance(error, ValueError) and any(name == "__init__" for _, name in inside)
+    by_lightning = bool(calls) and "lightning" in Path(calls[-1][0]).parts
+    refuses = isinstance(error, ValueError) or (isinstance(error, TypeError) and by_lightning)
+    return refuses and any(name == "__init__" for _, name in inside)
 
 
 def _reason(error: BaseException) -> str:
     """Say what went wrong: of the operating system's errors the words and the file, of others the message."""
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__
 
 

@@ -1,30 +1,41 @@
 """Whether this machine can run what the trainer is asked for, told before any process is started."""
 
 import os
-from typing import Any
 
 import torch
+from jsonargparse import Namespace
 
 from taskformer.data.parallel import default_workers
-from taskformer.errors import ConfigError
+from taskformer.errors import ConfigError, require
 
 #: What says where the other machines are: torchrun, SLURM, or a person.
 LAUNCHED = ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "MASTER_ADDR", "OMPI_COMM_WORLD_SIZE", "JSM_NAMESPACE_SIZE")
 
+COUNTS = {
+    "accumulate_grad_batches": "[1, inf)",
+    "check_val_every_n_epoch": "[1, inf)",
+    "gradient_clip_val": "[0, inf)",
+    "log_every_n_steps": "[0, inf)",
+}
 
-def require_devices(accelerator: Any, devices: Any, num_nodes: Any) -> None:
-    """Refuse more processes than there is anything for, and machines that nobody has named.
 
-    Lightning would start a thousand processes on two processors, and wait half an hour for another machine.
+def require_possible(trainer: Namespace) -> None:
+    """Refuse what the trainer cannot do here: more processes than there is anything for, machines nobody has named.
+
+    Lightning would start a thousand processes on two processors, and wait half an hour for another machine. It divides
+    by some counts without a look at them, and clips nothing at a negative bound.
 
     Args:
-        accelerator: ``trainer.accelerator``.
-        devices: ``trainer.devices``: a number, as text too, a list of numbers, or ``auto``.
-        num_nodes: ``trainer.num_nodes``.
+        trainer: The settings of ``trainer``.
 
     Raises:
-        ConfigError: Says how many there are.
+        ConfigError: Says what there is.
     """
+    for name, interval in COUNTS.items():
+        value = trainer.get(name)
+        if isinstance(value, int | float):
+            require(interval, **{f"trainer.{name}": value})
+    accelerator, devices, num_nodes = trainer.accelerator, trainer.devices, trainer.num_nodes
     gpus = torch.cuda.device_count()
     if accelerator in ("gpu", "cuda") and not gpus:
         msg = f"trainer.accelerator is {accelerator!r}, but torch sees no GPU on this machine; use cpu or auto"

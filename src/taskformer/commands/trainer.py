@@ -15,7 +15,7 @@ from rich.console import Console
 
 from taskformer.callbacks import Checkpoints, Curves, Gallery, Predictions, ResultsTable, RunFolder, WholeCheckpoints
 from taskformer.callbacks.checkpoints import BEST, LAST
-from taskformer.commands.devices import require_devices
+from taskformer.commands.devices import require_possible
 from taskformer.commands.parser import TaskformerParser
 from taskformer.commands.runs import INITIAL, Claim, find_checkpoint, name_run, spell_out
 from taskformer.commands.search import SearchTrainer
@@ -130,7 +130,7 @@ class TaskformerCLI(LightningCLI):
             return
         config = self.config[self.subcommand]
         trainer = config.trainer
-        require_devices(trainer.accelerator, trainer.devices, trainer.num_nodes)
+        require_possible(trainer)
         if self.subcommand == "fit" and not trainer.fast_dev_run:
             ours = config.ckpt_path and Path(config.ckpt_path).resolve().is_relative_to(self._folder.resolve())
             self._claims.append(Claim(self._folder, resumes=bool(config.resume or ours)))
