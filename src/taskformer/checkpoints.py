@@ -1,9 +1,8 @@
 """Loading trained models."""
 
-import importlib
 from pathlib import Path
 
-from taskformer.errors import WeightsError
+from taskformer.errors import ConfigError, WeightsError
 from taskformer.files import read_checkpoint
 from taskformer.modules import MultiTaskModule
 
@@ -16,31 +15,51 @@ def load(path: str | Path, map_location: str = "cpu") -> MultiTaskModule:
         map_location: Device to load to.
 
     Raises:
+        ConfigError: If there is no such device.
         WeightsError: If there is no checkpoint, or it was not written by taskformer.
     """
-    file = _checkpoint_file(Path(path))
+    file = _checkpoint_file(path)
     checkpoint = read_checkpoint(file)
-    module_name, _, class_name = str(checkpoint.get("taskformer_class", "")).rpartition(".")
-    if not module_name:
+    name = checkpoint.get("taskformer_class") if isinstance(checkpoint, dict) else None
+    if not name:
         msg = f"{file} does not name its model's class; only checkpoints of `taskformer fit` can be loaded"
         raise WeightsError(msg)
-    cls = getattr(importlib.import_module(module_name), class_name, None)
-    if not (isinstance(cls, type) and issubclass(cls, MultiTaskModule)):
-        msg = f"{file} names {module_name}.{class_name}, which is not a model of taskformer; load files you trust"
+    known = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in _subclasses(MultiTaskModule)}
+    if name not in known:
+        msg = (
+            f"{file} names the model {name!r}, which is none of {', '.join(sorted(known))}; "
+            "import the file of a model of your own first, a checkpoint never does"
+        )
         raise WeightsError(msg)
-    hyper_parameters = checkpoint["hyper_parameters"]
-    # The checkpoint fills every tensor: nothing has to be downloaded or read first.
-    model = cls(**(hyper_parameters | {"weights": "random"}))
-    model.on_load_checkpoint(checkpoint)
-    model.load_state_dict(checkpoint["state_dict"])
-    return model.to(map_location).eval()
+    try:
+        # The checkpoint fills every tensor: nothing has to be downloaded or read first.
+        model = known[name](**(checkpoint["hyper_parameters"] | {"weights": "random"}))
+        model.on_load_checkpoint(checkpoint)
+        model.load_state_dict(checkpoint["state_dict"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        msg = f"{file} does not fit the model {name}: {' '.join(str(error).split())[:300]}"
+        raise WeightsError(msg) from error
+    try:
+        return model.to(map_location).eval()
+    except (RuntimeError, AssertionError) as error:  # torch's, of devices that do not exist or are not there
+        msg = f"cannot use the device {map_location!r}: {str(error).splitlines()[0]}"
+        raise ConfigError(msg) from error
 
 
-def _checkpoint_file(path: Path) -> Path:
+def _subclasses(base: type[MultiTaskModule]) -> list[type[MultiTaskModule]]:
+    """List all models below a class."""
+    return [cls for child in base.__subclasses__() for cls in (child, *_subclasses(child))]
+
+
+def _checkpoint_file(given: str | Path) -> Path:
     """Find the checkpoint that a path means."""
+    path = Path(given)
     candidates = [path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")] if path.is_dir() else [path]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
+    if "://" in str(given):
+        msg = f"{given} is an address; download the checkpoint yourself and give the file"
+        raise WeightsError(msg)
     msg = f"no checkpoint at {str(path)!r}; expected a .ckpt file or a run folder with checkpoints/best.ckpt in it"
     raise WeightsError(msg)

@@ -4,10 +4,14 @@ Nothing heavy is imported before it is known which command runs, so that ``--hel
 """
 
 import importlib
+import os
 import sys
 
 from taskformer._version import __version__
-from taskformer.errors import TaskformerError, UnknownNameError
+from taskformer.errors import UnknownNameError, mistake
+
+#: Status of a program that Ctrl-C ended, as shells have it.
+INTERRUPTED = 130
 
 #: Name of each command to its module in ``taskformer.commands`` and one line of help.
 COMMANDS = {
@@ -27,10 +31,14 @@ COMMANDS = {
 def main(args: list[str] | None = None) -> None:
     """Run a command; an error that the user can mend is one sentence on standard error and exit status 2.
 
+    Any other error is a bug of ours: it keeps its traceback, which asks to be reported.
+
     Args:
         args: Command line without the program's name; None takes it from ``sys.argv``.
     """
     argv = sys.argv[1:] if args is None else args
+    if args is None and not sys.flags.safe_path and os.getcwd() not in sys.path:  # noqa: PTH109  # sys.path holds text
+        sys.path.insert(0, os.getcwd())  # noqa: PTH109  # the user's own classes, as `python -m taskformer` finds them
     if not argv or argv[0] in ("-h", "--help"):
         sys.stdout.write(overview())
         return
@@ -42,25 +50,16 @@ def main(args: list[str] | None = None) -> None:
             raise UnknownNameError("command", argv[0], COMMANDS)
         module, _ = COMMANDS[argv[0]]
         importlib.import_module(f"taskformer.commands.{module}").main(argv)
+    except KeyboardInterrupt:
+        sys.stderr.write("taskformer: stopped by Ctrl-C\n")
+        sys.exit(INTERRUPTED)
     except Exception as error:
-        reason = _reason(error)
-        if reason is None:
+        sentence = mistake(error)
+        if sentence is None:
+            error.add_note("taskformer: this is a bug, not a mistake of yours; please report all lines above")
             raise
-        sys.stderr.write(f"taskformer: {_sentence(reason)}\n")
+        sys.stderr.write(f"taskformer: {sentence}\n")
         sys.exit(2)
-
-
-def _reason(error: BaseException | None) -> TaskformerError | None:
-    """Find the error meant for the user, which configuration parsers wrap in their own."""
-    while error is not None and not isinstance(error, TaskformerError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def _sentence(error: TaskformerError) -> str:
-    """The error's message; one from a loader process comes wrapped in that process's traceback, as its last line."""
-    text = str(error)
-    return text.rstrip().splitlines()[-1].split(": ", 1)[1] if "\nOriginal Traceback" in text else text
 
 
 def overview() -> str:

@@ -64,6 +64,23 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and value != value else value
 
 
+def inside(folder: Path, name: str, what: str) -> Path:
+    """Return the place of a name below a folder; names that come from data must not lead anywhere else.
+
+    Args:
+        folder: The folder.
+        name: A relative path in it, e.g. ``"a/b"``.
+        what: What the name is of, for the error.
+
+    Raises:
+        ConfigError: If the place is the folder itself or outside.
+    """
+    if not Path(name).parts or Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+        msg = f"{what} {name!r} is no place in {folder}; use a name without '..' that does not start with '/'"
+        raise ConfigError(msg)
+    return folder / name
+
+
 def read_checkpoint(path: Path) -> Any:
     """Read what ``torch.save`` wrote, whole and safely: tensors and plain values, never code.
 

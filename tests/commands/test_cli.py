@@ -86,7 +86,7 @@ def test_files_that_are_no_models_are_refused(tmp_path):
     with pytest.raises(WeightsError, match="does not name its model's class"):
         taskformer.load(tmp_path / "x.ckpt")
     torch.save({"taskformer_class": "subprocess.Popen", "hyper_parameters": {}}, tmp_path / "y.ckpt")
-    with pytest.raises(WeightsError, match=r"subprocess.Popen, which is not a model of taskformer"):
+    with pytest.raises(WeightsError, match=r"the model 'subprocess.Popen', which is none of taskformer.modules"):
         taskformer.load(tmp_path / "y.ckpt")
 
 

@@ -235,5 +235,5 @@ def test_held_out_images_validate_and_do_not_train(root, tmp_path, cached):
 
 
 def test_a_holdout_that_is_no_share_is_refused(root):
-    with pytest.raises(ConfigError, match=r"holdout is a share .* got 1.5"):
+    with pytest.raises(ConfigError, match=r"holdout must be in \[0, 1\), got 1.5"):
         RoomsDataModule(root, holdout=1.5)

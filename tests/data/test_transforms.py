@@ -31,6 +31,7 @@ from taskformer.data.transforms import (
     TaskCompose,
     Transform,
     normalize,
+    require_fixed,
     wanted_guides,
     worker_init,
 )
@@ -381,14 +382,39 @@ def test_every_spatial_transform_is_in_the_plane_test():
     assert {*classes, *(child for parent in classes for child in parent.__subclasses__())} <= tested
 
 
-def test_bad_zooms_are_refused():
-    with pytest.raises(ConfigError, match="RandomScale needs 0 < low <= high"):
-        RandomScale(2.0, 1.0)
-    with pytest.raises(ConfigError, match="RandomScaledCrop needs 0 < low <= high"):
-        RandomScaledCrop(0.0, 1.0, 8, 8)
-    for choices in ([], [1.0, 0.0]):
-        with pytest.raises(ConfigError, match="choices above 0"):
-            RandomScale(choices=choices)
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: RandomScale(2.0, 1.0), "RandomScale needs low <= high"),
+        (lambda: RandomScaledCrop(0.0, 1.0, 8, 8), r"low must be in \(0, inf\), got 0.0"),
+        (lambda: RandomScale(high=float("inf")), r"high must be in \(0, inf\), got inf"),
+        (lambda: RandomScale(choices=[]), "needs some choices or null"),
+        (lambda: RandomScale(choices=[1.0, 0.0]), r"choices must be in \(0, inf\), got \[1.0, 0.0\]"),
+        (lambda: RandomScale(p=float("nan")), r"p must be in \[0, 1\], got nan"),
+        (lambda: RandomHorizontalFlip(1.5), r"p must be in \[0, 1\], got 1.5"),
+        (lambda: RandomRotate(-1.0), r"degrees must be in \[0, 180\], got -1.0"),
+        (lambda: RandomCrop(0, 8), r"height must be in \[1, 32767\], got 0"),
+        (lambda: RandomScaledCrop(1.0, 2.0, 8, 8, max_share=0.0), r"max_share must be in \(0, 1\], got 0.0"),
+        (lambda: RandomScaledCrop(1.0, 2.0, 8, 8, retries=-1), "retries must be in"),
+        (lambda: Pad(8, -8), r"width must be in \[1, 32767\], got -8"),
+        (lambda: Resize(8, 10**9), "width must be in"),
+        (lambda: PhotoMetricDistortion(contrast=1.5), r"contrast must be in \[0, 1\], got 1.5"),
+        (lambda: PhotoMetricDistortion(hue=-1.0), "hue must be in"),
+    ],
+)
+def test_impossible_settings_are_refused(build, message):
+    with pytest.raises(ConfigError, match=message):
+        build()
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [RandomHorizontalFlip(), Pad(8, 8, "random"), PhotoMetricDistortion(), A.GaussNoise(p=1), A.ToGray(p=0.5)],
+)
+def test_what_is_random_is_refused_outside_training(transform):
+    require_fixed([Pad(8, 8), Resize(8, 8), A.ToGray(p=1)])
+    with pytest.raises(ConfigError, match=f"eval_transforms has {type(transform).__name__}, which is random"):
+        require_fixed([Pad(8, 8), A.Sequential([transform])])
 
 
 def test_a_scaled_crop_is_a_crop_of_the_scaled():

@@ -156,6 +156,11 @@ def test_default_head_has_the_released_projection_and_attention_sizes():
     [
         ({"scales": [3]}, r"scales must be 'fused' or some of the backbone's strides \[4, 8, 16, 32\], got \[3\]"),
         ({"embed_dim": 30, "num_heads": 4}, "multiple of num_heads, got embed_dim=30 and num_heads=4"),
+        ({"num_heads": 0}, r"num_heads must be in \[1, inf\), got 0"),
+        ({"num_queries": 0}, "num_queries must be in"),
+        ({"num_blocks": -1}, "num_blocks must be in"),
+        ({"drop_path": 1.0}, r"drop_path must be in \[0, 1\), got 1.0"),
+        ({"encoder_mlp_ratio": 0.001}, "encoder_mlp_ratio must be in"),
     ],
 )
 def test_settings_that_cannot_be_are_explained(options, message):

@@ -375,8 +375,13 @@ def test_autoformers_space_may_choose_the_decoder_too():
         ({"architecture": "nowhere.json"}, ConfigError, "cannot read the architecture 'nowhere.json'"),
         ({"architecture": '{"depth": 1}'}, ConfigError, "lacks embed_dim"),
         ({"weights": "nowhere.ckpt"}, WeightsError, "no file 'nowhere.ckpt'"),
-        ({"distill": 2.0}, ConfigError, "distill is a share"),
-        ({"sharing_warmup": -1.0}, ConfigError, "sharing_warmup is a share"),
+        ({"distill": 2.0}, ConfigError, r"distill must be in \[0, 1\], got 2.0"),
+        ({"sharing_warmup": -1.0}, ConfigError, r"sharing_warmup must be in \[0, 1\]"),
+        ({"layer_decay": 0.0}, ConfigError, r"layer_decay must be in \(0, 1\], got 0.0"),
+        ({"drop_path": 1.0}, ConfigError, r"drop_path must be in \[0, 1\), got 1.0"),
+        ({"image_size": (0, 8)}, ConfigError, r"image_size must be in \[1, inf\), got \(0, 8\)"),
+        ({"patch_size": 0}, ConfigError, "patch_size must be in"),
+        ({"head_width": 0}, ConfigError, "head_width must be in"),
     ],
 )
 def test_mistakes_are_named(changes, error, message):

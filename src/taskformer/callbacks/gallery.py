@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from taskformer.callbacks.run_folder import is_fitting, run_folder
+from taskformer.errors import require
 from taskformer.files import replacing
 from taskformer.modules.base import MEAN, STD, MultiTaskModule
 from taskformer.tasks.colors import Picture, contact_sheet
@@ -23,6 +24,8 @@ class Gallery(Callback):
     """
 
     def __init__(self, images: int = 6, every_n_epochs: int = 5, width: int = 160) -> None:
+        require("[1, inf)", images=images, width=width)
+        require("[0, inf)", every_n_epochs=every_n_epochs)
         self.images = images
         self.every_n_epochs = every_n_epochs
         self.width = width

@@ -29,9 +29,9 @@ class DataParser(ArgumentParser):
         """Raise the reason as a :class:`ConfigError`."""
         from taskformer.commands.parser import explain
 
-        reason = explain(message, self)
-        msg = reason if "--help" in reason else f"{reason}; see `{self.prog} --help`"
-        raise ConfigError(msg) from ex
+        # A part of a configuration has a parser without a program's name.
+        where = f"; see `{self.prog} --help`" if self.prog.startswith("taskformer") else ""
+        raise ConfigError(f"{explain(message, self)}{where}") from ex
 
 
 def main(argv: list[str]) -> None:

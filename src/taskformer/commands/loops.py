@@ -1,6 +1,6 @@
 """Lightning's loop over epochs, mended where it would make a training that goes on another one."""
 
-from lightning.pytorch.loops import _FitLoop
+from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.loop import _Loop
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import sys
 from typing import NoReturn
 
 from jsonargparse import ArgumentParser
@@ -10,6 +11,28 @@ from lightning.pytorch.cli import LightningArgumentParser
 from taskformer.data import MultiTaskDataModule
 from taskformer.errors import ConfigError, UnknownNameError, suggest
 from taskformer.modules import MultiTaskModule
+
+#: Lines of jsonargparse's errors that tell nothing: the members of a union, that null is none of them, and its syntax.
+NOISE = re.compile(
+    r"Does not validate against any|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|Expected a path but|"
+    r"Subclass types expect|a class path \(str\)|a dict with|see `"
+)
+#: Phrases of jsonargparse and what they mean.
+PLAIN = {
+    r"Problem with given class_path '(\S+)':\s*'(\w+)' object has no attribute 'keys'":
+        r"init_args of \1 must be settings by name, got a \2",
+    r"Type \S.* expects a function or a callable class: '(\w+)' object has no attribute 'keys'.*":
+        r"init_args must be settings by name, got a \1",
+    r"Expected a <class '([\w.]+)'>": r"expected \1",
+    r"Expected a typing\.Literal\[(.*?)\]": r"expected one of \1",
+    r'Parser key "([\w.]+)":': r"\1:",
+    r"\. Got value: ": ", got ",
+    r"Not a valid subclass of (\w+)": r"expected a \1: class_path and init_args",
+}  # fmt: skip
+#: Where a union's members are no classes of which one is wanted.
+ABSTRACT = ("typing", "collections.abc")
+#: Most names in a list.
+LISTED = 20
 
 
 class TaskformerParser(LightningArgumentParser):
@@ -22,20 +45,42 @@ class TaskformerParser(LightningArgumentParser):
 
 def explain(message: str, parser: ArgumentParser) -> str:
     """Shorten a parser error to its reason and add the nearest right name."""
-    if wrong := re.search(r"dot import path string: (\S+)", message):
-        classes = [cls.__name__ for base in (MultiTaskModule, MultiTaskDataModule) for cls in _subclasses(base)]
-        return str(UnknownNameError("class", wrong[1], classes))
     if wrong := re.search(r"(?:Option|Key) '([\w.]+)' is not|not accept option '([\w.]+)'", message):
         name = wrong[1] or wrong[2]
         return f"{_key(message)}unknown setting {name!r}{_nearest_setting(name, _flags(parser))}"
-    # Of the errors of a union's members the last is always that the value is not null.
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-    start = next((k + 1 for k, line in enumerate(lines) if line.startswith("Errors:")), 0)
-    reasons = [line for line in lines[start:] if not re.match(r"Expected a <class 'NoneType'>|Given value", line)]
-    reason = " ".join(reasons)
-    unknown = re.search(r"[Uu]nrecogni[sz]ed arguments: -*([\w.]+)", reason)
-    hint = suggest(unknown[1], _flags(parser)) if unknown else ""
-    return f"{_key(message) if start else ''}{reason}{hint}"
+    if wrong := re.search(r"dot import path string: (\S*)", message):
+        return f"{_key(message)}{_unknown_class(wrong[1], message)}"
+    if wrong := re.search(r"[Uu]nrecogni[sz]ed arguments: --([\w.]+)", message):
+        return message + suggest(wrong[1], _flags(parser))
+    return f"{_key(message)}{'; '.join(_reasons(message))}"
+
+
+def _reasons(message: str) -> list[str]:
+    """List what each member of a union says against a value, without what tells nothing."""
+    lines = [line.strip(" -") for line in re.sub(r'^\s*Parser key "[^"]+":', "", message).splitlines()]
+    lines = [line for line in lines if line and not NOISE.match(line)]
+    text = "\n".join(lines)
+    for pattern, words in PLAIN.items():
+        text = re.sub(pattern, words, text)
+    reasons = list(dict.fromkeys(text.splitlines()))
+    # One class given for another is the reason only if no member of the union has a better one.
+    better = [reason for reason in reasons if not re.search("does not correspond to a subclass", reason)]
+    given = re.findall(r"Given value: (.{1,80})$", message, re.MULTILINE)
+    if better and given and ", got " not in better[-1]:
+        better[-1] += f", got {given[-1]}"
+    return better or reasons or [message]
+
+
+def _unknown_class(name: str, message: str) -> str:
+    """Say that a class does not exist, and which ones do where it is wanted, unless they are very many."""
+    wanted = re.findall(r"Subtypes: \[(.*)\]", message)[-1:]
+    names = re.findall(r"([\w.]+)\.(\w+)", " ".join(wanted))
+    bases = [getattr(sys.modules.get(module), base, None) for module, base in names if module not in ABSTRACT]
+    known = {cls.__name__ for base in bases if isinstance(base, type) for cls in _subclasses(base)}
+    known = {cls for cls in known if not cls.startswith("_")}
+    if 0 < len(known) <= LISTED:
+        return str(UnknownNameError("class", name, known))
+    return f"unknown class {name!r}{suggest(name, known)}; give its full path, as in torch.optim.AdamW"
 
 
 def _key(message: str) -> str:

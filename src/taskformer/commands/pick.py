@@ -6,7 +6,7 @@ from rich.console import Console
 
 from taskformer.commands.data import DataParser
 from taskformer.errors import ConfigError
-from taskformer.files import write_json
+from taskformer.files import inside, write_json
 from taskformer.search.objectives import COSTS
 from taskformer.search.results import load_search, name_of, pick, write_architecture
 from taskformer.search.units import describe
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     if not run.is_dir():
         msg = f"there is no run folder {options.run!r}"
         raise ConfigError(msg)
-    folder = run / options.study
+    folder = inside(run, options.study, "the study")
     objectives, records = load_search(folder, options.storage)
     limits = {name: options[name] for name in COSTS if options[name] is not None}
     chosen = pick(records, objectives, limits)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jsonargparse import ArgumentParser
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import track
 
 from taskformer.checkpoints import load
+from taskformer.commands.data import DataParser
 from taskformer.data.images import write_npy, write_png
 from taskformer.data.names import ends_with, examples, files_in, is_hidden
 from taskformer.errors import CorruptFileError, DatasetNotFoundError
@@ -56,7 +56,7 @@ class Predicted:
 
 def main(argv: list[str]) -> None:
     """Parse the command line and predict; status 1 if a photograph could not be read."""
-    parser = ArgumentParser(prog="taskformer predict", description=__doc__)
+    parser = DataParser(prog="taskformer predict", description=__doc__)
     parser.add_argument("model", type=str, help="Run folder (e.g. runs/demo) or checkpoint file.")
     parser.add_argument("images", type=str, nargs="+", help="Image files, or folders of them.")
     parser.add_argument("--out", type=str, default="predictions", help="Folder to write to.")

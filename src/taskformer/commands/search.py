@@ -20,8 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from taskformer.data import MultiTaskDataModule
-from taskformer.errors import ConfigError, UnknownNameError, WeightsError
-from taskformer.files import write_json
+from taskformer.errors import ConfigError, UnknownNameError, WeightsError, require
+from taskformer.files import inside, read_checkpoint, write_json
 from taskformer.models.autotaskformer import Architecture, Supernet
 from taskformer.modules import MultiTaskModule
 from taskformer.search.baselines import Baselines
@@ -170,7 +170,9 @@ class SearchTrainer(Trainer):
             ConfigError: If settings contradict each other or a study that was begun with others.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        _check_counts(generations=generations, population=population, batch=batch)
+        require("[1, inf)", generations=generations, population=population, batch=batch)
+        require("[0, inf)", final=final)
+        require("[1, inf)", **{"latency.batch_size": latency.batch_size, "latency.size": latency.size})
         run = run_folder_of(ckpt_path) or Path(self.default_root_dir)
         require_clean_selection(datamodule, run)
         supernet = load_supernet(model, ckpt_path).to(self.strategy.root_device)
@@ -178,7 +180,7 @@ class SearchTrainer(Trainer):
         size = (images[0]["image"].shape[-2], images[0]["image"].shape[-1])
         wanted = build_objectives(objectives, model.tasks)
         windows = [Window(name, *window) for name, window in vars(constraint).items() if window]
-        folder = run / study
+        folder = inside(run, study, "the study")
         if predictor and "delta_m" not in objectives:
             msg = f"the predictor learns delta_m, which is not among the objectives {list(objectives)}; leave it out"
             raise ConfigError(msg)
@@ -315,9 +317,7 @@ def require_weights(weights: dict[str, float], tasks: Mapping[str, Task]) -> dic
         if name not in tasks:
             kind = "task in task_weights"
             raise UnknownNameError(kind, name, tasks)
-        if not weight > 0:
-            msg = f"task_weights are above 0, got {name}: {weight}; leave a task out of training to leave it out here"
-            raise ConfigError(msg)
+        require("(0, inf)", **{f"task_weights.{name}": weight})  # a task that is not trained is left out here too
     return weights
 
 
@@ -331,12 +331,10 @@ def load_supernet(model: MultiTaskModule, checkpoint: str) -> Supernet:
     if not isinstance(model.network, Supernet):
         msg = f"only an AutoTaskFormer without an architecture of its own can be searched, got {type(model).__name__}"
         raise ConfigError(msg)
-    if not Path(checkpoint).is_file():
-        msg = f"there is no checkpoint {checkpoint!r}; give one of a supernet that `taskformer fit` trained"
-        raise WeightsError(msg)
+    saved = read_checkpoint(Path(checkpoint))
     try:
-        model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
-    except RuntimeError as error:
+        model.load_state_dict(saved["state_dict"])
+    except (KeyError, TypeError, RuntimeError) as error:
         msg = f"{checkpoint} does not fit the configuration: {' '.join(str(error).split())[:300]}"
         raise WeightsError(msg) from error
     return model.network.eval()
@@ -432,11 +430,3 @@ def _require_possible(window: Window, smallest: Mapping[str, float], largest: Ma
             f"the smallest has {low:.4g}, the largest {high:.4g}"
         )
         raise ConfigError(msg)
-
-
-def _check_counts(**counts: int) -> None:
-    """Refuse counts below 1."""
-    for name, count in counts.items():
-        if count < 1:
-            msg = f"{name} is at least 1, got {count}"
-            raise ConfigError(msg)

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from taskformer.callbacks import Checkpoints, Curves, Gallery, Predictions, ResultsTable, RunFolder, Stopping
 from taskformer.callbacks.checkpoints import BEST, LAST, WholeCheckpoints
+from taskformer.commands.devices import require_possible
 from taskformer.commands.loops import EpochLoop
 from taskformer.commands.parser import TaskformerParser
 from taskformer.commands.runs import INITIAL, Claim, find_checkpoint, go_on_after_requeue, name_run, spell_out
@@ -131,6 +132,7 @@ class TaskformerCLI(LightningCLI):
             return
         config = self.config[self.subcommand]
         trainer = config.trainer
+        require_possible(trainer)
         if self.subcommand == "fit" and not trainer.fast_dev_run:
             ours = config.ckpt_path and Path(config.ckpt_path).resolve().is_relative_to(self._folder.resolve())
             self._claims.append(Claim(self._folder, resumes=bool(config.resume or ours)))

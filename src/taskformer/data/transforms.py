@@ -60,7 +60,7 @@ from taskformer.data.geometry import (
     zoom_values,
 )
 from taskformer.data.memory import keep_freed_memory
-from taskformer.errors import ConfigError, InvalidTargetError, UnknownNameError
+from taskformer.errors import ConfigError, InvalidTargetError, UnknownNameError, require
 from taskformer.tasks import IGNORE_INDEX, Task
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the internet for a newer version
@@ -75,6 +75,9 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 #: The mean colour as 8-bit RGB: what padding looks like, close to 0 after normalisation.
 MEAN_COLOR = (124, 116, 104)
+
+#: Sides of an image, in pixels: OpenCV counts them in 16 bits.
+SIDE = "[1, 32767]"
 
 #: All 8-bit values, and what each is after normalisation, one row per channel.
 _LEVELS = np.arange(256, dtype=np.float32)
@@ -106,12 +109,19 @@ class SpatialTransform(A.DualTransform):  # type: ignore[misc]  # albumentations
 
     Args:
         p: Probability that the transform is applied.
+
+    Raises:
+        ConfigError: If a setting is impossible; so do all subclasses.
     """
 
     # Albumentations' own mask targets stay unsupported: it knows no kinds, so it could only treat them wrongly.
     _targets = (A.core.type_definitions.Targets.IMAGE,)
 
+    #: Whether two calls on one image may differ.
+    is_random = True
+
     def __init__(self, p: float = 1.0) -> None:
+        require("[0, 1]", p=p)
         super().__init__(p=p)
 
     def declare(self, kinds: Mapping[str, Kind]) -> None:
@@ -185,11 +195,12 @@ class RandomScale(SpatialTransform):
         p: float = 1.0,
     ) -> None:
         super().__init__(p=p)
-        if not 0 < low <= high:
-            msg = f"{type(self).__name__} needs 0 < low <= high, got low={low} and high={high}"
+        require("(0, inf)", low=low, high=high, choices=choices)
+        if low > high:
+            msg = f"{type(self).__name__} needs low <= high, got low={low} and high={high}"
             raise ConfigError(msg)
-        if choices is not None and not (choices and min(choices) > 0):
-            msg = f"{type(self).__name__} needs choices above 0 or none at all, got choices={choices}"
+        if choices is not None and not choices:
+            msg = f"{type(self).__name__} needs some choices or null, got choices={choices}"
             raise ConfigError(msg)
         self.low = low
         self.high = high
@@ -242,6 +253,9 @@ class RandomScaledCrop(RandomScale):
         rescale_depth: bool = True,
     ) -> None:
         super().__init__(low, high, rescale_depth=rescale_depth)
+        require(SIDE, height=height, width=width)
+        require("(0, 1]", max_share=max_share)
+        require("[0, inf)", retries=retries)
         self.height = height
         self.width = width
         self.max_share = max_share
@@ -275,6 +289,7 @@ class RandomRotate(SpatialTransform):
 
     def __init__(self, degrees: float = 10.0, p: float = 1.0) -> None:
         super().__init__(p=p)
+        require("[0, 180]", degrees=degrees)
         self.degrees = degrees
 
     def draw(self, height: int, width: int) -> dict[str, Any]:
@@ -310,6 +325,7 @@ class RandomCrop(SpatialTransform):
 
     def __init__(self, height: int, width: int, p: float = 1.0) -> None:
         super().__init__(p=p)
+        require(SIDE, height=height, width=width)
         self.height = height
         self.width = width
 
@@ -338,9 +354,11 @@ class Pad(SpatialTransform):
 
     def __init__(self, height: int, width: int, position: Literal["center", "random"] = "center") -> None:
         super().__init__(p=1.0)
+        require(SIDE, height=height, width=width)
         self.height = height
         self.width = width
         self.position = position
+        self.is_random = position == "random"
 
     def draw(self, height: int, width: int) -> dict[str, Any]:
         """Draw the borders."""
@@ -369,8 +387,11 @@ class Resize(SpatialTransform):
         width: New width in pixels.
     """
 
+    is_random = False
+
     def __init__(self, height: int, width: int) -> None:
         super().__init__(p=1.0)
+        require(SIDE, height=height, width=width)
         self.height = height
         self.width = width
 
@@ -409,6 +430,9 @@ class PhotoMetricDistortion(A.ImageOnlyTransform):  # type: ignore[misc]  # albu
         p: float = 0.5,
     ) -> None:
         super().__init__(p=1.0)
+        require("[0, 255]", brightness=brightness)
+        require("[0, 1]", contrast=contrast, saturation=saturation, p=p)
+        require("[0, 360]", hue=hue)
         self.brightness = brightness
         self.contrast = contrast
         self.saturation = saturation
@@ -571,6 +595,28 @@ def wanted_guides(transforms: Sequence[Transform]) -> list[str]:
     """Return the names of the targets that the transforms look at, whether or not they are tasks."""
     crops = (transform for transform in _leaves(transforms) if isinstance(transform, RandomScaledCrop))
     return list(dict.fromkeys(crop.guide for crop in crops if crop.guide))
+
+
+def require_fixed(transforms: Sequence[Transform]) -> None:
+    """Refuse what differs from call to call: an evaluation gives the same numbers every time.
+
+    Raises:
+        ConfigError: Names the transform.
+    """
+    for transform in _leaves(transforms):
+        spatial = isinstance(transform, SpatialTransform)
+        if transform.p < 1 or (transform.is_random if spatial else _draws(transform)):
+            msg = (
+                f"eval_transforms has {type(transform).__name__}, which is random; outside training images are only "
+                "brought to one size, by Pad or Resize"
+            )
+            raise ConfigError(msg)
+
+
+def _draws(transform: A.BasicTransform) -> bool:
+    """Tell whether a transform of albumentations draws parameters."""
+    hooks = ("get_params", "get_params_dependent_on_data")
+    return any(getattr(type(transform), hook) is not getattr(A.BasicTransform, hook) for hook in hooks)
 
 
 def _leaves(transforms: Sequence[Transform]) -> Iterator[A.BasicTransform]:

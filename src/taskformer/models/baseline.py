@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from taskformer.errors import require
 from taskformer.models.layers import TaskPredictor, TaskProjection
 
 
@@ -19,6 +20,9 @@ class BaselineHead(nn.Module):
         strides: Their strides, ascending.
         embed_dim: Channels per task after the projection.
         head_dim: Channels before each task's last layer.
+
+    Raises:
+        ConfigError: If a width is below 1.
     """
 
     def __init__(
@@ -30,6 +34,7 @@ class BaselineHead(nn.Module):
         head_dim: int = 64,
     ) -> None:
         super().__init__()
+        require("[1, inf)", embed_dim=embed_dim, head_dim=head_dim)
         self.project = TaskProjection(channels, len(tasks), embed_dim)
         self.predict = TaskPredictor(tasks, embed_dim, head_dim)
 

@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from taskformer.errors import ConfigError, WeightsError
+from taskformer.errors import ConfigError, WeightsError, require
 from taskformer.files import read_checkpoint
 from taskformer.models.autotaskformer import Architecture, SearchSpace, Supernet
 from taskformer.models.autotaskformer.autoformer import warm_start
@@ -116,7 +116,11 @@ class AutoTaskFormer(MultiTaskModule):
         lr_scheduler: LRSchedulerCallable | None = lambda optimizer: PolyLR(optimizer, power=0.9),
         weight_decay_on: DecayOn = "weights",
     ) -> None:
-        _check_shares(distill=distill, sharing_warmup=sharing_warmup)
+        require("[0, 1]", distill=distill, sharing_warmup=sharing_warmup)
+        require("(0, 1]", layer_decay=layer_decay)
+        require("[0, 1)", drop_path=drop_path)
+        require("[1, inf)", image_size=image_size, patch_size=patch_size, max_relative=max_relative)
+        require("[1, inf)", head_width=head_width)
         choices = {"embed_dims": embed_dims, "depths": depths, "mlp_ratios": mlp_ratios, "num_heads": num_heads}
         decoder = {"num_queries": num_queries, "num_scales": num_scales, "decoder_widths": decoder_widths}
         transformers = _build_space(space, choices, head_dim, len(tasks), sharing, copies)
@@ -313,11 +317,3 @@ def _load_weights(supernet: Supernet, source: str) -> None:
             f"space, head and tasks: {' '.join(str(error).split())[:300]}"
         )
         raise WeightsError(msg) from error
-
-
-def _check_shares(**shares: float) -> None:
-    """Refuse shares outside [0, 1]."""
-    for name, share in shares.items():
-        if not 0 <= share <= 1:
-            msg = f"{name} is a share between 0 and 1, got {share}"
-            raise ConfigError(msg)

@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch.optim import AdamW
 
+from taskformer.errors import require
 from taskformer.models import Backbone, BaselineHead, DenseNetwork
 from taskformer.modules.base import MultiTaskModule, image_tasks, output_channels
 from taskformer.modules.optimisation import DecayOn
@@ -45,6 +46,7 @@ class Baseline(MultiTaskModule):
         weight_decay_on: DecayOn = "weights",
     ) -> None:
         head = partial(BaselineHead, output_channels(tasks), embed_dim=embed_dim, head_dim=head_dim)
+        require("[0, 1)", backbone_drop_path=backbone_drop_path)
         network = DenseNetwork(Backbone(backbone, weights, backbone_drop_path), head, image_tasks(tasks))
         super().__init__(tasks, network, loss_weights, optimizer, lr_scheduler, backbone_lr_scale, weight_decay_on)
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from optuna.trial import TrialState
 
 from taskformer.errors import ConfigError
-from taskformer.files import replacing, write_json
+from taskformer.files import inside, replacing, write_json
 from taskformer.models.autotaskformer import Architecture
 from taskformer.search.drawings import draw_architecture, draw_front, draw_hyper_volume
 from taskformer.search.objectives import COSTS, Candidate, Objective, front, losses
@@ -112,7 +112,7 @@ def name_of(record: Record) -> str:
 
 def write_architecture(folder: Path, name: str, architecture: Architecture) -> Path:
     """Write an architecture as ``fit --model.architecture`` takes it and return the file."""
-    path = folder / "architectures" / f"{name}.json"
+    path = inside(folder / "architectures", f"{name}.json", "the network")
     write_json(path, architecture.to_dict())
     return path
 

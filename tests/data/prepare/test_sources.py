@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -247,6 +248,7 @@ def pack(path, files, links=()):
             archive.mkdir("set")
             for name, content in files.items():
                 info = zipfile.ZipInfo()
+                info.compress_type = zipfile.ZIP_DEFLATED
                 info.filename = info.orig_filename = name
                 archive.writestr(info, content)
             for name, target in links:
@@ -284,6 +286,23 @@ def test_only_wanted_members_are_unpacked_where_they_are_wanted(tmp_path, name):
     places = {"set/train/a.txt": "deep/er/a.txt"}
     assert extract(archive, tmp_path / "out", places.get) == 1
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [tmp_path / "out/deep/er/a.txt"]
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar.gz"])
+def test_an_archive_that_would_fill_the_disk_is_refused(tmp_path, name):
+    archive = pack(tmp_path / name, {"a.txt": b"a", "zeros.txt": bytes(30 << 20)})
+    assert archive.stat().st_size < 1 << 20
+    with pytest.raises(CorruptFileError, match="times its size, which no data set does; nothing was unpacked"):
+        extract(archive, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_room_is_looked_for_before_unpacking(tmp_path, monkeypatch):
+    archive = pack(tmp_path / "x.zip", FILES)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(100, 90, 10))
+    with pytest.raises(DownloadError, match=r"there are 10 free at .*; make room or choose another --out"):
+        extract(archive, tmp_path / "out" / "deeper")
+    assert not (tmp_path / "out").exists()
 
 
 def test_unpacking_continues_with_what_is_missing(tmp_path):

@@ -25,13 +25,18 @@ from torch.utils.data import (
 from taskformer.data.datasets.base import MultiTaskDataset, OnError, Sample
 from taskformer.data.loading import ResumableLoader, SeededSamples, TrainingOrder
 from taskformer.data.memory import shared_empty
-from taskformer.errors import ConfigError, UnknownNameError
+from taskformer.data.parallel import default_workers
+from taskformer.errors import ConfigError, UnknownNameError, require
 from taskformer.tasks import IGNORE_INDEX, Task, build_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from taskformer.data.transforms import Transform
+
+
+#: Loader processes beyond which a machine does nothing but switch between them.
+WORKERS_PER_PROCESSOR = 16
 
 
 class MultiTaskDataModule(LightningDataModule, ABC):
@@ -60,7 +65,7 @@ class MultiTaskDataModule(LightningDataModule, ABC):
 
     Raises:
         UnknownNameError: If a task is not offered.
-        ConfigError: If ``holdout`` is no share.
+        ConfigError: If a setting is impossible, or what is random is among ``eval_transforms``.
     """
 
     name: str
@@ -82,9 +87,15 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         holdout: float = 0.0,
     ) -> None:
         super().__init__()
-        if not 0 <= holdout < 1:
-            msg = f"data.init_args.holdout is a share of the training images in [0, 1), got {holdout}"
-            raise ConfigError(msg)
+        require("[0, 1)", holdout=holdout)
+        require("[1, inf)", batch_size=batch_size)
+        require(f"[0, {WORKERS_PER_PROCESSOR * default_workers()}]", num_workers=num_workers)
+        require("[0, inf)", cache_gb=cache_gb)
+        require("[1, 32767]", size=size)
+        if eval_transforms:
+            from taskformer.data.transforms import require_fixed  # with albumentations, which takes seconds to import
+
+            require_fixed(eval_transforms)
         self.root = root
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -104,6 +115,9 @@ class MultiTaskDataModule(LightningDataModule, ABC):
             if task not in offered:
                 kind = f"task of {type(self).__name__}"
                 raise UnknownNameError(kind, task, offered)
+        if not self.task_names or len(set(self.task_names)) < len(self.task_names):
+            msg = f"data.init_args.tasks names one or more different tasks, got {self.task_names}"
+            raise ConfigError(msg)
 
     def task_offers(self) -> dict[str, dict[str, Any]]:
         """Return the specification of every task that there are labels for, given the options."""

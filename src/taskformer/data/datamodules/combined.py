@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset, Dataset, SequentialSampler
 
 from taskformer.data.datamodules.base import EvaluationBatches, MultiTaskDataModule
 from taskformer.data.datasets.base import Sample
-from taskformer.errors import ConfigError, UnknownNameError
+from taskformer.errors import ConfigError, UnknownNameError, require
 from taskformer.tasks import LabelMapTask, Task, build_task, build_tasks
 
 Specs = dict[str, dict[str, Any]]
@@ -50,6 +50,7 @@ class CombinedDataModule(MultiTaskDataModule):
         batch_size: int = 8,
         num_workers: int = 0,
     ) -> None:
+        require("[1, inf)", repeat=repeat)
         renames = _per_part("rename", rename, parts, default={})
         repeats = _per_part("repeat", repeat, parts, default=1)
         self._offers = merge_tasks(parts, renames)

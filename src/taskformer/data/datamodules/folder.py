@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskformer.data.datamodules.base import MultiTaskDataModule
 from taskformer.data.datasets.folder import Folder, Label
-from taskformer.errors import ConfigError, UnknownNameError
+from taskformer.errors import ConfigError, UnknownNameError, require
 from taskformer.tasks import build_tasks
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class FolderDataModule(MultiTaskDataModule):
         self.sources = default if splits is None else splits
         self.border = border
         self.orientation = orientation
+        require("[0, inf)", border=border)
         for split in self.sources:
             if split not in SPLITS:
                 kind = "split in splits"

@@ -16,6 +16,7 @@ from taskformer.data.geometry import map_kind, resize_image, resize_map
 from taskformer.data.images import File, read_json
 from taskformer.data.names import existing, read_lines
 from taskformer.errors import CorruptFileError, DatasetNotFoundError, InvalidTargetError, TaskformerError
+from taskformer.files import inside
 from taskformer.pictures import Orientation, orientation
 from taskformer.tasks import IGNORE_INDEX, LabelMapTask, Task
 
@@ -80,6 +81,9 @@ class MultiTaskDataset(Dataset[Sample], ABC):
         self.cache: RawSamples | None = None
         self.substitutes = range(0)
         self.ids = self._ids()
+        if isinstance(self.ids, list):  # other sequences have found theirs in the folder
+            for name in self.ids:
+                inside(self.root, name, f"the image of the split {split!r}")
         # Shared between loader processes, so that a broken file is logged by the first one only.
         self._logged = torch.zeros(len(self.ids), dtype=torch.bool).share_memory_() if on_error == "skip" else None
 

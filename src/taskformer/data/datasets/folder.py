@@ -1,6 +1,7 @@
 """Any folder of images and label maps, described by file name patterns instead of code."""
 
 import hashlib
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -242,7 +243,8 @@ class _Decoder:
         for name in _changed(label) - _MEANINGFUL.get(self.kind, _MEANINGFUL_FOR_VALUES) - {"file", "spec"}:
             msg = f"labels.{task.name}.{name} means nothing for a {type(task).__name__} task; leave it out"
             raise ConfigError(msg)
-        if label.divide_by == 0 or sorted(map(abs, label.axes)) != [1, 2, 3]:
+        numbers = math.isfinite(label.divide_by) and math.isfinite(label.add)
+        if label.divide_by == 0 or not numbers or sorted(map(abs, label.axes)) != [1, 2, 3]:
             msg = (
                 f"labels.{task.name} needs divide_by other than 0 and axes that are 1, 2 and 3 in some order and with "
                 f"some signs, got {label.divide_by} and {label.axes}"

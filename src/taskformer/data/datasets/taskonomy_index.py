@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from taskformer.data.names import folders_in, is_hidden, read_text
 from taskformer.errors import ConfigError, DatasetNotFoundError
-from taskformer.files import replacing, write_json
+from taskformer.files import inside, replacing, write_json
 
 SplitList: TypeAlias = Literal["tiny", "medium", "full", "fullplus"]
 Layout: TypeAlias = Literal["building_first", "domain_first"]
@@ -59,7 +59,9 @@ def read_splits(path: Path) -> dict[str, str]:
         if len(chosen) != 1:
             msg = f"{path}: the building {row['id']!r} has {len(chosen)} splits, expected a 1 under one of {SPLITS}"
             raise ConfigError(msg)
-        splits[row["id"].strip()] = chosen[0]
+        building = row["id"].strip()
+        inside(path.parent, building, "the building")
+        splits[building] = chosen[0]
     return splits
 
 

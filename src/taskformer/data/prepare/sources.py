@@ -36,6 +36,8 @@ ATTEMPTS = 5
 #: Seconds before the second attempt; doubled before each further one.
 PAUSE_S = 1.0
 BLOCK = 1 << 20
+#: Largest size of what an archive holds over its own: label maps that are stored as plain arrays shrink to a hundredth.
+LARGEST_RATIO = 300
 #: HTTP statuses that may be gone on the next attempt (RFC 9110, and 429 of RFC 6585).
 TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 RANGE_NOT_SATISFIABLE = 416
@@ -266,14 +268,15 @@ def extract(archive: Path, into: Path, wanted: Callable[[str], str | None] = lam
         Number of wanted files, all of them now there.
 
     Raises:
-        CorruptFileError: If the archive is broken, or one of its members is a link, or would lie outside ``into``;
-            in the latter cases nothing is written.
-        DownloadError: If there is no archive.
+        CorruptFileError: If the archive is broken, or one of its members is a link, would lie outside ``into``, or
+            would fill the disk; in the latter cases nothing is written.
+        DownloadError: If there is no archive, or no room for what it holds.
     """
     if not archive.is_file():
         msg = f"there is no archive at {archive}; put the owner's file there"
         raise DownloadError(msg)
     with _open_archive(archive) as members:
+        _refuse_bomb(archive, members)
         # The last of several members of one name counts, as for tar itself.
         targets = {}
         for member in members:
@@ -284,12 +287,35 @@ def extract(archive: Path, into: Path, wanted: Callable[[str], str | None] = lam
             target = wanted(name) if member.kind == "file" else None
             if target is not None:
                 targets[into / _safe(archive, target)] = member
-        with progress_bar(archive.name, len(targets)) as advance:
-            for path, member in targets.items():
-                if not path.is_file() or path.stat().st_size != member.size:
-                    _unpack(archive, member, path)
+        missing = {
+            path: member for path, member in targets.items() if not path.is_file() or path.stat().st_size != member.size
+        }
+        _require_room(archive, sum(member.size for member in missing.values()), into)
+        with progress_bar(archive.name, len(missing)) as advance:
+            for path, member in missing.items():
+                _unpack(archive, member, path)
                 advance()
     return len(targets)
+
+
+def _refuse_bomb(archive: Path, members: list[_Member]) -> None:
+    """Refuse an archive that holds far more than data can shrink by; no member gives more bytes than it declares."""
+    total, packed = sum(member.size for member in members), archive.stat().st_size
+    if total > LARGEST_RATIO * packed + BLOCK:
+        msg = (
+            f"{archive} would unpack to {total} bytes, {total // packed} times its size, which no data set does; "
+            "nothing was unpacked, get the archive from its owner"
+        )
+        raise CorruptFileError(msg)
+
+
+def _require_room(archive: Path, needed: int, into: Path) -> None:
+    """Refuse to begin what the disk cannot hold."""
+    place = next(folder for folder in into.absolute().parents if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        msg = f"{archive} needs {needed} bytes, there are {free} free at {place}; make room or choose another --out"
+        raise DownloadError(msg)
 
 
 def _safe(archive: Path, name: str) -> str:

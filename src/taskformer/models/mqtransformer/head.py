@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from taskformer.errors import ConfigError
+from taskformer.errors import ConfigError, require
 from taskformer.models.layers import TaskPredictor, TaskProjection, resize
 from taskformer.models.mqtransformer.layers import CrossTaskAttention, Decoder, Encoder
 
@@ -46,7 +46,8 @@ class MQTransformerHead(nn.Module):
         head_dim: Channels before each task's last layer.
 
     Raises:
-        ConfigError: If a scale is not a stride of the backbone, or ``embed_dim`` does not divide by ``num_heads``.
+        ConfigError: If a setting is impossible, a scale is not a stride of the backbone, or ``embed_dim`` does not
+            divide by ``num_heads``.
     """
 
     def __init__(
@@ -68,6 +69,12 @@ class MQTransformerHead(nn.Module):
         head_dim: int = 64,
     ) -> None:
         super().__init__()
+        counts = {"num_queries": num_queries, "num_heads": num_heads, "num_blocks": num_blocks}
+        require("[1, inf)", embed_dim=embed_dim, head_dim=head_dim, **counts)
+        ratios = {"encoder": encoder_mlp_ratio, "cross": cross_mlp_ratio, "decoder": decoder_mlp_ratio}
+        for name, ratio in ratios.items():  # at least one hidden channel
+            require(f"[{1 / embed_dim:g}, inf)", **{f"{name}_mlp_ratio": ratio})
+        require("[0, 1)", drop_path=drop_path, cross_drop_path=cross_drop_path)
         if embed_dim % num_heads:
             msg = f"embed_dim must be a multiple of num_heads, got embed_dim={embed_dim} and num_heads={num_heads}"
             raise ConfigError(msg)
