@@ -282,7 +282,7 @@ def _decode(file: File, seen: bool = False) -> NDArray[Any]:
     if seen and "transparency" in image.info:
         return _load(file, image, "RGBA")
     if _suits_opencv(file, image, seen):
-        pixels = _as_stored(_by_opencv(file), image, _tag(image))
+        pixels = _as_stored(_by_opencv(file), _tag_of_tiff(image))
         # Some files have a fourth channel that means nothing.
         return pixels if pixels.ndim == 2 or image.has_transparency_data else pixels[..., :3]
     return _load(file, image, _mode_of(image))
@@ -314,19 +314,24 @@ def _by_opencv(file: File) -> NDArray[Any]:
 
 def _load(file: File, image: Image.Image, mode: str | None = None) -> NDArray[Any]:
     """Decode what Pillow has opened, in another of its modes if one is given."""
-    tag = _tag(image)  # before it is loaded
+    tag = _tag_of_tiff(image)  # before it is loaded
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             pixels = np.array(image if mode in (None, image.mode) else image.convert(mode))
         except Exception as error:  # Pillow raises whatever the broken bytes make its decoders stumble over
             raise unreadable(file, "picture", error) from error
-    return _as_stored(pixels, image, tag)
+    return _as_stored(pixels, tag)
 
 
-def _as_stored(pixels: NDArray[Any], image: Image.Image, tag: int) -> NDArray[Any]:
-    """Turn the pixels of a TIFF back, which decoders turn upright whether one wants it or not."""
-    return turned(pixels, {6: 8, 8: 6}.get(tag, tag)) if image.format == "TIFF" and tag > 1 else pixels
+def _tag_of_tiff(image: Image.Image) -> int:
+    """Return the orientation tag that decoders obey whether one wants it or not; to look at others may take long."""
+    return _tag(image) if image.format == "TIFF" else 1
+
+
+def _as_stored(pixels: NDArray[Any], tag: int) -> NDArray[Any]:
+    """Turn pixels back that a decoder has turned upright."""
+    return turned(pixels, {6: 8, 8: 6}.get(tag, tag)) if tag > 1 else pixels
 
 
 def _mode_of(image: Image.Image) -> str:
