@@ -263,7 +263,11 @@ def on_two_processes(folder, rooms, fault, *flags):
         process = subprocess.Popen(
             command, cwd=folder, stdout=said, stderr=said, env=environment, start_new_session=True
         )
-        status = process.wait(timeout=200)
+        try:
+            status = process.wait(timeout=200)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
         for _ in range(300):
             if left(process.pid):
                 time.sleep(0.2)
