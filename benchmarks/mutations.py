@@ -456,7 +456,9 @@ def run(case: Case, folder: Path, limit: float) -> Outcome:
         os.killpg(child, signal.SIGKILL)  # what it may have left
     if status is None:
         os.waitpid(child, 0)
-    return judge(status, most, time.monotonic() - start, err.read_text(errors="replace") if err.exists() else "")
+    said = err.read_text(errors="replace") if err.exists() else ""
+    parts = 2 if case.words[0] == "baselines" else 1
+    return judge(status, most, time.monotonic() - start, said, parts)
 
 
 def enter(words: Words, folder: Path, out: Path, err: Path) -> None:
@@ -494,8 +496,8 @@ def count_processes(session: int) -> int:
     return count
 
 
-def judge(status: int | None, most: int, seconds: float, err: str) -> Outcome:
-    """Tell a refusal from a success and both from a bug."""
+def judge(status: int | None, most: int, seconds: float, err: str, parts: int) -> Outcome:
+    """Tell a refusal from a success and both from a bug; a command of several parts may say what each says."""
     lines = [line for line in err.splitlines() if line.strip()]
     sentences = [line for line in lines if line.startswith("taskformer: ")]
     last = (sentences or lines or [""])[-1]
@@ -511,7 +513,7 @@ def judge(status: int | None, most: int, seconds: float, err: str) -> Outcome:
         return Outcome("bug", f"traceback, status {code}: {where}", said[:400])
     if code == 0:
         return Outcome("accepted", f"{seconds:.0f} s", "")
-    if code == 2 and len(sentences) == 1 and lines[-1] == sentences[0] and len(last) < 1100:
+    if code == 2 and len(sentences) in (1, parts) and lines[-1] == sentences[0] and len(last) < 1100:
         return Outcome("refused", f"{seconds:.0f} s", last)
     return Outcome("bug", f"status {code}, {len(sentences)} sentences,", " | ".join(lines[-3:])[:600])
 

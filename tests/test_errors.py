@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +30,11 @@ def occupied_port():
         torch.distributed.TCPStore("127.0.0.1", other.getsockname()[1], 1, is_master=True)
 
 
+def write_to_a_full_disk():
+    with Path("/dev/full").open("wb", buffering=0) as stream:
+        stream.write(b"x")
+
+
 def text_as_image(folder):
     (folder / "x.png").write_text("hello")
     Image.open(folder / "x.png")
@@ -39,7 +45,7 @@ def text_as_image(folder):
     [
         (lambda folder: (folder / "no").read_text(), "/no: No such file or directory"),
         (lambda folder: folder.read_text(), ": Is a directory"),
-        (lambda folder: open("/dev/full", "w", buffering=1).write("x\n"), "No space left on device"),  # noqa: PTH123, SIM115
+        (lambda folder: write_to_a_full_disk(), "No space left on device"),
         (lambda folder: torch.save(torch.zeros(10**6), "/dev/full"), "the disk may be full"),
         (lambda folder: occupied_port(), "EADDRINUSE"),
         (text_as_image, "cannot identify image file"),

@@ -10,7 +10,10 @@ from taskformer.errors import ConfigError, require
 
 #: What says where the other machines are: torchrun, SLURM, or a person.
 LAUNCHED = ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "MASTER_ADDR", "OMPI_COMM_WORLD_SIZE", "JSM_NAMESPACE_SIZE")
+#: Training processes that a processor bears: one, or two to try whether several work.
+PER_PROCESSOR = 2
 
+#: Counts of the trainer, and what they may be.
 COUNTS = {
     "accumulate_grad_batches": "[1, inf)",
     "check_val_every_n_epoch": "[1, inf)",
@@ -42,9 +45,10 @@ def require_possible(trainer: Namespace) -> None:
         raise ConfigError(msg)
     wanted = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
     on_gpus = accelerator in ("gpu", "cuda") or (accelerator == "auto" and gpus)
-    if (on_gpus or accelerator in ("cpu", "auto")) and wanted > (there := gpus if on_gpus else default_workers()):
-        what = "GPUs" if on_gpus else "processors"
-        msg = f"trainer.devices asks for {wanted} processes, this machine has {there} {what}"
+    most = gpus if on_gpus else PER_PROCESSOR * default_workers()
+    if (on_gpus or accelerator in ("cpu", "auto")) and wanted > most:
+        why = "one for each GPU" if on_gpus else f"{PER_PROCESSOR} for each processor"
+        msg = f"trainer.devices asks for {wanted} processes, this machine takes {most}, {why}"
         raise ConfigError(msg)
     if num_nodes not in (None, 1) and not any(name in os.environ for name in LAUNCHED):
         msg = (
