@@ -27,13 +27,12 @@ def fit(tmp_path, monkeypatch, tiny):
     """A command line that trains for seconds, in a folder of its own; nothing may start another process."""
     monkeypatch.chdir(tmp_path)
 
-    start = subprocess.Popen
+    class Watched(subprocess.Popen):
+        def __init__(self, words, *args, **kwargs):
+            assert words[0] != sys.executable, "a process of taskformer was started"
+            super().__init__(words, *args, **kwargs)
 
-    def watched(words, *args, **kwargs):
-        assert words[0] != sys.executable, "a process of taskformer was started"
-        return start(words, *args, **kwargs)
-
-    monkeypatch.setattr(subprocess, "Popen", watched)
+    monkeypatch.setattr(subprocess, "Popen", Watched)
     configs = [f"--config={CONFIGS}/model/baseline.yaml", f"--config={CONFIGS}/data/rooms.yaml"]
     return ["fit", *configs, *tiny, "--name=run"]
 
@@ -91,6 +90,7 @@ def test_mistakes_end_in_a_sentence(fit, words, said, capsys):
         (b"\xd4\x00\xff", "the file is no text"),
         (b"model: [", "expected"),
         (b"!!python/object/apply:os.system ['touch pwned']", "could not determine a constructor"),
+        (b"trainer: -0.5\n", "trainer must be settings by name, got -0.5"),
         (b"model: {class_path: Baselin}\n", "known: AutoTaskFormer, Baseline, MQTransformer"),
         (b"model: {class_path: Baseline, init_args: 3}\n", "init_args of taskformer.modules.Baseline must be settings"),
         (b"data: {class_path: RoomsDataModule, init_args: {batch_size: x}}\n", "batch_size: expected int, got x"),

@@ -1,6 +1,7 @@
 """Whether this machine can run what the trainer is asked for, told before any process is started."""
 
 import os
+from typing import Any
 
 import torch
 from jsonargparse import Namespace
@@ -22,7 +23,7 @@ COUNTS = {
 }
 
 
-def require_possible(trainer: Namespace) -> None:
+def require_possible(trainer: Any) -> None:
     """Refuse what the trainer cannot do here: more processes than there is anything for, machines nobody has named.
 
     Lightning would start a thousand processes on two processors, and wait half an hour for another machine. It divides
@@ -34,6 +35,9 @@ def require_possible(trainer: Namespace) -> None:
     Raises:
         ConfigError: Says what there is.
     """
+    if not isinstance(trainer, Namespace):
+        msg = f"trainer must be settings by name, got {trainer}"
+        raise ConfigError(msg)
     for name, interval in COUNTS.items():
         value = trainer.get(name)
         if isinstance(value, int | float):
