@@ -412,3 +412,20 @@ def test_other_mistakes_are_explained():
         Supernet(toy_space("binary", 2), TASKS)
     with pytest.raises(UnknownNameError, match="unknown head 'linar'"):
         Supernet(toy_space(), TASKS, head="linar")
+
+
+def test_positions_and_tokens_are_free_of_weight_decay():
+    supernet = build()
+    tables = {
+        f"units.{unit}.{copy}.relative.{kind}.{axis}"
+        for unit in (0, 2, 4)
+        for copy in range(3)
+        for kind in ("keys", "values")
+        for axis in ("vertical", "horizontal")
+    }
+    assert supernet.no_weight_decay() == {"stem.cls_token", "stem.pos_embed"} | tables
+    subnet = supernet.extract(REUNITED)
+    names = {name for name, _ in subnet.named_parameters()}
+    assert subnet.no_weight_decay() < names
+    # Attention 0 has the copies 0 and 1, attention 1 the copy 0.
+    assert len(subnet.no_weight_decay()) == 2 + 3 * 4

@@ -10,6 +10,7 @@ from random import Random
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from torch.nn import functional as F
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
@@ -387,6 +388,25 @@ def test_autoformers_space_may_choose_the_decoder_too():
 def test_mistakes_are_named(changes, error, message):
     with pytest.raises(error, match=message):
         build(**changes)
+
+
+def test_a_supernets_positions_serve_another_image_size(tmp_path):
+    source = build()
+    file = tmp_path / "supernet.ckpt"
+    torch.save(
+        {
+            "taskformer_class": "taskformer.modules.autotaskformer.AutoTaskFormer",
+            "hyper_parameters": {"patch_size": 16, "image_size": (32, 48)},
+            "state_dict": source.state_dict(),
+        },
+        file,
+    )
+    network = build(weights=str(file), image_size=(64, 96)).network
+    old, new = source.network.stem.pos_embed, network.stem.pos_embed
+    maps = old[:, 1:].transpose(1, 2).unflatten(2, (2, 3))
+    expected = F.interpolate(maps, (4, 6), mode="bicubic").flatten(2).transpose(1, 2)
+    torch.testing.assert_close(new[:, 1:], expected)
+    torch.testing.assert_close(new[:, :1], old[:, :1])
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path):

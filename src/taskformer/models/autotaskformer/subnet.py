@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from taskformer.models.autotaskformer.heads import Heads
 from taskformer.models.autotaskformer.layers import Grid, RelativePositions, Stem
 from taskformer.models.autotaskformer.space import Architecture
-from taskformer.models.layers import enough_values
 
 #: One copy of a unit: tokens ``(B, N, E)`` and their grid to updated tokens.
 Unit = Callable[[Tensor, Grid], Tensor]
@@ -102,8 +101,7 @@ class Network(nn.Module):
         """Predict from ``(B, 3, H, W)``: ``(B, C_task, H, W)``, or ``(B, C_task)`` for image tasks."""
         height, width = image.shape[-2:]
         padded = self._padded(image)
-        with enough_values(image):
-            outputs = route.heads(self._features(padded, route), (padded.shape[-2], padded.shape[-1]))
+        outputs = route.heads(self._features(padded, route), (padded.shape[-2], padded.shape[-1]))
         return {task: x[..., :height, :width] if x.ndim == 4 else x for task, x in outputs.items()}
 
     def _features(self, image: Tensor, route: Route) -> Maps:
