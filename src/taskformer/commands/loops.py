@@ -19,4 +19,4 @@ class EpochLoop(_FitLoop):
     @restarting.setter
     def restarting(self, restarting: bool) -> None:
         epochs = self.epoch_progress.current
-        _Loop.restarting.fset(self, restarting and epochs.processed < epochs.ready)  # type: ignore[attr-defined]
+        _Loop.restarting.fset(self, restarting and epochs.processed < epochs.ready)  # type: ignore[attr-defined]  # a property has it
