@@ -177,7 +177,7 @@ MISTAKES = [
     (["verify", "folder"], "'folder' needs options that only a file can give: use --config FILE"),
     (["verify", "--config=nowhere.yaml"], "nowhere.yaml is no YAML file with a `data` block"),
     (["verify", "nyud", "--root=nowhere"], "nowhere"),
-    (["verify", "nyud", "--sample=few"], "sample: Expected a <class 'int'>; see `taskformer data verify --help`"),
+    (["verify", "nyud", "--sample=few"], "sample: expected int, got few; see `taskformer data verify --help`"),
     (["verify", "nyud", "--smple=1"], "--smple=1 (did you mean 'sample'?)"),
     (["verify", "rooms", "--tasks=[dept]"], "(did you mean 'depth'?)"),
     (["stats", "rooms", "--tasks=[dept]"], "(did you mean 'depth'?)"),
