@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from taskformer.callbacks.baselines import Comparison
@@ -77,9 +78,10 @@ def better(task: Task, metric: str) -> str:
 
 def screen_table(title: str, scores: Scores) -> Table:
     """Build the table for the terminal."""
-    table = Table(title=title)
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     for heading in scores.header():
-        table.add_column(heading, justify="left" if heading in ("task", "metric", "unit") else "right")
+        text = heading in ("task", "metric", "unit")
+        table.add_column(heading, justify="left" if text else "right", no_wrap=text)  # names are never cut off
     previous = ""
     for row in scores.rows():
         table.add_row(row[0] if row[0] != previous else "", *row[1:])
