@@ -54,16 +54,16 @@ class Scores:
         cells = [_number(value, unit) for value in values]
         if self.comparison and headline:
             reference = self.comparison.references[name]
-            spread = "" if reference.spread is None else f" ± {_number(reference.spread, unit)}"
+            spread = "" if reference.spread is None else f" ± {_number(reference.spread, unit, digits=2)}"
             cells += [_number(reference.value, unit) + spread, f"{self.comparison.improvement[name]:+.2f}"]
         elif self.comparison:
             cells += ["", ""]
         return [name, metric, *cells, unit, better(task, metric) if headline else ""]
 
 
-def _number(value: float, unit: str) -> str:
+def _number(value: float, unit: str, digits: int = 4) -> str:
     """Format a metric; shares are shown in percent."""
-    return f"{value * 100:.2f}" if unit == "%" else f"{value:.4g}"
+    return f"{value * 100:.2f}" if unit == "%" else f"{value:.{digits}g}"
 
 
 def better(task: Task, metric: str) -> str:
@@ -78,7 +78,7 @@ def better(task: Task, metric: str) -> str:
 
 def screen_table(title: str, scores: Scores) -> Table:
     """Build the table for the terminal."""
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in scores.header():
         text = heading in ("task", "metric", "unit")
         table.add_column(heading, justify="left" if text else "right", no_wrap=text)  # names are never cut off
