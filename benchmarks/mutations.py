@@ -513,7 +513,7 @@ def judge(status: int | None, most: int, seconds: float, err: str, parts: int) -
         return Outcome("bug", f"traceback, status {code}: {where}", said[:400])
     if code == 0:
         return Outcome("accepted", f"{seconds:.0f} s", "")
-    if code == 2 and len(sentences) in (1, parts) and lines[-1] == sentences[0] and len(last) < 1100:
+    if code == 2 and len(sentences) in (1, parts) and lines[-1] == sentences[-1] and len(last) < 1100:
         return Outcome("refused", f"{seconds:.0f} s", last)
     return Outcome("bug", f"status {code}, {len(sentences)} sentences,", " | ".join(lines[-3:])[:600])
 
