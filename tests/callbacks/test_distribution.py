@@ -172,7 +172,7 @@ def test_taskformer_test_on_two_processes_gives_the_numbers_of_one(tmp_path, tin
     (rooms / "test.json").write_text(json.dumps(records[:IMAGES]))
     # One image at a time and one thread, so that the network itself computes the same to the last bit.
     configs = [f"--config={ROOT}/configs/{name}.yaml" for name in ("model/baseline", "data/rooms")]
-    flags = [*tiny, f"--data.root={rooms}", "--data.batch_size=1", "--results.per_image=true"]
+    flags = [*tiny, f"--data.root={rooms}", "--data.batch_size=1", "--results.per_image=true", "--ckpt=initial"]
     found = []
     for processes in (1, 2):
         several = ["--trainer.strategy=ddp", f"--trainer.devices={processes}", f"--name=on{processes}"]

@@ -76,3 +76,10 @@ def test_a_new_task_is_one_class_and_one_line(monkeypatch):
     task = build_tasks({"albedo": {}})["albedo"]
     assert isinstance(task, Albedo)
     assert task.channels == 3
+
+
+@pytest.mark.parametrize("kind", ["semseg", "classification"])
+def test_class_names_are_text_or_numbers(kind):
+    assert build_tasks({"it": {"type": kind, "classes": ["a", 1]}})["it"].classes == ["a", "1"]
+    with pytest.raises(ConfigError, match=r"task 'it': class 1 needs a name, got \['b'\]"):
+        build_tasks({"it": {"type": kind, "classes": ["a", ["b"]]}})

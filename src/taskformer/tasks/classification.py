@@ -15,7 +15,7 @@ from taskformer.metrics.protocols import Protocol
 from taskformer.tasks.base import Geometry, Stage, Task
 from taskformer.tasks.colors import INVALID_COLOR, distinct_colors
 from taskformer.tasks.losses import soft_cross_entropy
-from taskformer.tasks.maps import check_shapes
+from taskformer.tasks.maps import check_shapes, class_names
 from taskformer.tasks.registry import register
 
 BAR_HEIGHT = 64
@@ -43,7 +43,7 @@ class Classification(Task):
             message = f"task {name!r} needs a list of at least 2 class names, got {classes!r}"
             raise ConfigError(message)
         super().__init__(name, len(classes), loss_weight)
-        self.classes = list(classes)
+        self.classes = class_names(name, classes)
 
     def check(self, target: Tensor, output: Tensor) -> Tensor:
         """Return the soft labels as ``(B, K)`` float32.

@@ -17,6 +17,19 @@ from taskformer.tasks.colors import INVALID_COLOR, distinct_colors
 MARGIN = 10.0
 
 
+def class_names(task: str, classes: Sequence[object]) -> list[str]:
+    """Return the names of a task's classes as text; numbers, which YAML makes of unquoted ones, too.
+
+    Raises:
+        ConfigError: If one is something else.
+    """
+    for place, name in enumerate(classes):
+        if not isinstance(name, str | int | float):
+            message = f"task {task!r}: class {place} needs a name, got {name!r}"
+            raise ConfigError(message)
+    return [str(name) for name in classes]
+
+
 class LabelMapTask(Task):
     """A task whose target is a map of class ids ``(B, H, W)`` int64 with 255 where there is no label.
 
@@ -38,7 +51,7 @@ class LabelMapTask(Task):
             message = f"task {name!r} needs a list of 2 to {IGNORE_INDEX} class names, got {classes!r}"
             raise ConfigError(message)
         super().__init__(name, len(classes), loss_weight)
-        self.classes = list(classes)
+        self.classes = class_names(name, classes)
         palette = distinct_colors(self.channels) if colors is None else np.asarray(colors)
         if palette.shape != (self.channels, 3) or palette.min() < 0 or palette.max() > 255:
             message = f"task {name!r} has {self.channels} classes and needs as many RGB colors 0..255, got {colors!r}"
