@@ -40,9 +40,7 @@ def require_fitting(checkpoint: Mapping[str, Any], module: "MultiTaskModule") ->
         settings = [
             f"{key} {value!r} there, {module.hparams[key]!r} here"
             for key, value in saved.items()
-            if key in module.hparams
-            and key not in ("tasks", "weights", "loss_weights")
-            and module.hparams[key] != value
+            if key not in NO_SIZES and key in module.hparams and module.hparams[key] != value
         ]
         msg = (
             f"the checkpoint is of a network of other sizes: {_some(settings or differences)}; "
