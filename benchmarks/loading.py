@@ -35,8 +35,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from taskformer.data import MultiTaskDataModule
 from taskformer.data.images import write_npy, write_png
-from taskformer.data.miniature.nyud import write_nyud
 from taskformer.data.surfaces import plane_normals
+from taskformer.datatools.miniature.nyud import write_nyud
 from taskformer.files import write_json, write_text
 
 ROOT = Path(__file__).parent.parent

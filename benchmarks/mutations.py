@@ -176,7 +176,7 @@ def make_work(work: Path) -> None:
     (work / "archives").mkdir()
     with tarfile.open(work / "archives" / "allensville_rgb.tar", "w") as archive:
         archive.add(photo, "rgb/point_0_view_0_domain_rgb.png")
-    from taskformer.data.miniature.nyud import write_nyud
+    from taskformer.datatools.miniature.nyud import write_nyud
 
     write_nyud(work / "nyud", counts={"train": 2, "val": 2})
     net = ["test", "--config=net.yaml", "--ckpt_path=runs/net/checkpoints/last.ckpt", "--name=net"]

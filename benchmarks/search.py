@@ -27,12 +27,12 @@ from taskformer.data import RoomsDataModule
 from taskformer.files import write_json
 from taskformer.models.autotaskformer import Architecture, Supernet
 from taskformer.modules import AutoTaskFormer
-from taskformer.search.evaluate import Evaluator
+from taskformer.search.evaluator import Evaluator
 from taskformer.search.evolution import Evolution
 from taskformer.search.latency import LatencyTable
 from taskformer.search.objectives import Candidate, build_objectives, front
 from taskformer.search.predictor import Predictor
-from taskformer.search.rivals import Rival, Rivals
+from taskformer.search.pruning import Rival, Rivals
 from taskformer.tasks import Task
 
 T = TypeVar("T")

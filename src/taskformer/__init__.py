@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from taskformer._version import __version__
 
 if TYPE_CHECKING:
-    from taskformer.checkpoints import load
     from taskformer.commands.trainer import from_config
+    from taskformer.modules.checkpoints import load
 
 __all__ = ["__version__", "from_config", "load"]
 
-_FUNCTIONS = {"from_config": "taskformer.commands.trainer", "load": "taskformer.checkpoints"}
+_FUNCTIONS = {"from_config": "taskformer.commands.trainer", "load": "taskformer.modules.checkpoints"}
 _PACKAGES = ("callbacks", "data", "metrics", "models", "modules", "tasks")
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import distributed, multiprocessing
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
-from taskformer.callbacks.per_image import ImageScores, write_rows
 from taskformer.data.datamodules.base import EvaluationBatches, collate
+from taskformer.evaluation.per_image import ImageScores, write_rows
 from taskformer.modules.base import class_scores
 from taskformer.tasks import PROTOCOLS, build_tasks
 

@@ -14,10 +14,10 @@ from lightning import Trainer
 from lightning.pytorch import Callback
 
 from taskformer.callbacks import Gallery, Predictions, ResultsTable
-from taskformer.callbacks.baselines import run_facts
 from taskformer.callbacks.results import why_no_delta_m
 from taskformer.data import CombinedDataModule, RoomsDataModule
 from taskformer.errors import DatasetNotFoundError
+from taskformer.evaluation.references import run_facts
 from taskformer.modules import Baseline
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ import pytest
 
 from taskformer.cli import main
 from taskformer.data import NYUD
-from taskformer.data.miniature.nyud import write_nyud
+from taskformer.datatools.miniature.nyud import write_nyud
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from taskformer.cli import main
 from taskformer.commands import data
-from taskformer.data.miniature import writer
+from taskformer.datatools.miniature import writer
 
 ROOT = Path(__file__).parent.parent.parent
 SET_COMMANDS = ("verify", "preview", "stats", "shard")

@@ -16,8 +16,8 @@ from taskformer.callbacks import Predictions
 from taskformer.cli import main
 from taskformer.data import RoomsDataModule
 from taskformer.data.datamodules.pascal_context import PASCALContextDataModule
-from taskformer.data.miniature.pascal_context import write_pascal_context
 from taskformer.data.transforms import Pad
+from taskformer.datatools.miniature.pascal_context import write_pascal_context
 from taskformer.errors import ConfigError
 from taskformer.modules import Baseline
 from taskformer.tasks import PROTOCOLS

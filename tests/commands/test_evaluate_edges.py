@@ -164,7 +164,7 @@ def test_images_before_a_broken_one_are_kept(folders, tmp_path, capsys, monkeypa
 
 def test_several_processes_score_the_same(folders, tmp_path, monkeypatch):
     alone = run(folders, tmp_path / "one.json")
-    monkeypatch.setattr("taskformer.data.parallel.PATIENCE_S", -1.0)
+    monkeypatch.setattr("taskformer.parallel.PATIENCE_S", -1.0)
     assert run(folders, tmp_path / "two.json", "--workers=2") == alone
 
 

@@ -14,7 +14,7 @@ from taskformer.cli import main
 from taskformer.data.datamodules.cityscapes import CityscapesDataModule
 from taskformer.data.datasets.cityscapes import Cityscapes, semseg_labels, table
 from taskformer.data.images import write_npy, write_png
-from taskformer.data.miniature.cityscapes import street, swap_splits, write_cityscapes
+from taskformer.datatools.miniature.cityscapes import street, swap_splits, write_cityscapes
 from taskformer.errors import CorruptFileError, DatasetNotFoundError, InvalidTargetError, UnknownNameError
 from taskformer.tasks import build_tasks
 

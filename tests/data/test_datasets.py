@@ -11,7 +11,7 @@ from taskformer.data.datamodules.base import collate
 from taskformer.data.datamodules.rooms import RoomsDataModule
 from taskformer.data.datasets import MultiTaskDataset, Rooms
 from taskformer.data.transforms import TaskCompose
-from taskformer.data.verify import verify
+from taskformer.datatools.verify import verify
 from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, InvalidTargetError
 from taskformer.tasks import build_tasks
 

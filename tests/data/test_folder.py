@@ -15,7 +15,7 @@ from taskformer.data.datamodules.folder import FolderDataModule
 from taskformer.data.datasets.folder import Folder, Label
 from taskformer.data.images import write_jpg, write_npy, write_png
 from taskformer.data.transforms import Pad, RandomCrop
-from taskformer.data.verify import verify
+from taskformer.datatools.verify import verify
 from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, InvalidTargetError, UnknownNameError
 from taskformer.tasks import build_tasks
 

@@ -12,8 +12,8 @@ import taskformer
 from taskformer.cli import main
 from taskformer.commands.data import PREPARED
 from taskformer.data.images import write_jpg, write_npy, write_png
-from taskformer.data.miniature import writer
-from taskformer.data.verify import verify
+from taskformer.datatools.miniature import writer
+from taskformer.datatools.verify import verify
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "data.md").read_text()

@@ -16,9 +16,9 @@ from taskformer.cli import main
 from taskformer.data.datamodules.nyud import NYUDDataModule
 from taskformer.data.datasets.nyud import CENTER, FOCAL, NYUD, class_names, label_table, official_split, table
 from taskformer.data.images import write_npy, write_png
-from taskformer.data.miniature.nyud import BOXES, LABELS, swap_splits, write_nyud
-from taskformer.data.miniature.scene import scene
 from taskformer.data.surfaces import plane_normals
+from taskformer.datatools.miniature.nyud import BOXES, LABELS, swap_splits, write_nyud
+from taskformer.datatools.miniature.scene import scene
 from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, InvalidTargetError, UnknownNameError
 from taskformer.tasks import build_tasks
 

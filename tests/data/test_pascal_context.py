@@ -30,10 +30,10 @@ from taskformer.data.datasets.pascal_context import (
     read_parts,
 )
 from taskformer.data.images import File, write_mat, write_png
-from taskformer.data.miniature.pascal_context import KINDS, swap_splits, write_pascal_context
-from taskformer.data.miniature.scene import scene
 from taskformer.data.transforms import Pad, TaskCompose
-from taskformer.data.verify import verify
+from taskformer.datatools.miniature.pascal_context import KINDS, swap_splits, write_pascal_context
+from taskformer.datatools.miniature.scene import scene
+from taskformer.datatools.verify import verify
 from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError
 from taskformer.tasks import build_tasks
 

@@ -10,9 +10,9 @@ import torch
 from taskformer.data import shards
 from taskformer.data.datamodules.taskonomy import TaskonomyDataModule
 from taskformer.data.images import File
-from taskformer.data.miniature.taskonomy import write_taskonomy
 from taskformer.data.shards import Record, ShardedDataset, pack, unpack, write_shards
 from taskformer.data.transforms import RandomHorizontalFlip
+from taskformer.datatools.miniature.taskonomy import write_taskonomy
 from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, MissingExtraError
 from taskformer.tasks import build_tasks
 

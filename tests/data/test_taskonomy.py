@@ -25,8 +25,8 @@ from taskformer.data.datasets.taskonomy_index import (
     read_splits,
     read_views,
 )
-from taskformer.data.miniature.scene import scene
-from taskformer.data.miniature.taskonomy import swap_splits, write_taskonomy
+from taskformer.datatools.miniature.scene import scene
+from taskformer.datatools.miniature.taskonomy import swap_splits, write_taskonomy
 from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError
 from taskformer.tasks import build_tasks
 

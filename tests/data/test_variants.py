@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from taskformer.data.datamodules.taskonomy import TaskonomyDataModule
-from taskformer.data.miniature.taskonomy import write_taskonomy
 from taskformer.data.transforms import Pad
 from taskformer.data.variants import SPECS, ImageVariants
+from taskformer.datatools.miniature.taskonomy import write_taskonomy
 from taskformer.tasks import build_tasks
 
 TASKS = build_tasks({**SPECS, "depth": {}})

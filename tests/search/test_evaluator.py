@@ -11,8 +11,8 @@ from torch import nn
 from taskformer.errors import ConfigError
 from taskformer.metrics import delta_m
 from taskformer.models.autotaskformer import Architecture, SearchSpace, Supernet
-from taskformer.search.evaluate import Evaluator
-from taskformer.search.rivals import Rival, Rivals
+from taskformer.search.evaluator import Evaluator
+from taskformer.search.pruning import Rival, Rivals
 from taskformer.tasks import build_tasks
 
 TASKS = build_tasks(

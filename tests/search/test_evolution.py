@@ -9,7 +9,6 @@ import pytest
 
 from taskformer.errors import ConfigError, UnknownNameError
 from taskformer.models.autotaskformer import Architecture, SearchSpace
-from taskformer.search.baselines import Baselines
 from taskformer.search.evolution import Distinct, Evolution
 from taskformer.search.objectives import (
     Candidate,
@@ -22,6 +21,7 @@ from taskformer.search.objectives import (
     front_ranks,
     spread,
 )
+from taskformer.search.references import Baselines
 from taskformer.tasks import build_tasks
 
 QUALITY = Objective("delta_m", "maximize")

@@ -15,10 +15,10 @@ from optuna.trial import TrialState
 
 from taskformer.errors import ConfigError
 from taskformer.models.autotaskformer import SearchSpace
-from taskformer.search.evaluate import Result
+from taskformer.search.evaluator import Result
 from taskformer.search.evolution import Evolution
 from taskformer.search.objectives import Candidate, Objective, Window, best
-from taskformer.search.rivals import NOBODY
+from taskformer.search.pruning import NOBODY
 from taskformer.search.study import STALE, Key, Round, Search, SearchStudy, open_storage, read_records
 
 SPACE = SearchSpace((8, 16, 24), (2, 3, 5), (2.0, 3.5, 4.0), (1, 2), num_tasks=3, sharing="binary")

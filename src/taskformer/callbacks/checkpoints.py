@@ -16,8 +16,8 @@ from torchmetrics import MetricCollection
 
 from taskformer.callbacks.results import why_no_delta_m
 from taskformer.callbacks.run_folder import is_fitting
-from taskformer.callbacks.tables import better
 from taskformer.errors import ConfigError, TaskformerError, UnknownNameError
+from taskformer.evaluation.tables import better
 from taskformer.files import read_checkpoint, replacing
 from taskformer.modules.base import MultiTaskModule
 

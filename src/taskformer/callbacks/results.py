@@ -15,7 +15,10 @@ from torch import distributed
 from torchmetrics import MetricCollection
 
 from taskformer._version import __version__
-from taskformer.callbacks.baselines import (
+from taskformer.callbacks.run_folder import data_module, git_revision, is_fitting, run_folder
+from taskformer.errors import ConfigError, DatasetNotFoundError
+from taskformer.evaluation.per_image import ImageScores, write_rows
+from taskformer.evaluation.references import (
     Comparison,
     Facts,
     Reference,
@@ -23,10 +26,7 @@ from taskformer.callbacks.baselines import (
     find_references,
     run_facts,
 )
-from taskformer.callbacks.per_image import ImageScores, write_rows
-from taskformer.callbacks.run_folder import data_module, git_revision, is_fitting, run_folder
-from taskformer.callbacks.tables import Scores, better, latex_table, markdown_classes, markdown_table, screen_table
-from taskformer.errors import ConfigError, DatasetNotFoundError
+from taskformer.evaluation.tables import Scores, better, latex_table, markdown_classes, markdown_table, screen_table
 from taskformer.files import write_json, write_text
 from taskformer.modules.base import Batch, MultiTaskModule, Results
 from taskformer.modules.recipe import training_recipe

@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from taskformer.callbacks.baselines import Facts, differing, read_entry, task_facts
 from taskformer.callbacks.results import METRICS, read_metrics
 from taskformer.data.images import File, read_json
 from taskformer.errors import ConfigError, TaskformerError
+from taskformer.evaluation.references import Facts, differing, read_entry, task_facts
 from taskformer.files import write_json
 from taskformer.tasks import Task
 

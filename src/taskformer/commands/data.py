@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
 
 
 def _render(args: list[str]) -> None:
-    from taskformer.data.rendering import render_rooms
+    from taskformer.datatools.rendering import render_rooms
 
     auto_cli(render_rooms, args=args, prog="taskformer data render", as_positional=False, parser_class=DataParser)
 
@@ -51,13 +51,13 @@ def _render(args: list[str]) -> None:
 def _prepare(args: list[str]) -> None:
     texts = {name: f"explained by `taskformer data prepare {name} --help`" for name in PREPARED}
     name, rest = _choose(args, "taskformer data prepare", "data set", texts)
-    prepare = getattr(importlib.import_module(f"taskformer.data.prepare.{name}"), f"prepare_{name}")
+    prepare = getattr(importlib.import_module(f"taskformer.datatools.prepare.{name}"), f"prepare_{name}")
     auto_cli(prepare, args=rest, prog=f"taskformer data prepare {name}", as_positional=False, parser_class=DataParser)
 
 
 def _miniature(args: list[str]) -> None:
-    from taskformer.data.miniature import WRITERS, writer
-    from taskformer.data.miniature.faults import FAULTS, plant
+    from taskformer.datatools.miniature import WRITERS, writer
+    from taskformer.datatools.miniature.faults import FAULTS, plant
 
     texts = {name: f"explained by `taskformer data miniature {name} --help`" for name in WRITERS}
     name, rest = _choose(args, "taskformer data miniature", "data set", texts)
@@ -83,7 +83,7 @@ def _verify(args: list[str]) -> None:
     _add_common(parser)
     options = parser.parse_args(args)
     module, tasks = open_data(options)
-    from taskformer.data.verify import verify
+    from taskformer.datatools.verify import verify
 
     report = verify(module, options.sample, options.workers, tasks, options.partial)
     Console().print(report.table())
@@ -101,7 +101,7 @@ def _stats(args: list[str]) -> None:
     _add_common(parser)
     options = parser.parse_args(args)
     module, tasks = open_data(options)
-    from taskformer.data.stats import statistics
+    from taskformer.datatools.stats import statistics
 
     counted = statistics(module, options.split, options.sample, options.workers, tasks)
     for table in counted.tables():
@@ -119,7 +119,7 @@ def _preview(args: list[str]) -> None:
     parser.add_argument("--width", type=int, default=160, help="Width of each picture in pixels.")
     options = parser.parse_args(args)
     module, tasks = open_data(options)
-    from taskformer.data.preview import preview
+    from taskformer.datatools.preview import preview
 
     _say(
         f"wrote {preview(module, Path(options.out), options.split, options.count, options.seed, tasks, options.width)}"

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 
-from taskformer.data.parallel import default_workers
 from taskformer.errors import ConfigError, require
+from taskformer.parallel import default_workers
 
 #: What says where the other machines are: torchrun, SLURM, or a person.
 LAUNCHED = ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "MASTER_ADDR", "OMPI_COMM_WORLD_SIZE", "JSM_NAMESPACE_SIZE")

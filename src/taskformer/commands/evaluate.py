@@ -17,8 +17,8 @@ from rich.table import Table
 from torchmetrics import MetricCollection
 
 from taskformer.commands.data import DataParser, open_data
-from taskformer.data.parallel import default_workers, run_jobs
-from taskformer.data.predictions import (
+from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, UnknownNameError
+from taskformer.evaluation.predictions import (
     SUFFIXES,
     find_predictions,
     is_only_padded,
@@ -26,10 +26,10 @@ from taskformer.data.predictions import (
     taken_as,
     task_folder,
 )
-from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, UnknownNameError
 from taskformer.files import write_json
 from taskformer.metrics.counting import SumMetric
 from taskformer.modules.base import Results
+from taskformer.parallel import default_workers, run_jobs
 from taskformer.tasks import PROTOCOLS, Task, build_tasks
 
 if TYPE_CHECKING:

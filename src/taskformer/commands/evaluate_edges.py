@@ -23,9 +23,8 @@ from scipy.sparse import issparse
 from taskformer.commands.data import DataParser
 from taskformer.data.images import File, holds_array, read_array, read_json, read_mat, read_plane
 from taskformer.data.names import existing, files_in, read_text
-from taskformer.data.parallel import default_workers, run_jobs
-from taskformer.data.predictions import file_name
 from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, MissingExtraError
+from taskformer.evaluation.predictions import file_name
 from taskformer.files import write_json
 from taskformer.metrics.boundaries import (
     COUNTED,
@@ -41,6 +40,7 @@ from taskformer.metrics.boundaries import (
     suppress,
     thin,
 )
+from taskformer.parallel import default_workers, run_jobs
 
 #: Seconds between savings of what has been scored.
 SAVE_EVERY_S = 60.0

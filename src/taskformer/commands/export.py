@@ -11,13 +11,13 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from taskformer.checkpoints import load
 from taskformer.commands.data import DataParser
 from taskformer.errors import ConfigError, MissingExtraError
 from taskformer.files import replacing
 from taskformer.models.autotaskformer import Supernet
 from taskformer.modules import MultiTaskModule
 from taskformer.modules.autotaskformer import read_architecture
+from taskformer.modules.checkpoints import load
 
 #: Largest difference between the file's outputs and the network's, relative to their size.
 TOLERANCE = 1e-3

@@ -8,8 +8,8 @@ from taskformer.commands.data import DataParser
 from taskformer.errors import ConfigError
 from taskformer.files import inside, write_json
 from taskformer.search.objectives import COSTS
+from taskformer.search.quantities import describe
 from taskformer.search.results import load_search, name_of, pick, write_architecture
-from taskformer.search.units import describe
 
 
 def main(argv: list[str]) -> None:

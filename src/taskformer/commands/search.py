@@ -24,16 +24,16 @@ from taskformer.errors import ConfigError, UnknownNameError, WeightsError, requi
 from taskformer.files import inside, read_checkpoint, write_json
 from taskformer.models.autotaskformer import Architecture, Supernet
 from taskformer.modules import MultiTaskModule
-from taskformer.search.baselines import Baselines
-from taskformer.search.evaluate import Evaluator
+from taskformer.search.evaluator import Evaluator
 from taskformer.search.evolution import Evolution
 from taskformer.search.objectives import COSTS, Candidate, Objective, Window, build_objectives, front, spread
 from taskformer.search.predictor import Predictor
+from taskformer.search.pruning import MARGIN
+from taskformer.search.quantities import unit_of
+from taskformer.search.references import Baselines
 from taskformer.search.results import write_results
-from taskformer.search.rivals import MARGIN
 from taskformer.search.rounds import LEARNABLE, baseline_rounds, evolution_rounds, results
 from taskformer.search.study import Costs, Record, Search, SearchStudy, open_storage
-from taskformer.search.units import unit_of
 from taskformer.tasks import Task
 
 if TYPE_CHECKING:

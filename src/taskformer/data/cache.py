@@ -25,10 +25,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from taskformer._version import __version__
 from taskformer.data.datasets.base import IMAGE, MultiTaskDataset, Sample
-from taskformer.data.parallel import progress_bar
 from taskformer.data.transforms import worker_init
 from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, InvalidTargetError
 from taskformer.files import replacing
+from taskformer.parallel import progress_bar
 
 #: Bytes of the numbers that say how long a piece of JSON is.
 _LENGTH = 8

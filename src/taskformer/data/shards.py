@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from taskformer.data.datasets.base import MultiTaskDataset, OnError, Sample
 from taskformer.data.images import File
-from taskformer.data.parallel import default_workers, run_jobs
 from taskformer.errors import (
     ConfigError,
     CorruptFileError,
@@ -31,6 +30,7 @@ from taskformer.errors import (
     MissingExtraError,
 )
 from taskformer.files import write_json
+from taskformer.parallel import default_workers, run_jobs
 from taskformer.seeds import run_seed
 from taskformer.tasks import Task, build_tasks
 

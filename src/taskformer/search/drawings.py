@@ -17,7 +17,7 @@ from taskformer.files import replacing
 from taskformer.models.autotaskformer import Architecture
 from taskformer.models.autotaskformer.sharing import Row, Rows, first_appearance
 from taskformer.search.objectives import Candidate, Objective, front
-from taskformer.search.units import unit_of
+from taskformer.search.quantities import unit_of
 from taskformer.tasks import Task
 
 #: Width of all pictures in inches, and pixels per inch: twice 800 pixels, for sharp screens.

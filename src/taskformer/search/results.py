@@ -17,9 +17,9 @@ from taskformer.files import inside, replacing, write_json
 from taskformer.models.autotaskformer import Architecture
 from taskformer.search.drawings import draw_architecture, draw_front, draw_hyper_volume
 from taskformer.search.objectives import COSTS, Candidate, Objective, front, losses
+from taskformer.search.quantities import describe
 from taskformer.search.rounds import results
 from taskformer.search.study import Record, open_storage, read_records
-from taskformer.search.units import describe
 from taskformer.tasks import Task
 
 #: What evaluates generations of equal numbers of networks, to be compared at equal effort.

@@ -7,10 +7,10 @@ from optuna.trial import TrialState
 
 from taskformer.errors import ConfigError
 from taskformer.models.autotaskformer import Architecture
-from taskformer.search.baselines import Baselines
 from taskformer.search.evolution import RANDOM_ATTEMPTS, Evolution
 from taskformer.search.objectives import Candidate, front
 from taskformer.search.predictor import Predictor
+from taskformer.search.references import Baselines
 from taskformer.search.study import Record, Round
 
 #: Evaluated candidates that a predictor needs before it is asked.

@@ -28,9 +28,9 @@ from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
 from taskformer.errors import ConfigError
 from taskformer.models.autotaskformer import Architecture
-from taskformer.search.evaluate import Result
+from taskformer.search.evaluator import Result
 from taskformer.search.objectives import COSTS, Candidate, Direction, Objective, Window, best, front
-from taskformer.search.rivals import NOBODY, Rival, Rivals
+from taskformer.search.pruning import NOBODY, Rival, Rivals
 
 #: Seconds after which a trial of a process on another machine, which cannot be looked at, counts as left.
 STALE = 1800.0

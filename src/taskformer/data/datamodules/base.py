@@ -25,8 +25,8 @@ from torch.utils.data import (
 from taskformer.data.datasets.base import MultiTaskDataset, OnError, Sample
 from taskformer.data.loading import ResumableLoader, SeededSamples, TrainingOrder
 from taskformer.data.memory import shared_empty
-from taskformer.data.parallel import default_workers
 from taskformer.errors import ConfigError, UnknownNameError, require
+from taskformer.parallel import default_workers
 from taskformer.tasks import IGNORE_INDEX, Task, build_tasks
 
 if TYPE_CHECKING:

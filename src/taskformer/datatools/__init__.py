@@ -1,0 +1,1 @@
+"""What makes and checks data: preparation, miniatures, the rooms' renderer, verification, statistics, previews."""

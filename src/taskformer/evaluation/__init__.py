@@ -1,0 +1,1 @@
+"""What judges predictions: saved maps, the edge benchmark, single-task references and delta_m, significance, tables."""
