@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taskformer.data import RoomsDataModule, parallel, transforms
+from taskformer import parallel
+from taskformer.data import RoomsDataModule, transforms
 from taskformer.data.datamodules import data_modules
 from taskformer.datatools.miniature import writer
 from taskformer.datatools.preview import preview

@@ -9,7 +9,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from taskformer.data import FolderDataModule, MultiTaskDataModule, MultiTaskDataset, RoomsDataModule, parallel
+from taskformer import parallel
+from taskformer.data import FolderDataModule, MultiTaskDataModule, MultiTaskDataset, RoomsDataModule
 from taskformer.data.datamodules import data_modules
 from taskformer.data.datasets.folder import Label
 from taskformer.data.images import read_npy, write_npy, write_png

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from taskformer.data import parallel
+from taskformer import parallel
 from taskformer.datatools.prepare import sources
 from taskformer.datatools.prepare.sources import DownloadError, Source, convert, extract, fetch
 from taskformer.errors import ConfigError, CorruptFileError, TaskformerError
@@ -451,7 +451,7 @@ def test_an_interrupt_leaves_nothing_half_written(tmp_path):
         import signal, sys, time
         from functools import partial
         from pathlib import Path
-        from taskformer.data import parallel
+        from taskformer import parallel
         from taskformer.datatools.prepare.sources import convert
         from taskformer.files import replacing
 
