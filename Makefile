@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE = 1
+# Tests run on all processors; one that has no test left takes some of another's.
+PARALLEL := -n auto --dist worksteal
 .PHONY: help setup demo test test-all lint format typecheck notebooks bench clean
 
 help: ## list the targets
@@ -22,10 +24,10 @@ demo: setup ## train MQTransformer on the rooms for a few minutes, test it, show
 	$(BIN)/taskformer test runs/demo
 
 test: setup ## the tests, without the slow ones
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: setup ## all tests
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
 
 lint: setup ## style
 	$(BIN)/ruff check .

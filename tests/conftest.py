@@ -10,6 +10,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # `make test` runs a process on each processor: more threads would only wait
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ROOT / "data" / "rooms"
