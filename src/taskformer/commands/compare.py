@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import bootstrap
 
-from taskformer.commands.data import DataParser
 from taskformer.errors import ConfigError
 from taskformer.files import write_json
+from taskformer.parsing import Parser
 
 #: Resampled values that are in memory at a time.
 BATCH_VALUES = 10**7
@@ -72,7 +72,7 @@ class ScoredRun:
 
 def main(argv: list[str]) -> None:
     """Compare two runs image by image."""
-    parser = DataParser(
+    parser = Parser(
         prog="taskformer compare",
         description="Compare two tested runs image by image: mean differences with paired bootstrap 95 % intervals.",
     )

@@ -7,31 +7,20 @@ import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
-from jsonargparse import ArgumentParser, Namespace, auto_cli
+from jsonargparse import Namespace, auto_cli
 from rich.console import Console
 
 from taskformer.errors import ConfigError, UnknownNameError
 from taskformer.files import write_json
+from taskformer.parsing import Parser
 
 if TYPE_CHECKING:
     from taskformer.data import MultiTaskDataModule
 
 #: The data sets that are prepared from what their owners publish.
 PREPARED = ("nyud", "pascal_context", "cityscapes", "taskonomy")
-
-
-class DataParser(ArgumentParser):
-    """A parser whose errors are one sentence, see :func:`taskformer.cli.main`."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise the reason as a :class:`ConfigError`."""
-        from taskformer.commands.parser import explain
-
-        # A part of a configuration has a parser without a program's name.
-        where = f"; see `{self.prog} --help`" if self.prog.startswith("taskformer") else ""
-        raise ConfigError(f"{explain(message, self)}{where}") from ex
 
 
 def main(argv: list[str]) -> None:
@@ -45,14 +34,14 @@ def main(argv: list[str]) -> None:
 def _render(args: list[str]) -> None:
     from taskformer.datatools.rendering import render_rooms
 
-    auto_cli(render_rooms, args=args, prog="taskformer data render", as_positional=False, parser_class=DataParser)
+    auto_cli(render_rooms, args=args, prog="taskformer data render", as_positional=False, parser_class=Parser)
 
 
 def _prepare(args: list[str]) -> None:
     texts = {name: f"explained by `taskformer data prepare {name} --help`" for name in PREPARED}
     name, rest = _choose(args, "taskformer data prepare", "data set", texts)
     prepare = getattr(importlib.import_module(f"taskformer.datatools.prepare.{name}"), f"prepare_{name}")
-    auto_cli(prepare, args=rest, prog=f"taskformer data prepare {name}", as_positional=False, parser_class=DataParser)
+    auto_cli(prepare, args=rest, prog=f"taskformer data prepare {name}", as_positional=False, parser_class=Parser)
 
 
 def _miniature(args: list[str]) -> None:
@@ -61,7 +50,7 @@ def _miniature(args: list[str]) -> None:
 
     texts = {name: f"explained by `taskformer data miniature {name} --help`" for name in WRITERS}
     name, rest = _choose(args, "taskformer data miniature", "data set", texts)
-    parser = DataParser(prog=f"taskformer data miniature {name}", description=f"Write a miniature copy of {name}.")
+    parser = Parser(prog=f"taskformer data miniature {name}", description=f"Write a miniature copy of {name}.")
     parser.add_argument("--out", type=str, required=True, help="Folder to write to: a new or an empty one.")
     parser.add_argument("--fault", type=str | None, help=f"Also damage it: {', '.join(FAULTS)}.")
     parser.add_function_arguments(writer(name), skip={"root"})
@@ -164,9 +153,9 @@ def _choose(args: list[str], prog: str, kind: str, texts: dict[str, str]) -> tup
     return args[0], args[1:]
 
 
-def _data_parser(command: str, description: str) -> DataParser:
+def _data_parser(command: str, description: str) -> Parser:
     """Build a parser with the arguments that name a data set."""
-    parser = DataParser(prog=f"taskformer data {command}", description=description)
+    parser = Parser(prog=f"taskformer data {command}", description=description)
     parser.add_argument("name", type=str | None, nargs="?", help="Short name of the data set, e.g. nyud or rooms.")
     parser.add_argument("--config", type=str | None, help="Instead of a name: a YAML file with the data set's options, "
                         "e.g. configs/data/nyud.yaml, or config.yaml of a run.")  # fmt: skip
@@ -178,49 +167,25 @@ def _data_parser(command: str, description: str) -> DataParser:
     return parser
 
 
-def _add_common(parser: DataParser) -> None:
+def _add_common(parser: Parser) -> None:
     parser.add_argument("--workers", type=int | None, help="Number of processes; one per processor by default.")
     parser.add_argument("--json", type=str | None, help="Also write everything to this JSON file.")
 
 
 def open_data(options: Namespace) -> "tuple[MultiTaskDataModule, list[str] | None]":
     """Build the data module that the command line names; the tasks are None where nobody has chosen any."""
+    from taskformer.data.configured import data_module
     from taskformer.data.datamodules import data_modules
 
     if (options.name is None) == (options.config is None):
         msg = f"give the name of a data set ({', '.join(sorted(data_modules()))}) or --config FILE"
         raise ConfigError(msg)
-    chosen = {key: options[key] for key in ("root", "tasks") if options[key] is not None}
-    if options.config is not None:
-        module = _from_config(Path(options.config), chosen)
-        return module, module.task_names
-    if options.name not in data_modules():
+    if options.name is not None and options.name not in data_modules():
         kind = "data set"
         raise UnknownNameError(kind, options.name, data_modules())
-    try:
-        return data_modules()[options.name](**chosen), options.tasks
-    except TypeError as error:
-        msg = f"the data set {options.name!r} needs options that only a file can give: use --config FILE ({error})"
-        raise ConfigError(msg) from error
-
-
-def _from_config(path: Path, chosen: dict[str, Any]) -> "MultiTaskDataModule":
-    """Build the data module of a configuration's ``data`` block, as ``fit`` would."""
-    import yaml
-
-    from taskformer.data import MultiTaskDataModule
-
-    try:
-        block = yaml.safe_load(path.read_text())["data"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        msg = f"{path} is no YAML file with a `data` block ({type(error).__name__}: {' '.join(str(error).split())})"
-        raise ConfigError(msg) from error
-    block = {"class_path": block} if isinstance(block, str) else block
-    block["init_args"] = (block.get("init_args") or {}) | chosen
-    parser = DataParser(prog="taskformer fit")  # whose --data.help explains the options
-    parser.add_subclass_arguments(MultiTaskDataModule, "data")
-    module: MultiTaskDataModule = parser.instantiate(parser.parse_object({"data": block})).data
-    return module
+    chosen = {key: options[key] for key in ("root", "tasks") if options[key] is not None}
+    module = data_module(options.name or options.config, **chosen)
+    return module, options.tasks if options.name else module.task_names
 
 
 def _say(text: str) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torchmetrics import MetricCollection
 
-from taskformer.commands.data import DataParser, open_data
+from taskformer.commands.data import open_data
 from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, UnknownNameError
 from taskformer.evaluation.predictions import (
     SUFFIXES,
@@ -30,6 +30,7 @@ from taskformer.files import write_json
 from taskformer.metrics.counting import SumMetric
 from taskformer.modules.base import Results
 from taskformer.parallel import default_workers, run_jobs
+from taskformer.parsing import Parser
 from taskformer.tasks import PROTOCOLS, Task, build_tasks
 
 if TYPE_CHECKING:
@@ -91,8 +92,8 @@ def main(argv: list[str]) -> None:
         write_json(Path(options.json), asdict(found))
 
 
-def _parser() -> DataParser:
-    parser = DataParser(prog="taskformer evaluate", description=__doc__)
+def _parser() -> Parser:
+    parser = Parser(prog="taskformer evaluate", description=__doc__)
     parser.add_argument("predictions", type=str, help="Folder with a folder of files for each task, named by the "
                         "images' identifiers; or a run's folder that has them in predictions.")  # fmt: skip
     parser.add_argument("--data", type=str | None, help="Short name of the data set, e.g. nyud; by default the run's.")

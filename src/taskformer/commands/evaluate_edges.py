@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.table import Table
 from scipy.sparse import issparse
 
-from taskformer.commands.data import DataParser
 from taskformer.data.images import File, holds_array, read_array, read_json, read_mat, read_plane
 from taskformer.data.names import existing, files_in, read_text
 from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, MissingExtraError
@@ -41,6 +40,7 @@ from taskformer.metrics.boundaries import (
     thin,
 )
 from taskformer.parallel import default_workers, run_jobs
+from taskformer.parsing import Parser
 
 #: Seconds between savings of what has been scored.
 SAVE_EVERY_S = 60.0
@@ -100,8 +100,8 @@ def main(argv: list[str]) -> None:
     Console().print(screen_table(report))
 
 
-def _parser() -> DataParser:
-    parser = DataParser(prog="taskformer evaluate edges", description=__doc__)
+def _parser() -> Parser:
+    parser = Parser(prog="taskformer evaluate edges", description=__doc__)
     parser.add_argument("--pred", type=str, required=True, help="Folder of the predictions: ID.png (grey levels) or "
                         "ID.npy (probabilities in [0, 1]), of the size of the true edges.")  # fmt: skip
     parser.add_argument("--gt", type=str, required=True, help="Folder of the true edges: ID.png (an edge is what is "

@@ -11,13 +11,13 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from taskformer.commands.data import DataParser
 from taskformer.errors import ConfigError, MissingExtraError
 from taskformer.files import replacing
 from taskformer.models.autotaskformer import Supernet
 from taskformer.modules import MultiTaskModule
 from taskformer.modules.autotaskformer import read_architecture
 from taskformer.modules.checkpoints import load
+from taskformer.parsing import Parser
 
 #: Largest difference between the file's outputs and the network's, relative to their size.
 TOLERANCE = 1e-3
@@ -44,7 +44,7 @@ class Outputs(nn.Module):
 
 def main(argv: list[str]) -> None:
     """Parse the command line and export."""
-    parser = DataParser(prog="taskformer export", description=__doc__)
+    parser = Parser(prog="taskformer export", description=__doc__)
     parser.add_argument("model", type=str, help="Run folder (e.g. runs/demo) or checkpoint file.")
     parser.add_argument("--out", type=str, default="model.onnx", help="File to write.")
     parser.add_argument("--architecture", type=str | None, help="Of a supernet: JSON file of the sub-network; by "

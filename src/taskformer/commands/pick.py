@@ -4,9 +4,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from taskformer.commands.data import DataParser
 from taskformer.errors import ConfigError
 from taskformer.files import inside, write_json
+from taskformer.parsing import Parser
 from taskformer.search.objectives import COSTS
 from taskformer.search.quantities import describe
 from taskformer.search.results import load_search, name_of, pick, write_architecture
@@ -14,7 +14,7 @@ from taskformer.search.results import load_search, name_of, pick, write_architec
 
 def main(argv: list[str]) -> None:
     """Pick a network and write its architecture."""
-    parser = DataParser(
+    parser = Parser(
         prog="taskformer search pick",
         description="Print the best network for a budget of all that a search has evaluated, also while it runs, and "
         "the file that `taskformer fit --model.architecture` takes. Nothing is searched.",

@@ -14,12 +14,12 @@ from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import track
 
-from taskformer.commands.data import DataParser
 from taskformer.data.images import write_npy, write_png
 from taskformer.data.names import ends_with, examples, files_in, is_hidden
 from taskformer.errors import CorruptFileError, DatasetNotFoundError
 from taskformer.files import replacing
 from taskformer.modules.checkpoints import load
+from taskformer.parsing import Parser
 from taskformer.pictures import IMAGE_SUFFIXES, read_picture
 from taskformer.tasks import Task
 from taskformer.tasks.colors import contact_sheet
@@ -56,7 +56,7 @@ class Predicted:
 
 def main(argv: list[str]) -> None:
     """Parse the command line and predict; status 1 if a photograph could not be read."""
-    parser = DataParser(prog="taskformer predict", description=__doc__)
+    parser = Parser(prog="taskformer predict", description=__doc__)
     parser.add_argument("model", type=str, help="Run folder (e.g. runs/demo) or checkpoint file.")
     parser.add_argument("images", type=str, nargs="+", help="Image files, or folders of them.")
     parser.add_argument("--out", type=str, default="predictions", help="Folder to write to.")

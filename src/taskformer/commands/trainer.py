@@ -17,13 +17,13 @@ from taskformer.callbacks import Checkpoints, Curves, Gallery, Predictions, Resu
 from taskformer.callbacks.checkpoints import BEST, LAST, WholeCheckpoints
 from taskformer.commands.devices import require_possible
 from taskformer.commands.loops import EpochLoop
-from taskformer.commands.parser import TaskformerParser
 from taskformer.commands.runs import INITIAL, Claim, find_checkpoint, go_on_after_requeue, name_run, spell_out
 from taskformer.commands.search import SearchTrainer
 from taskformer.data import MultiTaskDataModule
 from taskformer.errors import ConfigError
 from taskformer.files import read_checkpoint
 from taskformer.modules import MultiTaskModule
+from taskformer.parsing import OneSentence
 
 # LightningCLI calls functions that jsonargparse has renamed; that is between the two of them, not for our users.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -57,6 +57,10 @@ def from_config(*configs: str | Path, overrides: Sequence[str] = ()) -> tuple[Mu
     return cli.model, cli.datamodule
 
 
+class TrainingParser(OneSentence, LightningArgumentParser):
+    """LightningCLI's parser, with errors of one sentence."""
+
+
 class TaskformerCLI(LightningCLI):
     """LightningCLI with linked tasks, run folders, results table and gallery.
 
@@ -85,7 +89,7 @@ class TaskformerCLI(LightningCLI):
             trainer_class=SearchTrainer,
             trainer_defaults={"max_epochs": 20},
             seed_everything_default=0,
-            parser_class=TaskformerParser,
+            parser_class=TrainingParser,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             args=args,

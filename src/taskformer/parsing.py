@@ -1,4 +1,7 @@
-"""LightningCLI's parser with errors that fit on a line."""
+"""Command lines and YAML blocks to typed settings; whatever is wrong with them is one sentence.
+
+Every parser of ours is a :class:`Parser`, or has :class:`OneSentence` among its bases.
+"""
 
 import inspect
 import re
@@ -6,11 +9,8 @@ import sys
 from typing import NoReturn
 
 from jsonargparse import ArgumentParser
-from lightning.pytorch.cli import LightningArgumentParser
 
-from taskformer.data import MultiTaskDataModule
 from taskformer.errors import ConfigError, UnknownNameError, suggest
-from taskformer.modules import MultiTaskModule
 
 #: Lines of jsonargparse's errors that tell nothing: the members of a union, that null is none of them, and its syntax.
 NOISE = re.compile(
@@ -35,19 +35,39 @@ ABSTRACT = ("typing", "collections.abc")
 LISTED = 20
 
 
-class TaskformerParser(LightningArgumentParser):
-    """LightningCLI's parser with short errors: the reason and the nearest right name, not pages of usage."""
+class OneSentence(ArgumentParser):
+    """A parser whose errors are one sentence: the reason and the nearest right name, not pages of usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the reason as a :class:`ConfigError`."""
         raise ConfigError(explain(message, self)) from ex
 
 
+class Parser(OneSentence):
+    """The parser of a command that has no configuration, or of a part of one.
+
+    Example:
+        >>> parser = Parser(prog="taskformer shout")
+        >>> _ = parser.add_argument("--loudness", type=int, default=1)
+        >>> parser.parse_args(["--loudness=3"]).loudness
+        3
+        >>> parser.parse_args(["--loudness=x"])
+        Traceback (most recent call last):
+        taskformer.errors.ConfigError: loudness: expected int, got x; see `taskformer shout --help`
+    """
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the reason as a :class:`ConfigError`, and say where the arguments are explained."""
+        # A part of a configuration has a parser without a program's name.
+        where = f"; see `{self.prog} --help`" if self.prog.startswith("taskformer") else ""
+        raise ConfigError(f"{explain(message, self)}{where}") from ex
+
+
 def explain(message: str, parser: ArgumentParser) -> str:
     """Shorten a parser error to its reason and add the nearest right name."""
     if wrong := re.search(r"(?:Option|Key) '([\w.]+)' is not|not accept option '([\w.]+)'", message):
         name = wrong[1] or wrong[2]
-        return f"{_key(message)}unknown setting {name!r}{_nearest_setting(name, _flags(parser))}"
+        return f"{_key(message)}unknown setting {name!r}{_nearest_setting(name, parser)}"
     if wrong := re.search(r"dot import path string: (\S*)", message):
         return f"{_key(message)}{_unknown_class(wrong[1], message)}"
     if wrong := re.search(r"[Uu]nrecogni[sz]ed arguments: --([\w.]+)", message):
@@ -76,7 +96,7 @@ def _unknown_class(name: str, message: str) -> str:
     wanted = re.findall(r"Subtypes: \[(.*)\]", message)[-1:]
     names = re.findall(r"([\w.]+)\.(\w+)", " ".join(wanted))
     bases = [getattr(sys.modules.get(module), base, None) for module, base in names if module not in ABSTRACT]
-    known = {cls.__name__ for base in bases if isinstance(base, type) for cls in _subclasses(base)}
+    known = {cls.__name__ for base in bases if isinstance(base, type) for cls in subclasses(base)}
     known = {cls for cls in known if not cls.startswith("_")}
     if 0 < len(known) <= LISTED:
         return str(UnknownNameError("class", name, known))
@@ -89,31 +109,40 @@ def _key(message: str) -> str:
     return f"{found[1]}: " if found else ""
 
 
-def _nearest_setting(name: str, flags: set[str]) -> str:
+def _nearest_setting(name: str, parser: ArgumentParser) -> str:
     """Suggest the right name for a setting, whose mistake may be in its first part or its last."""
+    flags = _flags(parser)
     groups = {flag.split(".")[0] for flag in flags}
     first, *rest = name.split(".")
     if rest and first not in groups:
         return suggest(first, groups)
-    return suggest(name, flags) or suggest(name.rsplit(".", 1)[-1], _settings())
+    return suggest(name, flags) or suggest(name.rsplit(".", 1)[-1], _class_settings(parser))
 
 
 def _flags(parser: ArgumentParser) -> set[str]:
     """Dotted names of the settings of a parser and its subcommands, e.g. ``trainer.max_epochs``."""
-    flags = {action.dest for action in parser._actions}
-    for action in parser._actions:
-        if isinstance(action.choices, dict):
-            flags |= {flag for subparser in action.choices.values() for flag in _flags(subparser)}
-    return flags
+    return {action.dest for one in _parsers(parser) for action in one._actions}
 
 
-def _settings() -> set[str]:
-    """Every name that a setting of some model or data set has."""
-    classes = [cls for base in (MultiTaskModule, MultiTaskDataModule) for cls in _subclasses(base)]
+def _class_settings(parser: ArgumentParser) -> set[str]:
+    """Names of the settings of every class that a setting of a parser or its subcommands may be, e.g. a model's."""
+    types = [getattr(action, "_typehint", None) for one in _parsers(parser) for action in one._actions]
+    classes = [cls for base in types if isinstance(base, type) for cls in subclasses(base)]
     return {name for cls in classes for name in inspect.signature(cls).parameters}
 
 
-def _subclasses(base: type) -> list[type]:
-    """All concrete classes below a base class."""
+def _parsers(parser: ArgumentParser) -> list[ArgumentParser]:
+    """List a parser and those of its subcommands."""
+    choices = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
+    return [parser, *(each for names in choices for below in names.values() for each in _parsers(below))]
+
+
+def subclasses(base: type) -> list[type]:
+    """List all classes below a class that have been imported.
+
+    Example:
+        >>> subclasses(bool)
+        []
+    """
     children: list[type] = base.__subclasses__()
-    return children + [cls for child in children for cls in _subclasses(child)]
+    return children + [cls for child in children for cls in subclasses(child)]
