@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from taskformer.errors import ConfigError, MissingExtraError
 from taskformer.files import replacing
-from taskformer.models.autotaskformer import Supernet
+from taskformer.models.autotaskformer import Architecture, Supernet
 from taskformer.modules import MultiTaskModule
-from taskformer.modules.autotaskformer import read_architecture
 from taskformer.modules.checkpoints import load
 from taskformer.parsing import Parser
 
@@ -94,7 +93,7 @@ def _network(module: MultiTaskModule, architecture: str | None) -> nn.Module:
     """Return what is exported: of a supernet one plain sub-network."""
     if isinstance(module.network, Supernet):
         space = module.network.space
-        chosen = space.largest() if architecture is None else read_architecture(architecture, len(module.tasks))
+        chosen = space.largest() if architecture is None else Architecture.read(architecture, len(module.tasks))
         return module.network.extract(chosen)
     if architecture is not None:
         msg = (

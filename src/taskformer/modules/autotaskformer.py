@@ -139,7 +139,7 @@ class AutoTaskFormer(MultiTaskModule):
             supernet.warm_start_copies()
         else:
             _load_weights(supernet, weights)
-        single = None if architecture is None else read_architecture(architecture, len(tasks))
+        single = None if architecture is None else Architecture.read(architecture, len(tasks))
         network: nn.Module = supernet if single is None else supernet.extract(single)
         super().__init__(tasks, network, loss_weights, optimizer, lr_scheduler, 1.0, weight_decay_on)
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
@@ -268,20 +268,6 @@ def _build_space(
 def _given(choices: Mapping[str, list[Any] | None]) -> dict[str, Any]:
     """Leave out choices that the user did not make."""
     return {key: tuple(values) for key, values in choices.items() if values is not None}
-
-
-def read_architecture(source: str, num_tasks: int) -> Architecture:
-    """Read an architecture from a JSON file, or from the JSON text that checkpoints hold."""
-    text = source
-    try:
-        if not source.lstrip().startswith("{"):
-            text = Path(source).read_text(encoding="utf-8")
-    except OSError as error:
-        msg = f"cannot read the architecture {source!r}: {error.strerror}; give a JSON file with embed_dim, depth, ..."
-        raise ConfigError(msg) from error
-    architecture = Architecture.from_json(text)
-    # One task, the reference of several in the same network, has nobody to share with.
-    return architecture if num_tasks > 1 else replace(architecture, sharing=())
 
 
 def _load_weights(supernet: Supernet, source: str) -> None:

@@ -143,7 +143,7 @@ def draw_architecture(path: Path, architecture: Architecture, tasks: Sequence[st
         title: What to write above it.
     """
     depth = architecture.depth
-    rows = architecture.sharing or ((0,) * len(tasks),) * (2 * depth)
+    rows = architecture.rows(len(tasks))
     heights = [0.65, 0.65, 0.36 * len(tasks)]
     figure = Figure((WIDTH, sum(heights) + 1.75), layout="constrained")
     heads, ratios, sharing = figure.subplots(3, 1, height_ratios=heights)

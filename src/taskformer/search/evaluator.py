@@ -19,9 +19,8 @@ from torch.nn import functional as F
 from taskformer.errors import ConfigError
 from taskformer.metrics import delta_m
 from taskformer.models.autotaskformer import Architecture, Supernet
-from taskformer.models.autotaskformer.cost import hidden_width
+from taskformer.models.autotaskformer.architecture import DecoderSize
 from taskformer.models.autotaskformer.layers import Grid
-from taskformer.models.autotaskformer.space import DecoderSize
 from taskformer.search.headlines import Prepared, headline
 from taskformer.search.pruning import NOBODY, Rivals
 from taskformer.tasks import Task
@@ -70,13 +69,8 @@ class Plan(NamedTuple):
     @classmethod
     def of(cls, architecture: Architecture, num_tasks: int) -> Self:
         """Describe a sub-network."""
-        rows = architecture.sharing or ((0,) * num_tasks,) * (2 * architecture.depth)
-        inner = [
-            width
-            for layer in range(architecture.depth)
-            for width in (architecture.num_heads[layer], hidden_width(architecture, layer))
-        ]
-        return cls(architecture.embed_dim, tuple(zip(inner, rows, strict=True)), architecture.decoder)
+        units = zip(architecture.unit_widths, architecture.rows(num_tasks), strict=True)
+        return cls(architecture.embed_dim, tuple(units), architecture.decoder)
 
     def paths(self, units: int) -> list[Path]:
         """Return what each task's stream has passed after some units."""

@@ -27,9 +27,8 @@ from torch.utils import benchmark
 from taskformer.errors import ConfigError
 from taskformer.files import write_json
 from taskformer.models.autotaskformer import Architecture, SearchSpace, Supernet
-from taskformer.models.autotaskformer.cost import hidden_width
+from taskformer.models.autotaskformer.architecture import DecoderSize
 from taskformer.models.autotaskformer.layers import Grid
-from taskformer.models.autotaskformer.space import DecoderSize
 from taskformer.models.autotaskformer.subnet import Subnet, Unit, schedule
 
 #: Seconds that each call runs in a round of measurements, at least once.
@@ -264,8 +263,7 @@ def _whole(architecture: Architecture) -> str:
 
 def _unit(architecture: Architecture, unit: int, streams: int) -> str:
     """Name a call of a unit by all that its time depends on."""
-    layer = unit // 2
-    inner = f"hidden {hidden_width(architecture, layer)}" if unit % 2 else f"heads {architecture.num_heads[layer]}"
+    inner = f"{'hidden' if unit % 2 else 'heads'} {architecture.unit_widths[unit]}"
     return f"width {architecture.embed_dim}, {inner}, streams {streams}"
 
 

@@ -25,9 +25,8 @@ def encode(architecture: Architecture, space: SearchSpace) -> NDArray[np.float64
         architecture: One of the space.
         space: The space.
     """
-    rows = architecture.sharing or ((0,) * space.num_tasks,) * (2 * architecture.depth)
     missing = max(space.depths) - architecture.depth
-    copies = [copy for row in rows for copy in row]
+    copies = [copy for row in architecture.rows(space.num_tasks) for copy in row]
     return np.concatenate(
         [
             _one_hot([architecture.embed_dim], space.embed_dims),

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from taskformer.errors import WeightsError
-from taskformer.models.autotaskformer.cost import hidden_width
+from taskformer.models.autotaskformer.architecture import Architecture
 from taskformer.models.autotaskformer.layers import resample_positions
-from taskformer.models.autotaskformer.space import Architecture, PresetName, SearchSpace
+from taskformer.models.autotaskformer.space import PresetName, SearchSpace
 from taskformer.models.autotaskformer.supernet import Supernet
 
 TASK = "imagenet"
@@ -179,7 +179,10 @@ def get_complexity(architecture: Architecture, num_patches: int = 196, num_class
 
 def _inner_widths(architecture: Architecture) -> list[tuple[int, int]]:
     """List for each layer the channels of all its heads and of its MLP's hidden layer."""
-    return [(HEAD_DIM * heads, hidden_width(architecture, layer)) for layer, heads in enumerate(architecture.num_heads)]
+    return [
+        (HEAD_DIM * heads, hidden)
+        for heads, hidden in zip(architecture.num_heads, architecture.hidden_widths, strict=True)
+    ]
 
 
 def _space(width: int, depth: int, num_heads: int, mlp_ratio: float, head_dim: int) -> SearchSpace:

@@ -7,7 +7,7 @@ products of matrices and the patch convolution, as torch's FlopCounterMode count
 
 from dataclasses import dataclass
 
-from taskformer.models.autotaskformer.space import Architecture
+from taskformer.models.autotaskformer.architecture import Architecture
 from taskformer.models.autotaskformer.subnet import Step
 
 COLOURS = 3
@@ -65,12 +65,4 @@ class Cost:
 
     def _inner(self, unit: int) -> int:
         """Width inside a unit: all heads' channels, or the hidden layer's."""
-        layer = unit // 2
-        return (
-            hidden_width(self.architecture, layer) if unit % 2 else self.architecture.num_heads[layer] * self.head_dim
-        )
-
-
-def hidden_width(architecture: Architecture, layer: int) -> int:
-    """Width of the hidden layer of one layer's MLP."""
-    return int(architecture.embed_dim * architecture.mlp_ratio[layer])
+        return self.architecture.unit_widths[unit] * (1 if unit % 2 else self.head_dim)

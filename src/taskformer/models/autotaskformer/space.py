@@ -1,17 +1,18 @@
-"""The search space: one architecture, and all that a supernet holds.
+"""The search space: all architectures that a supernet holds, and how they are drawn, changed and mixed.
 
 Sizes and the order of random draws are AutoFormer's (Chen et al., ICCV 2021, arXiv 2107.00651). What tasks share
 (AutoTaskFormer, Liu et al., arXiv 2304.08756) is our reading of that paper, whose search space is not published.
 """
 
-import json
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from random import Random
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from taskformer.errors import ConfigError, UnknownNameError
+from taskformer.models.autotaskformer.architecture import FULL as FULL  # for the heads
+from taskformer.models.autotaskformer.architecture import Architecture, is_count
+from taskformer.models.autotaskformer.architecture import DecoderSize as DecoderSize
 from taskformer.models.autotaskformer.sharing import KINDS, Rows, Sharing
 
 SharingKind = Literal["none", "binary", "grouped", "tree"]
@@ -42,158 +43,16 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class DecoderSize(NamedTuple):
-    """Sizes of the query decoder; 0: all that its weights hold.
-
-    Attributes:
-        num_queries: Queries per task, the first ones.
-        num_scales: Scales: taps of the transformer that it reads, the last ones.
-        width: Channels of its tokens and queries, the first ones: whole attention heads.
-    """
-
-    num_queries: int = 0
-    num_scales: int = 0
-    width: int = 0
-
-
-FULL = DecoderSize()
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """One sub-network of a supernet; hashable, and equal if and only if the sub-networks are.
-
-    Args:
-        embed_dim: Width of the tokens.
-        depth: Number of layers.
-        mlp_ratio: Hidden width of each layer's MLP over ``embed_dim``.
-        num_heads: Attention heads of each layer.
-        sharing: For each unit (unit 2l is the attention of layer l, unit 2l + 1 its MLP) the id of the stored copy
-            that every task uses; copy 0 is the shared one. Empty: all tasks share everything.
-        num_queries: Queries per task of the query decoder; 0: all that it has, and so in the following.
-        num_scales: Its scales: taps of the transformer that it reads.
-        decoder_width: Its width.
-
-    Raises:
-        ConfigError: If lengths or values do not fit.
-    """
-
-    embed_dim: int
-    depth: int
-    mlp_ratio: tuple[float, ...]
-    num_heads: tuple[int, ...]
-    sharing: Rows = ()
-    num_queries: int = 0
-    num_scales: int = 0
-    decoder_width: int = 0
-
-    def __post_init__(self) -> None:
-        try:
-            object.__setattr__(self, "mlp_ratio", tuple(float(ratio) for ratio in self.mlp_ratio))
-            object.__setattr__(self, "num_heads", tuple(self.num_heads))
-            object.__setattr__(self, "sharing", tuple(tuple(row) for row in self.sharing))
-        except (TypeError, ValueError) as error:
-            msg = f"an architecture has one mlp_ratio and num_heads per layer and one row per unit: {error}"
-            raise ConfigError(msg) from error
-        self._check_layers()
-        self._check_sharing()
-        self._check_decoder()
-        if not any(copy for row in self.sharing for copy in row):
-            object.__setattr__(self, "sharing", ())
-
-    def _check_layers(self) -> None:
-        if not len(self.mlp_ratio) == len(self.num_heads) == self.depth:
-            msg = (
-                f"an architecture of depth {self.depth} needs as many values of mlp_ratio and of num_heads, "
-                f"got {len(self.mlp_ratio)} and {len(self.num_heads)}"
-            )
-            raise ConfigError(msg)
-        if not all(_is_count(value) for value in (self.embed_dim, self.depth, *self.num_heads)):
-            msg = (
-                f"embed_dim, depth and num_heads are integers above 0, "
-                f"got {self.embed_dim}, {self.depth} and {list(self.num_heads)}"
-            )
-            raise ConfigError(msg)
-        if not all(int(self.embed_dim * ratio) >= 1 for ratio in self.mlp_ratio):
-            msg = f"every mlp_ratio must leave at least one hidden channel, got {list(self.mlp_ratio)}"
-            raise ConfigError(msg)
-
-    def _check_sharing(self) -> None:
-        if self.sharing and len(self.sharing) != 2 * self.depth:
-            msg = f"sharing of depth {self.depth} needs {2 * self.depth} rows (or none), got {len(self.sharing)}"
-            raise ConfigError(msg)
-        if len({len(row) for row in self.sharing}) > 1:
-            msg = f"every row of sharing names one copy per task, got rows of {[len(row) for row in self.sharing]}"
-            raise ConfigError(msg)
-        if not all(copy == 0 or _is_count(copy) for row in self.sharing for copy in row):
-            msg = f"sharing holds ids of copies, 0 or above, got {[list(row) for row in self.sharing]}"
-            raise ConfigError(msg)
-
-    def _check_decoder(self) -> None:
-        if not all(value == 0 or _is_count(value) for value in self.decoder):
-            msg = f"num_queries, num_scales and decoder_width are integers, 0 or above, got {list(self.decoder)}"
-            raise ConfigError(msg)
-
-    @property
-    def decoder(self) -> DecoderSize:
-        """The sizes of the query decoder."""
-        return DecoderSize(self.num_queries, self.num_scales, self.decoder_width)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Describe the architecture in plain types; sizes that are the decoder's own are left out."""
-        decoder = {name: getattr(self, name) for name in ("num_queries", "num_scales", "decoder_width")}
-        return {
-            "embed_dim": self.embed_dim,
-            "depth": self.depth,
-            "mlp_ratio": list(self.mlp_ratio),
-            "num_heads": list(self.num_heads),
-            "sharing": [list(row) for row in self.sharing],
-            **{name: value for name, value in decoder.items() if value},
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build an architecture from :meth:`to_dict`; ``sharing`` and the decoder's sizes may be left out.
-
-        Raises:
-            ConfigError: If a key is missing, unknown or does not fit.
-        """
-        known = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in known:
-                kind = "key of an architecture"
-                raise UnknownNameError(kind, key, known)
-        missing = [field.name for field in fields(cls) if field.default is MISSING and field.name not in values]
-        if missing:
-            msg = f"the architecture lacks {', '.join(missing)}"
-            raise ConfigError(msg)
-        return cls(**values)
-
-    def to_json(self) -> str:
-        """Describe the architecture as one line of JSON."""
-        return json.dumps(self.to_dict())
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Build an architecture from :meth:`to_json`.
-
-        Raises:
-            ConfigError: If the text is no JSON object or does not fit.
-        """
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            msg = f"the architecture is no valid JSON: {error}"
-            raise ConfigError(msg) from error
-        if not isinstance(values, dict):
-            msg = f"an architecture is a JSON object with embed_dim, depth, ..., got {type(values).__name__}"
-            raise ConfigError(msg)
-        return cls.from_dict(values)
-
-
 @dataclass(frozen=True)
 class SearchSpace:
     """All architectures of a supernet.
+
+    >>> from random import Random
+    >>> space = SearchSpace((8, 16), (1, 2), (2.0, 3.0), (1, 2), num_tasks=2, sharing="binary")
+    >>> space.size(), space.largest().sharing  # 40 choices of sizes; nothing is shared in the largest network
+    (40, ((1, 2), (1, 2), (1, 2), (1, 2)))
+    >>> space.random(Random(0)) in space
+    True
 
     Args:
         embed_dims: Choices of the width.
@@ -250,7 +109,7 @@ class SearchSpace:
         if self.sharing not in get_args(SharingKind):
             kind = "kind of sharing"
             raise UnknownNameError(kind, self.sharing, get_args(SharingKind))
-        if not all(_is_count(value) for value in (self.head_dim, self.num_tasks, self.copies)):
+        if not all(is_count(value) for value in (self.head_dim, self.num_tasks, self.copies)):
             msg = (
                 f"head_dim, num_tasks and copies are integers above 0, "
                 f"got {self.head_dim}, {self.num_tasks} and {self.copies}"
@@ -348,7 +207,7 @@ class SearchSpace:
         sharing: Rows = ()
         kind = self._kind()
         if kind:
-            kept = kind.mutate(self._rows(kind, architecture)[: 2 * depth], rng, gene_prob)
+            kept = kind.mutate(architecture.rows(self.num_tasks)[: 2 * depth], rng, gene_prob)
             sharing = kind.grow(kept, 2 * depth, rng)
         decoder = [
             rng.choice(choices) if choices and rng.random() < size_prob else gene
@@ -369,7 +228,7 @@ class SearchSpace:
         num_heads = tuple(map(rng.choice, zip(first.num_heads, second.num_heads, strict=True)))
         embed_dim = rng.choice((first.embed_dim, second.embed_dim))
         kind = self._kind()
-        sharing = kind.crossover(self._rows(kind, first), self._rows(kind, second), rng) if kind else ()
+        sharing = kind.crossover(first.rows(self.num_tasks), second.rows(self.num_tasks), rng) if kind else ()
         pairs = zip(first.decoder, second.decoder, self._decoder_choices, strict=True)
         decoder = [rng.choice((one, other)) if choices else 0 for one, other, choices in pairs]
         return Architecture(embed_dim, first.depth, mlp_ratio, num_heads, sharing, *decoder)
@@ -422,10 +281,6 @@ class SearchSpace:
         """Return what draws and changes sharing genes, None where there is nothing to choose."""
         return KINDS[self.sharing](self.num_tasks, self.num_copies) if self.num_copies > 1 else None
 
-    def _rows(self, kind: Sharing, architecture: Architecture) -> Rows:
-        """Write out the rows of an architecture, also where it shares everything."""
-        return architecture.sharing or (kind.shared,) * (2 * architecture.depth)
-
     def _uniform(self, quantile: float, shared: float) -> Architecture:
         """Build the architecture whose every size is at a quantile of its choices; later units are split."""
 
@@ -444,8 +299,3 @@ class SearchSpace:
             sharing,
             *(pick(choices) if choices else 0 for choices in self._decoder_choices),
         )
-
-
-def _is_count(value: object) -> bool:
-    """Tell whether a value is an integer above 0."""
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

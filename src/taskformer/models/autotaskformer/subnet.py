@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from taskformer.models.autotaskformer.architecture import Architecture
 from taskformer.models.autotaskformer.heads import Heads
 from taskformer.models.autotaskformer.layers import Grid, RelativePositions, Stem
-from taskformer.models.autotaskformer.space import Architecture
 
 #: One copy of a unit: tokens ``(B, N, E)`` and their grid to updated tokens.
 Unit = Callable[[Tensor, Grid], Tensor]
@@ -38,10 +38,9 @@ class Step(NamedTuple):
 
 def schedule(architecture: Architecture, num_tasks: int) -> list[Step]:
     """Plan the streams: one step per unit."""
-    rows = architecture.sharing or ((0,) * num_tasks,) * (2 * architecture.depth)
     streams = (0,) * num_tasks
     steps = []
-    for row in rows:
+    for row in architecture.rows(num_tasks):
         branches = sorted(set(zip(row, streams, strict=True)))  # (copy, incoming stream)
         calls = tuple(
             (copy, tuple(parent for _, parent in group)) for copy, group in groupby(branches, key=itemgetter(0))

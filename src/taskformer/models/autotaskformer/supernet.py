@@ -15,15 +15,26 @@ import torch
 from torch import Tensor, nn
 
 from taskformer.errors import ConfigError
-from taskformer.models.autotaskformer.cost import Cost, hidden_width
+from taskformer.models.autotaskformer.architecture import Architecture
+from taskformer.models.autotaskformer.cost import Cost
 from taskformer.models.autotaskformer.heads import build_heads
 from taskformer.models.autotaskformer.layers import SlicedNorm, SuperAttention, SuperMLP, SuperStem
-from taskformer.models.autotaskformer.space import Architecture, SearchSpace
+from taskformer.models.autotaskformer.space import SearchSpace
 from taskformer.models.autotaskformer.subnet import Maps, Network, Route, Subnet, schedule
 
 
 class Supernet(Network):
     """Image and architecture to one raw map per task.
+
+    >>> import torch
+    >>> space = SearchSpace((8, 16), (1, 2), (2.0, 3.0), (1, 2), head_dim=8, num_tasks=2, sharing="binary")
+    >>> supernet = Supernet(space, {"depth": 1, "normals": 3}, image_size=(32, 32)).eval()
+    >>> smallest = space.smallest()
+    >>> {task: tuple(x.shape) for task, x in supernet(torch.zeros(1, 3, 32, 48), smallest).items()}
+    {'depth': (1, 1, 32, 48), 'normals': (1, 3, 32, 48)}
+    >>> subnet = supernet.extract(smallest)  # a plain model with the same outputs
+    >>> supernet.count_parameters(smallest) == sum(parameter.numel() for parameter in subnet.parameters())
+    True
 
     Args:
         space: Sizes of the weights, copies, and where architectures are drawn from. Any architecture that fits the
@@ -107,7 +118,7 @@ class Supernet(Network):
         width = architecture.embed_dim
         steps = schedule(architecture, len(self.tasks))
         units = (
-            {copy: self._copy(unit, copy).narrowed(width, self._inner(architecture, unit)) for copy, _ in step.calls}
+            {copy: self._copy(unit, copy).narrowed(width, architecture.unit_widths[unit]) for copy, _ in step.calls}
             for unit, step in enumerate(steps)
         )
         subnet = Subnet(
@@ -158,7 +169,7 @@ class Supernet(Network):
         self._check(architecture)
         steps = schedule(architecture, len(self.tasks))
         units = [
-            {copy: partial(self._copy(unit, copy), width=self._inner(architecture, unit)) for copy, _ in step.calls}
+            {copy: partial(self._copy(unit, copy), width=architecture.unit_widths[unit]) for copy, _ in step.calls}
             for unit, step in enumerate(steps)
         ]
         stem = partial(self.stem, embed_dim=architecture.embed_dim)
@@ -172,10 +183,6 @@ class Supernet(Network):
     def _copy(self, unit: int, copy: int) -> SuperAttention | SuperMLP:
         return cast(SuperAttention | SuperMLP, cast(nn.ModuleList, self.units[unit])[copy])
 
-    def _inner(self, architecture: Architecture, unit: int) -> int:
-        """Return what a unit needs to know beside its input's width: its heads, or its hidden width."""
-        return hidden_width(architecture, unit // 2) if unit % 2 else architecture.num_heads[unit // 2]
-
     def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """Count the patches of an image from top to bottom and from left to right."""
         height, width = (ceil(side / self.patch_size) for side in size)
@@ -184,13 +191,13 @@ class Supernet(Network):
     def _check(self, architecture: Architecture) -> None:
         """Refuse what the weights are too small for."""
         space = self.space
-        hidden = max(hidden_width(architecture, layer) for layer in range(architecture.depth))
+        hidden = int(space.super_embed_dim * space.super_mlp_ratio)
         copies = 1 + max((copy for row in architecture.sharing for copy in row), default=0)
         for what, needed, available in (
             ("embed_dim", architecture.embed_dim, space.super_embed_dim),
             ("depth", architecture.depth, space.super_depth),
             ("heads", max(architecture.num_heads), space.super_heads),
-            ("hidden channels of an MLP", hidden, int(space.super_embed_dim * space.super_mlp_ratio)),
+            ("hidden channels of an MLP", max(architecture.hidden_widths), hidden),
             ("copies of a unit", copies, space.num_copies),
         ):
             if needed > available:
