@@ -16,7 +16,8 @@ from taskformer.data.datasets.folder import Label
 from taskformer.data.images import read_npy, write_npy, write_png
 from taskformer.datatools.miniature import WRITERS, writer
 from taskformer.datatools.miniature.faults import FAULTS, plant
-from taskformer.datatools.verify import spread, verify
+from taskformer.datatools.selection import spread
+from taskformer.datatools.verify import verify
 from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, InvalidTargetError, UnknownNameError
 from taskformer.tasks import build_tasks
 
@@ -406,7 +407,7 @@ def test_only_chosen_tasks_and_images_are_opened(arrays):
 
 
 def test_many_faults_are_counted_on_the_screen(arrays, monkeypatch):
-    monkeypatch.setattr("taskformer.datatools.verify.SHOWN", 2)
+    monkeypatch.setattr("taskformer.datatools.report.SHOWN", 2)
     for name in ("t0", "t1", "t2", "v0"):
         (arrays / name / "image.npy").write_bytes(b"")
     lines = verify(ArraysDataModule(str(arrays)), workers=0).summary().splitlines()

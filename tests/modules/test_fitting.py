@@ -48,6 +48,12 @@ def test_other_tasks_or_classes_are_named(specs, message):
         baseline(specs).on_load_checkpoint(checkpoint_of(baseline()))
 
 
+def test_other_classes_of_whole_images_are_named():
+    there, here = ({"class_scene": {"classes": classes}} for classes in (["bath", "hall"], ["hall", "bath"]))
+    with pytest.raises(WeightsError, match="class 0 of class_scene is 'bath' there and 'hall' here"):
+        baseline(here).on_load_checkpoint(checkpoint_of(baseline(there)))
+
+
 def test_settings_that_change_sizes_are_named():
     with pytest.raises(
         WeightsError, match=r"of other sizes: embed_dim 8 there, 16 here; head_dim 4 there, 2 here; give"

@@ -30,7 +30,6 @@ from taskformer.evaluation.tables import Scores, better, latex_table, markdown_c
 from taskformer.files import write_json, write_text
 from taskformer.modules.base import Batch, MultiTaskModule, Results
 from taskformer.modules.recipe import training_recipe
-from taskformer.tasks import LabelMapTask
 
 #: Training images that the constant predictor is fitted to, spread evenly over the split.
 CONSTANT_IMAGES = 100
@@ -308,11 +307,7 @@ def class_table(module: MultiTaskModule, stage: str) -> Results:
     """Name the classes whose IoU is known."""
     scores = module.per_class[stage].items()
     tasks = ((name, module.tasks[name], values) for name, values in scores)
-    return {
-        name: dict(zip(task.classes, values, strict=True))
-        for name, task, values in tasks
-        if isinstance(task, LabelMapTask)
-    }
+    return {name: dict(zip(task.classes, values, strict=True)) for name, task, values in tasks if task.classes}
 
 
 def model_card(trainer: Trainer, module: MultiTaskModule, title: str, scores: Scores, notes: list[str]) -> str:

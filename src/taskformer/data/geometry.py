@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from taskformer.tasks import IGNORE_INDEX, Edges, Task
+from taskformer.tasks import IGNORE_INDEX, Task
 
 Array: TypeAlias = NDArray[Any]
-#: A task's ``geometry``, or ``"lines"`` for edge maps, which are thickened before they shrink.
+#: A task's ``geometry`` if it has pixels.
 Kind: TypeAlias = Literal["label", "value", "lines", "depth", "inverse_depth", "vector"]
 
 #: All rows, or all columns.
@@ -26,9 +26,7 @@ _BYTE_TO_UNIT = (np.arange(256) / 127.5 - 1).astype(np.float32)
 
 def map_kind(task: Task) -> Kind | None:
     """Return how a task's map moves with the image, or None if its target is about the whole image."""
-    if task.geometry == "image":
-        return None
-    return "lines" if isinstance(task, Edges) else task.geometry
+    return None if task.geometry == "image" else task.geometry
 
 
 def mirror(pixels: Array, kind: Kind | None = None) -> Array:

@@ -10,10 +10,10 @@ import torch
 
 from taskformer.data.datamodules.base import MultiTaskDataModule
 from taskformer.data.datasets.base import IMAGE, Sample
-from taskformer.datatools.verify import spread, wrong_shape
+from taskformer.datatools.selection import spread
 from taskformer.errors import ConfigError
 from taskformer.files import replacing
-from taskformer.tasks import ImageVector, Task, build_tasks
+from taskformer.tasks import Task, build_tasks
 from taskformer.tasks.colors import INVALID_COLOR, Picture, contact_sheet, unit_to_byte
 
 if TYPE_CHECKING:
@@ -71,13 +71,13 @@ def _example_transforms(tasks: Mapping[str, Task]) -> "list[Transform]":
     from taskformer.data.transforms import PhotoMetricDistortion, RandomHorizontalFlip, RandomScale
 
     moves: list[Transform] = [RandomScale(0.75, 1.5), RandomHorizontalFlip()]
-    about_camera = any(isinstance(task, ImageVector) for task in tasks.values())
+    about_camera = any(task.about_camera for task in tasks.values())
     return [*([] if about_camera else moves), PhotoMetricDistortion()]
 
 
 def _draw_raw(tasks: Mapping[str, Task], sample: Sample) -> list[Picture]:
     """Draw the image and its targets as they are on disk; what has none there is dark."""
-    targets = {name: target for name, target in sample["targets"].items() if not wrong_shape(tasks[name], target)}
+    targets = {name: target for name, target in sample["targets"].items() if not tasks[name].misfit(target)}
     channels_first = {name: np.moveaxis(map_, -1, 0) if map_.ndim == 3 else map_ for name, map_ in targets.items()}
     blank = np.full_like(sample[IMAGE], INVALID_COLOR)
     pictures = (task.colorize(channels_first[name]) if name in targets else blank for name, task in tasks.items())

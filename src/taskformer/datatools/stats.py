@@ -11,10 +11,10 @@ from rich.table import Table
 
 from taskformer.data.datamodules.base import MultiTaskDataModule
 from taskformer.data.datasets.base import MultiTaskDataset
-from taskformer.datatools.verify import spread, valid_pixels, wrong_shape
+from taskformer.datatools.selection import chosen_tasks, spread
 from taskformer.errors import CorruptFileError
 from taskformer.parallel import default_workers, run_jobs
-from taskformer.tasks import Classification, LabelMapTask, Task, build_tasks
+from taskformer.tasks import Task
 
 #: Percentiles of float maps that are reported.
 PERCENTILES = (5, 50, 95)
@@ -106,7 +106,7 @@ class Statistics:
             "maps": tally.maps,
             "valid_share": tally.valid / tally.pixels if tally.pixels else None,
         }
-        if classes := getattr(self.tasks[name], "classes", None):
+        if classes := self.tasks[name].classes:
             shares = tally.classes / max(tally.classes.sum(), 1e-12) if len(tally.classes) else np.zeros(len(classes))
             images = tally.containing if len(tally.containing) else np.zeros(len(classes), np.int64)
             rows = zip(classes, shares.tolist(), images.tolist(), strict=True)
@@ -179,8 +179,7 @@ def statistics(
     Raises:
         CorruptFileError: If a file is missing or broken.
     """
-    offered = module.task_offers()
-    built = build_tasks({name: offered[name] for name in (module.available() if tasks is None else tasks)})
+    built = chosen_tasks(module, tasks)
     dataset = module.dataset(split, built, None)
     chosen = spread(len(dataset), sample)
     tallies = {name: Tally() for name in built}
@@ -199,25 +198,18 @@ def tally_sample(dataset: MultiTaskDataset, index: int) -> dict[str, Tally]:
     targets = dataset.raw(index)["targets"]
     tasks = dataset.tasks
     # A target of another shape is a stand-in for one that is made from the augmented image.
-    return {
-        name: _tally(tasks[name], target) for name, target in targets.items() if not wrong_shape(tasks[name], target)
-    }
+    return {name: _tally(tasks[name], target) for name, target in targets.items() if not tasks[name].misfit(target)}
 
 
 def _tally(task: Task, target: NDArray[Any]) -> Tally:
-    valid = valid_pixels(task, target)
+    valid = task.valid(target)
     tally = Tally(1, valid.size, int(valid.sum()))
-    values = target[valid]
-    if isinstance(task, LabelMapTask):
-        tally.classes = np.bincount(values.astype(np.int64), minlength=task.channels).astype(np.float64)
-        tally.containing = (tally.classes > 0).astype(np.int64)
-    elif isinstance(task, Classification):
-        tally.classes = np.nan_to_num(target).astype(np.float64)
-        tally.containing = np.bincount([np.argmax(target)] if valid else [], minlength=task.channels)
-    elif task.geometry not in ("label", "vector") and values.size:
+    if counts := task.count_classes(target):
+        tally.classes, tally.containing = counts
+    elif (values := task.quantities(target)).size:
         tally.low, tally.high = float(values.min()), float(values.max())
         tally.total, tally.values = float(values.sum(dtype=np.float64)), values.size
-        tally.bins = np.bincount(_bin_number(values.ravel()) + BINS, minlength=2 * BINS + 1)
+        tally.bins = np.bincount(_bin_number(values) + BINS, minlength=2 * BINS + 1)
     return tally
 
 

@@ -1,190 +1,35 @@
 """Is a data set on disk what it should be? Counts, splits, and every file opened and looked at."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.table import Table
 
 from taskformer.data.datamodules.base import MultiTaskDataModule
-from taskformer.data.datasets.base import IMAGE, MultiTaskDataset, wrong_classes
+from taskformer.data.datasets.base import IMAGE, MultiTaskDataset
 from taskformer.data.geometry import map_kind
 from taskformer.data.images import File, holds_array, read_array, read_json, read_pixels
 from taskformer.data.names import examples
+from taskformer.datatools.report import Finding, Kind, MapSummary, Report, SplitSummary
+from taskformer.datatools.selection import chosen_tasks, spread
 from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, InvalidTargetError
 from taskformer.parallel import default_workers, run_jobs
 from taskformer.pictures import orientation
-from taskformer.tasks import IGNORE_INDEX, Classification, Depth, Edges, InverseDepth, Task, build_tasks
+from taskformer.tasks import Task
 
-#: What kind of fault it is: a file is missing, cannot be decoded, or has another size than its image; wrong class ids,
-#: normals or other values; an image in the wrong split; another number of images than published. Of doubts: a label is
-#: missing that others have; a map is almost without labels, or in another unit; viewers show the image turned; files
-#: that belong to nothing.
-Kind: TypeAlias = Literal[
-    "missing", "corrupt", "size", "labels", "normals", "values", "split", "count", "few", "unit", "turned", "unused"
-]
 Array: TypeAlias = NDArray[Any]
 
-#: A metre value no camera of these data sets can see; larger ones are millimetres, or invalid marks taken for depth.
-MAX_DEPTH_M = 1000.0
 #: Length below which a stored normal means no direction; what 8 bits make of a unit vector is at least 0.99 long.
 MIN_LENGTH = 0.5
 #: Largest share of a normal map without a direction; the holes of depth sensors stay below.
 MAX_ZERO_NORMALS = 0.5
 #: Share of labelled pixels below which a map makes one wonder; sparse depth of laser scanners is above.
 FEW_LABELS = 0.02
-#: How many faults are written to the screen.
-SHOWN = 30
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One fault, or doubt.
-
-    Attributes:
-        split: The split it is in.
-        id: The image, empty if the fault is not one image's.
-        task: ``"image"``, a task, or empty.
-        file: The file, empty if the fault is not one file's.
-        kind: What kind of fault, see :data:`Kind`.
-        reason: One sentence.
-        is_doubt: Whether it may be meant to be so.
-    """
-
-    split: str
-    id: str
-    task: str
-    file: str
-    kind: Kind
-    reason: str
-    is_doubt: bool = False
-
-
-@dataclass
-class MapSummary:
-    """What the opened maps of one task hold.
-
-    Attributes:
-        maps: Number of maps that were decoded.
-        pixels: Number of their pixels.
-        valid: Number of those with a label.
-        low: Smallest valid value.
-        high: Largest valid value.
-    """
-
-    maps: int = 0
-    pixels: int = 0
-    valid: int = 0
-    low: float = np.inf
-    high: float = -np.inf
-
-    def add(self, other: "MapSummary") -> None:
-        """Count another summary's maps too."""
-        self.maps += other.maps
-        self.pixels += other.pixels
-        self.valid += other.valid
-        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
-
-    @property
-    def valid_share(self) -> float:
-        """Share of the pixels with a label; NaN without pixels."""
-        return self.valid / self.pixels if self.pixels else np.nan
-
-
-@dataclass
-class SplitSummary:
-    """One split.
-
-    Attributes:
-        images: Number of images.
-        published: Number that there should be, None if nobody says.
-        opened: Number of images whose files were opened.
-        tasks: The image's and each task's maps.
-    """
-
-    images: int
-    published: int | None
-    opened: int = 0
-    tasks: dict[str, MapSummary] = field(default_factory=dict)
-
-
-@dataclass
-class Report:
-    """What :func:`verify` found.
-
-    Attributes:
-        dataset: Short name of the data set.
-        root: Its folder.
-        splits: What each split holds.
-        findings: The faults: of the splits first, then in the order of the images.
-        doubts: What may be meant, but seldom is: one for all images of a split with the same.
-    """
-
-    dataset: str
-    root: str
-    splits: dict[str, SplitSummary] = field(default_factory=dict)
-    findings: list[Finding] = field(default_factory=list)
-    doubts: list[Finding] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.findings
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return everything as plain types, for JSON."""
-        splits = {name: asdict(summary) for name, summary in self.splits.items()}
-        for split in splits.values():
-            for summary in split["tasks"].values():
-                if not summary["valid"]:  # JSON knows no infinity
-                    summary["low"] = summary["high"] = None
-        faults = {name: [asdict(found) for found in getattr(self, name)] for name in ("findings", "doubts")}
-        return {"dataset": self.dataset, "root": self.root, "ok": self.ok, "splits": splits, **faults}
-
-    def table(self) -> Table:
-        """Build the table for the screen: one row per split and task."""
-        table = Table("split", "task", title=f"{self.dataset} in {self.root}")
-        for heading in ("images", "opened", "valid %"):
-            table.add_column(heading, justify="right")
-        table.add_column("values", no_wrap=True)
-        for name, split in self.splits.items():
-            count = str(split.images) if split.published is None else f"{split.images} of {split.published}"
-            for row, (task, summary) in enumerate(split.tasks.items()):
-                values = f"{summary.low:.4g} .. {summary.high:.4g}" if summary.valid else ""
-                share = f"{summary.valid_share * 100:.1f}" if summary.pixels else ""
-                head = (name, task, count) if row == 0 else ("", task, "")
-                table.add_row(*head, str(summary.maps), share, values)
-            table.add_section()
-        return table
-
-    def summary(self) -> str:
-        """Say in a few lines whether the data set is right, or what is wrong with which files."""
-        images = sum(split.images for split in self.splits.values())
-        opened = sum(split.opened for split in self.splits.values())
-        where = f"{self.dataset} in {self.root}"
-        if self.ok and opened == images:
-            return "\n".join([f"all {images} images of {where} are right", *self._doubt_lines()])
-        what = (
-            f"{opened} of {images} images of {where} were opened" if opened < images else f"{images} images of {where}"
-        )
-        if self.ok:
-            return "\n".join([f"{what}; they are right", *self._doubt_lines()])
-        lines = [f"{what}: {len(self.findings)} faults", *_lines(self.findings[:SHOWN])]
-        left = len(self.findings) - SHOWN
-        lines += [f"  and {left} more, all of them with --json FILE"] if left > 0 else []
-        return "\n".join([*lines, *self._doubt_lines()])
-
-    def _doubt_lines(self) -> list[str]:
-        return ["have a look, this may be meant or not:", *_lines(self.doubts)] if self.doubts else []
-
-
-def _lines(findings: Sequence[Finding]) -> list[str]:
-    return [f"  {finding.kind:<8} {finding.split:<6} {finding.reason}" for finding in findings]
 
 
 def verify(
@@ -215,8 +60,7 @@ def verify(
     if sample is not None and sample < 1:
         msg = f"sample={sample} is not possible; expected at least 1, or none to open everything"
         raise ConfigError(msg)
-    offered = module.task_offers()
-    built = build_tasks({name: offered[name] for name in (module.available() if tasks is None else tasks)})
+    built = chosen_tasks(module, tasks)
     report = Report(module.name, str(module.root))
     datasets = _open_splits(module, built, report, partial_copy)
     membership = _miniature_splits(Path(module.root))
@@ -286,13 +130,6 @@ def _miniature_splits(root: Path) -> dict[str, list[str]]:
         return {}
     splits: dict[str, list[str]] = read_json(File(str(path), path.read_bytes()))["splits"]
     return splits
-
-
-def spread(count: int, sample: int | None) -> Sequence[int]:
-    """Choose so many of ``count`` places evenly, the first and the last among them; None chooses all."""
-    if sample is None or sample >= count:
-        return range(count)
-    return [int(place) for place in np.linspace(0, count - 1, sample).round()]
 
 
 # The splits as a whole ----------------------------------------------------------------------------------------------
@@ -434,15 +271,15 @@ class _Inspection:
         """Check one target."""
         kind = _kind_of_values(task)
         has_pixels = map_kind(task) is not None
-        if wrong := wrong_shape(task, target):
+        if wrong := task.misfit(target):
             self._report(task.name, "values", wrong)
             return
         if has_pixels and image is not None and target.shape[:2] != image.shape[:2]:
             size, expected = ("x".join(map(str, array.shape[:2])) for array in (target, image))
             self._report(task.name, "size", f"the map is {size} and its image {expected} (height x width)")
-        valid = valid_pixels(task, target)
+        valid = task.valid(target)
         self.summaries[task.name] = _summary(target, valid)
-        for reason in _wrong_values(task, target, valid):
+        for reason in task.wrong_values(target):
             self._report(task.name, kind, reason)
         zeros = self._zero_normals(task, valid)
         if zeros > MAX_ZERO_NORMALS:
@@ -451,7 +288,7 @@ class _Inspection:
             self._report(task.name, kind, "not a single pixel has a label")
         elif has_pixels and 0 < valid.mean() < FEW_LABELS and task.name not in self.dataset.may_be_empty:
             self._report(task.name, "few", f"only {valid.mean():.2%} of the pixels have a label", is_doubt=True)
-        if odd := _odd_median(task, target):
+        if odd := task.doubtful_median(target):
             self._report(task.name, "unit", odd, is_doubt=True)
         try:
             for reason in self.dataset.faults(task.name, self.files, target):
@@ -487,67 +324,7 @@ def _kind_of_values(task: Task | None) -> Kind:
     return kinds.get(task.geometry, "values")
 
 
-def wrong_shape(task: Task, target: Array) -> str | None:
-    """Say what is wrong with a target's type or number of axes and channels, None if they are right."""
-    if task.geometry == "label":
-        fits, expected = target.dtype.kind in "iu" and target.ndim == 2, "integers (H, W)"
-    elif task.geometry == "image":
-        fits, expected = target.dtype.kind == "f" and target.shape == (task.channels,), f"floats ({task.channels},)"
-    else:
-        channels = target.shape[2] if target.ndim == 3 else 1
-        fits = target.dtype.kind == "f" and target.ndim in (2, 3) and channels == task.channels
-        expected = f"floats (H, W) with {task.channels} channels"
-    return None if fits else f"the {task.name} map is {target.dtype} {target.shape}, expected {expected}"
-
-
-def valid_pixels(task: Task, target: Array) -> NDArray[np.bool_]:
-    """Return which pixels ``(H, W)`` have a label; for whole-image targets one value ``()``."""
-    if task.geometry == "label":
-        return np.asarray(target != IGNORE_INDEX)
-    labelled = ~np.isnan(target)
-    return np.asarray(labelled.all(axis=-1) if target.ndim in (1, 3) else labelled)
-
-
 def _summary(pixels: Array, valid: NDArray[np.bool_]) -> MapSummary:
     values = pixels[valid]
     low, high = (float(values.min()), float(values.max())) if values.size else (np.inf, -np.inf)
     return MapSummary(1, valid.size, int(valid.sum()), low, high)
-
-
-def _wrong_values(task: Task, target: Array, valid: NDArray[np.bool_]) -> Iterator[str]:
-    """Say which valid values cannot be."""
-    values = target[valid]
-    if reason := wrong_classes(task, target):
-        yield reason
-    if (infinite := np.isinf(values)).any():
-        yield f"{infinite.sum()} values are infinite"
-        values = values[~infinite]
-    low, high = _limits(task)
-    if (wrong := values[(values < low) | (values > high)]).size:
-        yield f"{wrong.size} values lie outside [{low:g}, {high:g}], e.g. {wrong[0]:g}"
-    if isinstance(task, Depth) and (values == 0).any():
-        yield f"{(values == 0).sum()} depths are 0; no depth is NaN"
-    if task.geometry == "vector":
-        lengths = np.linalg.norm(values, axis=-1)
-        if (wrong := lengths[np.abs(lengths - 1) > 0.01]).size:
-            yield f"{wrong.size} normals are not of length 1, e.g. {wrong[0]:g}"
-
-
-def _odd_median(task: Task, target: Array) -> str | None:
-    """Say if values are hardly in the task's unit: they are all far too large or too small."""
-    values = target[np.isfinite(target)] if target.dtype.kind == "f" else target[:0]
-    low, high = task.plausible
-    if not values.size or low <= (median := float(np.median(values))) <= high:
-        return None
-    return f"the median is {median:g}, from {low:g} to {high:g} was expected: is it in the unit of {task.name!r}?"
-
-
-def _limits(task: Task) -> tuple[float, float]:
-    """Return the smallest and the largest value that a task's maps may have."""
-    if isinstance(task, Depth):
-        return 0.0, MAX_DEPTH_M
-    if isinstance(task, InverseDepth):
-        return 0.0, np.inf
-    if isinstance(task, Edges | Classification):
-        return 0.0, 1.0
-    return -np.inf, np.inf

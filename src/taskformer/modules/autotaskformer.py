@@ -22,7 +22,6 @@ from taskformer.models.autotaskformer.autoformer import warm_start
 from taskformer.models.autotaskformer.layers import resample_positions
 from taskformer.models.autotaskformer.space import SharingKind
 from taskformer.modules.base import Batch, MultiTaskModule, image_tasks, output_channels
-from taskformer.modules.distillation import distillation_loss
 from taskformer.modules.optimisation import DecayOn
 from taskformer.modules.sampling import SamplerName, sample
 from taskformer.modules.schedules import PolyLR
@@ -196,8 +195,7 @@ class AutoTaskFormer(MultiTaskModule):
     def distillation(self, outputs: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
         """Compute the weighted sum of all tasks' distances from a larger network's outputs."""
         parts = [
-            self.loss_weights[name] * distillation_loss(task, outputs[name], teacher[name])
-            for name, task in self.tasks.items()
+            self.loss_weights[name] * task.distance(outputs[name], teacher[name]) for name, task in self.tasks.items()
         ]
         return torch.stack(parts).sum()
 

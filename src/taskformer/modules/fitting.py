@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from taskformer.errors import TaskformerError, WeightsError
-from taskformer.tasks import LabelMapTask, Task, build_tasks
+from taskformer.tasks import Task, build_tasks
 
 if TYPE_CHECKING:
     from taskformer.modules.base import MultiTaskModule
@@ -58,7 +58,7 @@ def _task_differences(saved: Mapping[str, Task], own: Mapping[str, Task]) -> Ite
         mine = own[name]
         if type(task) is not type(mine) or task.channels != mine.channels:
             yield f"{name} is a {_kind(task)} there and a {_kind(mine)} here"
-        elif isinstance(task, LabelMapTask) and isinstance(mine, LabelMapTask) and task.classes != mine.classes:
+        elif task.classes != mine.classes:
             number = next(
                 k for k, pair in enumerate(zip(task.classes, mine.classes, strict=True)) if len(set(pair)) > 1
             )

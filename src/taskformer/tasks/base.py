@@ -1,22 +1,24 @@
 """What a task is: everything the rest of the package needs to know about one kind of pixel map."""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
 
 from taskformer.errors import InvalidTargetError, UnknownNameError
 from taskformer.metrics.protocols import PROTOCOLS as _PROTOCOLS
 from taskformer.metrics.protocols import Protocol
 
-#: How the values of a map change when the image is flipped, rotated or zoomed: class ids and plain values keep
-#: theirs, depth is divided by the zoom, inverse depth multiplied, vectors turn with the image. ``image`` targets have
-#: no pixels to move.
-Geometry = Literal["label", "value", "depth", "inverse_depth", "vector", "image"]
+#: How the values of a map change when the image is flipped, rotated or zoomed: class ids, plain values and lines keep
+#: theirs, depth is divided by the zoom, inverse depth multiplied, vectors turn with the image. Lines are thickened
+#: before they shrink. ``image`` targets have no pixels to move.
+Geometry = Literal["label", "value", "lines", "depth", "inverse_depth", "vector", "image"]
 
 #: What the metrics are for: ``val`` is cheap enough for every epoch, ``test`` has everything.
 Stage = Literal["val", "test"]
@@ -26,11 +28,38 @@ IGNORE_INDEX = 255
 PROTOCOLS = tuple(_PROTOCOLS)
 
 
+class ClassCounts(NamedTuple):
+    """How often one target holds each class.
+
+    Attributes:
+        pixels: Pixels of each class ``(K,)`` float64; for a label of the whole image its probabilities.
+        images: Whether the target shows the class, 0 or 1 ``(K,)`` int64; of a whole image only the likeliest is 1.
+    """
+
+    pixels: NDArray[np.float64]
+    images: NDArray[np.int64]
+
+
 class Task(ABC):
-    """One task: output channels, loss, metrics, decoding and colours.
+    """One task: output channels, loss, metrics, decoding, colours, and what its targets may hold.
+
+        >>> import torch
+        >>> from taskformer.tasks import build_task
+        >>> task = build_task("semseg", {"classes": ["wall", "floor", "chair"]})
+        >>> output, target = torch.zeros(1, task.channels, 2, 2), torch.tensor([[[0, 1], [2, 255]]])
+        >>> print(f"{task.loss(output, target):.3f}")
+        1.099
+        >>> metrics = task.metrics()
+        >>> metrics.update(output, target)
+        >>> print(f"{metrics.compute()[task.headline]:.3f}")
+        0.111
 
     Invalid pixels are 255 in integer targets and NaN in float targets; losses and metrics ignore them, and a batch
     without a valid pixel gives a loss of exactly 0 that still has a gradient path.
+
+    Whatever another part of the package wants to know about a task is asked here; what differs from these defaults, a
+    task overrides. Losses and metrics take tensors, channels first; the methods about *stored* targets take the arrays
+    that data sets give: ``(H, W)`` or ``(H, W, C)``, or ``(K,)`` of a whole image.
 
     Args:
         name: The task's name, e.g. ``"depth"``; the key of its output, its target and its results.
@@ -42,10 +71,19 @@ class Task(ABC):
         units: Metric name to unit, for tables (``"%"`` marks shares, which are fractions everywhere but in tables).
         higher_is_better: Whether a larger headline metric is better.
         loss_weight: Default weight of the task's loss in the sum.
-        stores_classes: Whether files of predictions hold class ids, and no values or probabilities.
+        classes: Names of the classes in the order of their ids; empty for a task without classes.
+        limits: Smallest and largest value that there can be, in the task's unit; class ids have none.
+        stores_classes: Whether files hold class ids, and no values or probabilities.
+        stored_ids: The value, or the values, that mean each class in a file whose owner does not say; None where the
+            ids themselves are stored.
+        about_camera: Whether a target describes the camera, so that it is wrong as soon as pixels move.
     """
 
+    classes: Sequence[str] = ()
+    limits: ClassVar[tuple[float, float]] = (-np.inf, np.inf)
     stores_classes: ClassVar[bool] = False
+    stored_ids: ClassVar[Sequence[int | list[int]] | None] = None
+    about_camera: ClassVar[bool] = False
     geometry: ClassVar[Geometry]
     headline: ClassVar[str]
     units: ClassVar[dict[str, str]]
@@ -74,6 +112,21 @@ class Task(ABC):
         with torch.autocast(output.device.type, enabled=False):
             return self._loss(output.float(), self.check(target, output))
 
+    def distance(self, output: Tensor, teacher: Tensor) -> Tensor:
+        """Compare the raw outputs of a network with those of a larger one, for distillation, in float32.
+
+        No target is needed, so every pixel counts.
+
+        Args:
+            output: Raw output ``(B, channels, H, W)``, or ``(B, channels)`` of a task about the whole image.
+            teacher: The larger network's output, the same shape; it gets no gradient.
+
+        Returns:
+            A scalar, 0 for equal outputs; by default the mean absolute difference in the output's unit.
+        """
+        with torch.autocast(output.device.type, enabled=False):
+            return self._distance(output.float(), teacher.detach().float())
+
     def metrics(self, protocol: str = "standard", stage: Stage = "val") -> MetricCollection:
         """Build fresh metrics that are fed raw outputs: ``metrics.update(output, target)``.
 
@@ -97,6 +150,10 @@ class Task(ABC):
     @abstractmethod
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Compute the loss of a float32 output and a checked target."""
+
+    def _distance(self, output: Tensor, teacher: Tensor) -> Tensor:
+        """Compute the distance of two float32 outputs."""
+        return F.l1_loss(output, teacher)
 
     @abstractmethod
     def _metrics(self, protocol: Protocol, stage: Stage) -> dict[str, Metric]:
@@ -158,3 +215,91 @@ class Task(ABC):
     @abstractmethod
     def invalid(self, height: int, width: int) -> Tensor:
         """Return the all-invalid target of one image, for images that lack this task's label."""
+
+    # Stored targets
+
+    def misfit(self, target: NDArray[Any]) -> str | None:
+        """Say what is wrong with the type, axes or channels of a stored target; None if they are right."""
+        if self.geometry == "label":
+            fits, expected = target.dtype.kind in "iu" and target.ndim == 2, "integers (H, W)"
+        elif self.geometry == "image":
+            fits, expected = target.dtype.kind == "f" and target.shape == (self.channels,), f"floats ({self.channels},)"
+        else:
+            channels = target.shape[2] if target.ndim == 3 else 1
+            fits = target.dtype.kind == "f" and target.ndim in (2, 3) and channels == self.channels
+            expected = f"floats (H, W) with {self.channels} channels"
+        return None if fits else f"the {self.name} map is {target.dtype} {target.shape}, expected {expected}"
+
+    def valid(self, target: NDArray[Any]) -> NDArray[np.bool_]:
+        """Return which pixels ``(H, W)`` of a stored target have a label; of a whole image one value ``()``."""
+        if self.geometry == "label":
+            return np.asarray(target != IGNORE_INDEX)
+        labelled = ~np.isnan(target)
+        return np.asarray(labelled.all(axis=-1) if target.ndim in (1, 3) else labelled)
+
+    def wrong_classes(self, target: NDArray[Any]) -> str | None:
+        """Say which class ids of a stored target there are not; None if there are all, or the task has no classes."""
+        del target
+        return None
+
+    def wrong_values(self, target: NDArray[Any]) -> Iterator[str]:
+        """Say which valid values of a stored target cannot be, in a sentence for each kind of mistake."""
+        if reason := self.wrong_classes(target):
+            yield reason
+        values = target[self.valid(target)]
+        if (infinite := np.isinf(values)).any():
+            yield f"{infinite.sum()} values are infinite"
+            values = values[~infinite]
+        low, high = self.limits
+        if (wrong := values[(values < low) | (values > high)]).size:
+            yield f"{wrong.size} values lie outside [{low:g}, {high:g}], e.g. {wrong[0]:g}"
+
+    def doubtful_median(self, target: NDArray[Any]) -> str | None:
+        """Say if the values of a stored target are hardly in the task's unit: all far too large or too small."""
+        values = target[np.isfinite(target)] if target.dtype.kind == "f" else target[:0]
+        low, high = self.plausible
+        if not values.size or low <= (median := float(np.median(values))) <= high:
+            return None
+        return f"the median is {median:g}, from {low:g} to {high:g} was expected: is it in the unit of {self.name!r}?"
+
+    def count_classes(self, target: NDArray[Any]) -> ClassCounts | None:
+        """Count the classes of a stored target; None if the task has none."""
+        del target
+        return None
+
+    def quantities(self, target: NDArray[Any]) -> NDArray[Any]:
+        """Return the valid values ``(N,)`` of a stored target of which a mean means something: no ids, no vectors."""
+        values: NDArray[Any] = target[self.valid(target)].ravel()
+        return values[:0] if self.geometry in ("label", "vector") else values
+
+    # For subclasses
+
+    def _check_shapes(self, output: Tensor, target: Tensor, expected: tuple[int, ...]) -> None:
+        """Refuse an output or a target that does not have the task's shape.
+
+        Raises:
+            InvalidTargetError: If a shape does not fit.
+        """
+        if output.shape[1] != self.channels:
+            message = f"task {self.name!r} has {self.channels} channels, got an output of shape {tuple(output.shape)}"
+            raise InvalidTargetError(message)
+        if tuple(target.shape) != expected:
+            message = (
+                f"task {self.name!r}: the target must have shape {expected} for an output of shape "
+                f"{tuple(output.shape)}, got {tuple(target.shape)}"
+            )
+            raise InvalidTargetError(message)
+
+    def _plane(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return the ``(H, W)`` plane of a map ``(H, W)`` or ``(1, H, W)``.
+
+        Raises:
+            InvalidTargetError: If the map has another shape.
+        """
+        values = np.asarray(values)
+        if values.ndim == 3 and values.shape[0] == 1:
+            values = values[0]
+        if values.ndim != 2:
+            message = f"task {self.name!r} draws maps (H, W) or (1, H, W), got {values.shape}"
+            raise InvalidTargetError(message)
+        return values

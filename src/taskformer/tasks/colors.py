@@ -14,6 +14,8 @@ Picture: TypeAlias = NDArray[np.uint8]
 #: A dark blue that is neither a grey value nor a class colour.
 INVALID_COLOR = (20, 20, 40)
 
+#: Height of a picture of bars, in pixels.
+BAR_HEIGHT = 64
 #: Height of a sheet's headings and width of the lines between its pictures, in pixels.
 HEADER, GAP = 16, 2
 
@@ -69,6 +71,13 @@ def normal_colors(vectors: NDArray[Any]) -> NDArray[np.uint8]:
     """Draw unit vectors ``(3, H, W)`` as RGB ``(n + 1) / 2``."""
     valid = np.isfinite(vectors).all(axis=0)
     return darken_invalid(np.moveaxis(unit_to_byte((vectors + 1) / 2), 0, -1), valid)
+
+
+def bars(shares: NDArray[Any]) -> NDArray[np.uint8]:
+    """Draw shares ``(K,)`` of 1 as columns ``(64, K, 3)`` in a colour each, full at 1 and empty without a number."""
+    filled = np.arange(BAR_HEIGHT, 0, -1)[:, None] <= np.round(np.nan_to_num(shares) * BAR_HEIGHT)[None]
+    background = np.array(INVALID_COLOR, dtype=np.uint8)
+    return np.where(filled[..., None], distinct_colors(len(shares))[None], background)
 
 
 def darken_invalid(image: NDArray[np.uint8], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:

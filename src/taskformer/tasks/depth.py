@@ -1,5 +1,6 @@
 """Depth and inverse depth."""
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,9 +15,11 @@ from taskformer.metrics.protocols import Protocol
 from taskformer.tasks.base import Geometry, Stage
 from taskformer.tasks.colors import color_scale
 from taskformer.tasks.losses import l1
-from taskformer.tasks.maps import ValueMapTask, plane
 from taskformer.tasks.registry import register
+from taskformer.tasks.value_map import ValueMapTask, medians
 
+#: Metres that no camera of these data sets can see; larger values are millimetres, or invalid marks taken for depth.
+MAX_DEPTH_M = 1000.0
 #: Units of the metrics that compare by ratio.
 RATIO_UNITS = {"rmse_log": "", "abs_rel": "", "delta1": "%", "delta2": "%", "delta3": "%"}
 
@@ -32,6 +35,7 @@ class Depth(ValueMapTask):
     """
 
     geometry: ClassVar[Geometry] = "depth"
+    limits: ClassVar[tuple[float, float]] = (0.0, MAX_DEPTH_M)
     headline: ClassVar[str] = "rmse"
     units: ClassVar[dict[str, str]] = {"rmse": "m", "rmse_per_image": "m", "mae": "m", **RATIO_UNITS}
     higher_is_better: ClassVar[bool] = False
@@ -65,13 +69,19 @@ class Depth(ValueMapTask):
 
     def colorize(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         """Draw depth in metres from yellow (near) to purple (``max_depth`` and beyond), the same range for all maps."""
-        return color_scale(plane(self, values), self.max_depth, 0.0)
+        return color_scale(self._plane(values), self.max_depth, 0.0)
 
     def constant(self, targets: list[Tensor]) -> Tensor:
         """Return the mean depth ``(1,)``, which minimises the RMSE."""
         values = self.values(targets)
         values = values[torch.isfinite(values) & (values > 0)]
         return values.double().mean().nan_to_num(0.0).float().view(1)
+
+    def wrong_values(self, target: NDArray[Any]) -> Iterator[str]:
+        """Say also where a stored target ``(H, W)`` is 0, which is no depth."""
+        yield from super().wrong_values(target)
+        if zeros := (target == 0).sum():
+            yield f"{zeros} depths are 0; no depth is NaN"
 
 
 @register("inverse_depth")
@@ -88,6 +98,7 @@ class InverseDepth(ValueMapTask):
     """
 
     geometry: ClassVar[Geometry] = "inverse_depth"
+    limits: ClassVar[tuple[float, float]] = (0.0, np.inf)
     headline: ClassVar[str] = "mae"
     units: ClassVar[dict[str, str]] = {"rmse": "1/m", "rmse_per_image": "1/m", "mae": "1/m", **RATIO_UNITS}
     higher_is_better: ClassVar[bool] = False
@@ -116,13 +127,12 @@ class InverseDepth(ValueMapTask):
 
     def colorize(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         """Draw inverse depth from yellow (``max_inverse_depth`` and nearer) to purple (infinitely far)."""
-        return color_scale(plane(self, values), 0.0, self.max_inverse_depth)
+        return color_scale(self._plane(values), 0.0, self.max_inverse_depth)
 
     def constant(self, targets: list[Tensor]) -> Tensor:
         """Return the median ``(1,)``, which minimises the mean absolute error."""
         values = self.values(targets)
-        values = values[torch.isfinite(values) & (values >= 0)]
-        return values.median().view(1) if values.numel() else torch.zeros(1)
+        return medians(torch.where(values >= 0, values, torch.nan))
 
 
 @register("relative_inverse_depth")

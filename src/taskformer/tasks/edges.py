@@ -13,9 +13,10 @@ from taskformer.metrics.edges import EdgeScores, TolerantFMeasure
 from taskformer.metrics.protocols import Protocol
 from taskformer.tasks.base import IGNORE_INDEX, Geometry, Stage
 from taskformer.tasks.colors import gray_scale
-from taskformer.tasks.losses import edge_cross_entropy
-from taskformer.tasks.maps import ValueMapTask, logits_of, plane, probability_bytes
+from taskformer.tasks.losses import binary_kl_divergence, edge_cross_entropy
+from taskformer.tasks.probabilities import logits_of, probability_bytes
 from taskformer.tasks.registry import register
+from taskformer.tasks.value_map import ValueMapTask
 
 
 @register("edges")
@@ -31,7 +32,8 @@ class Edges(ValueMapTask):
         loss_weight: Weight of the task's loss in the sum.
     """
 
-    geometry: ClassVar[Geometry] = "value"
+    geometry: ClassVar[Geometry] = "lines"
+    limits: ClassVar[tuple[float, float]] = (0.0, 1.0)
     headline: ClassVar[str] = "f_tolerant"
     units: ClassVar[dict[str, str]] = {
         "f_tolerant": "%",
@@ -70,6 +72,10 @@ class Edges(ValueMapTask):
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
         return edge_cross_entropy(output, target, self.positive_weight)
 
+    def _distance(self, output: Tensor, teacher: Tensor) -> Tensor:
+        """Compute the Kullback-Leibler divergence of the probabilities of edge or no edge, in nats."""
+        return binary_kl_divergence(output, teacher)
+
     def _metrics(self, protocol: Protocol, stage: Stage) -> dict[str, Metric]:
         quick: dict[str, Metric] = {"tolerant": TolerantFMeasure(self.max_dist)}
         if stage == "val":
@@ -93,11 +99,11 @@ class Edges(ValueMapTask):
 
     def restore(self, stored: NDArray[Any]) -> Tensor:
         """Return logits ``(1, H, W)`` of stored probabilities ``(H, W)``."""
-        return logits_of(self, stored).unsqueeze(0)
+        return logits_of(self.name, self._plane(stored)).unsqueeze(0)
 
     def colorize(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         """Draw probabilities or edges in [0, 1] in white on black."""
-        return gray_scale(plane(self, values))
+        return gray_scale(self._plane(values))
 
     def constant(self, targets: list[Tensor]) -> Tensor:
         """Return the logit ``(1,)`` of the share of edge pixels."""

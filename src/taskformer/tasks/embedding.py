@@ -15,7 +15,6 @@ from taskformer.metrics.protocols import Protocol
 from taskformer.tasks.base import IGNORE_INDEX, Geometry, Stage, Task
 from taskformer.tasks.colors import INVALID_COLOR, darken_invalid, distinct_colors, unit_to_byte
 from taskformer.tasks.losses import number
-from taskformer.tasks.maps import check_shapes
 from taskformer.tasks.registry import register
 
 
@@ -73,7 +72,7 @@ class Embedding(Task):
         if target.is_floating_point() or target.is_complex():
             message = f"task {self.name!r} needs integer segment ids, got {target.dtype} instead of e.g. int64"
             raise InvalidTargetError(message)
-        check_shapes(self, output, target, (output.shape[0], *output.shape[2:]))
+        self._check_shapes(output, target, (output.shape[0], *output.shape[2:]))
         return target.long()
 
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:

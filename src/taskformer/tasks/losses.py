@@ -15,6 +15,10 @@ from torch.nn import functional as F
 from taskformer.metrics.normals import unit_vectors
 from taskformer.tasks.base import IGNORE_INDEX
 
+#: Length below which vectors have no direction. Dividing by at least this bounds the gradient where a fresh network
+#: still gives vectors of almost no length.
+SHORTEST = 1e-3
+
 
 def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Compute the softmax cross entropy: the sum over valid pixels divided by their number.
@@ -78,8 +82,7 @@ def normals_l1(output: Tensor, target: Tensor) -> Tensor:
         A scalar.
     """
     valid = (torch.isfinite(target).all(dim=1) & (target != 0).any(dim=1)).unsqueeze(1)
-    # Dividing by at least eps bounds the gradient where a fresh network still gives vectors of almost no length.
-    direction = unit_vectors(torch.where(valid, output, 0.0), eps=1e-3)
+    direction = unit_vectors(torch.where(valid, output, 0.0), eps=SHORTEST)
     difference = direction - torch.where(valid, target, 0.0)
     return difference.abs().sum() / number(valid)
 
@@ -120,6 +123,32 @@ def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     logits = torch.where(valid[:, None], logits, 0.0)
     target = torch.where(valid[:, None], target, 0.0)
     return -(target * logits.log_softmax(dim=1)).sum() / number(valid)
+
+
+def kl_divergence(output: Tensor, teacher: Tensor) -> Tensor:
+    """Compute the Kullback-Leibler divergence of two networks' class probabilities, averaged over pixels.
+
+    Args:
+        output: Logits ``(B, C, ...)``.
+        teacher: Logits of the same shape, from which the probabilities are to be learned.
+
+    Returns:
+        A scalar in nats.
+    """
+    divergence = F.kl_div(output.log_softmax(1), teacher.log_softmax(1), reduction="none", log_target=True)
+    return divergence.sum(dim=1).mean()
+
+
+def binary_kl_divergence(output: Tensor, teacher: Tensor) -> Tensor:
+    """Compute :func:`kl_divergence` for logits of yes or no, ``(B, 1, H, W)``."""
+    probability = teacher.sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(teacher, probability)
+    return F.binary_cross_entropy_with_logits(output, probability) - entropy
+
+
+def cosine_distance(output: Tensor, teacher: Tensor) -> Tensor:
+    """Compute one minus the mean cosine of the angles of vectors ``(B, 3, H, W)`` of any lengths."""
+    return 1 - F.cosine_similarity(output, teacher, dim=1, eps=SHORTEST).mean()
 
 
 def number(valid: Tensor) -> Tensor:

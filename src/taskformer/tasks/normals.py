@@ -1,5 +1,6 @@
 """Surface normals."""
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,9 +15,9 @@ from taskformer.metrics.normals import AngularError, unit_vectors
 from taskformer.metrics.protocols import Protocol
 from taskformer.tasks.base import Geometry, Stage
 from taskformer.tasks.colors import normal_colors
-from taskformer.tasks.losses import normals_l1
-from taskformer.tasks.maps import ValueMapTask
+from taskformer.tasks.losses import cosine_distance, normals_l1
 from taskformer.tasks.registry import register
+from taskformer.tasks.value_map import ValueMapTask
 
 
 @register("normals")
@@ -47,6 +48,10 @@ class Normals(ValueMapTask):
 
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
         return normals_l1(output, target)
+
+    def _distance(self, output: Tensor, teacher: Tensor) -> Tensor:
+        """Compute one minus the mean cosine of the angles."""
+        return cosine_distance(output, teacher)
 
     def _metrics(self, protocol: Protocol, stage: Stage) -> dict[str, Metric]:
         return {"angular_error": AngularError(protocol.inclusive, protocol.uncentred)}
@@ -87,3 +92,10 @@ class Normals(ValueMapTask):
         vectors = self.values(targets)
         total = vectors[torch.isfinite(vectors).all(dim=1)].double().sum(dim=0)
         return F.normalize(total, dim=0).float()
+
+    def wrong_values(self, target: NDArray[Any]) -> Iterator[str]:
+        """Say also where vectors of a stored target ``(H, W, 3)`` are not of length 1."""
+        yield from super().wrong_values(target)
+        lengths = np.linalg.norm(target[np.isfinite(target).all(axis=-1)], axis=-1)
+        if (wrong := lengths[np.abs(lengths - 1) > 0.01]).size:
+            yield f"{wrong.size} normals are not of length 1, e.g. {wrong[0]:g}"

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
@@ -15,8 +14,8 @@ from taskformer.metrics.regression import MaskedMeanAbsoluteError
 from taskformer.tasks.base import Geometry, Stage
 from taskformer.tasks.colors import color_scale, darken_invalid, unit_to_byte
 from taskformer.tasks.losses import l1
-from taskformer.tasks.maps import ValueMapTask
 from taskformer.tasks.registry import register
+from taskformer.tasks.value_map import ValueMapTask
 
 
 @register("regression")
@@ -71,9 +70,3 @@ class Regression(ValueMapTask):
             units = np.concatenate([units, np.full_like(units[:1], 0.5)])
         valid = np.asarray(np.isfinite(units).all(axis=0))
         return darken_invalid(np.moveaxis(unit_to_byte(units), 0, -1), valid)
-
-    def constant(self, targets: list[Tensor]) -> Tensor:
-        """Return each channel's median ``(channels,)``, which minimises the mean absolute error."""
-        values = self.values(targets)
-        columns = [column[torch.isfinite(column)] for column in values.unbind(dim=1)]
-        return torch.stack([column.median() if column.numel() else torch.tensor(0.0) for column in columns])

@@ -1,5 +1,6 @@
 """Salient objects."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -10,8 +11,9 @@ from torchmetrics import Metric
 from taskformer.metrics.protocols import Protocol
 from taskformer.metrics.saliency import SaliencyScores
 from taskformer.tasks.base import Stage
+from taskformer.tasks.label_map import LabelMapTask
 from taskformer.tasks.losses import balanced_cross_entropy
-from taskformer.tasks.maps import LabelMapTask, logits_of, probability_bytes
+from taskformer.tasks.probabilities import logits_of, probability_bytes
 from taskformer.tasks.registry import register
 
 
@@ -26,6 +28,7 @@ class Saliency(LabelMapTask):
 
     headline: ClassVar[str] = "maxF"
     stores_classes: ClassVar[bool] = False
+    stored_ids: ClassVar[Sequence[int | list[int]] | None] = (0, [1, 255])
     units: ClassVar[dict[str, str]] = {"maxF": "%", "max_mIoU": "%", "mIoU": "%"}
 
     def __init__(self, name: str, loss_weight: float = 5.0) -> None:
@@ -43,12 +46,12 @@ class Saliency(LabelMapTask):
 
     def restore(self, stored: NDArray[Any]) -> Tensor:
         """Return logits ``(2, H, W)`` of stored probabilities ``(H, W)``."""
-        logits = logits_of(self, stored)
+        logits = logits_of(self.name, self._plane(stored))
         return torch.stack([torch.zeros_like(logits), logits])
 
     def constant(self, targets: list[Tensor]) -> Tensor:
         """Return logits ``(2,)`` whose softmax is the share of salient pixels."""
-        background, salient = self.class_counts(targets).tolist()
+        background, salient = self._class_totals(targets).tolist()
         share = salient / max(background + salient, 1)
         # Inside the metric's thresholds, where predicting everything salient still counts.
         return torch.tensor([0.0, torch.logit(torch.tensor(share), eps=0.06).item()])

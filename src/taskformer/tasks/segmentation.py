@@ -9,8 +9,8 @@ from torchmetrics import Metric
 from taskformer.metrics.protocols import Protocol
 from taskformer.metrics.segmentation import MeanIoU, SegmentationScores
 from taskformer.tasks.base import Stage
+from taskformer.tasks.label_map import LabelMapTask
 from taskformer.tasks.losses import cross_entropy
-from taskformer.tasks.maps import LabelMapTask
 from taskformer.tasks.registry import register
 
 HUMAN_PARTS = ("background", "head", "torso", "upper arms", "lower arms", "upper legs", "lower legs")

@@ -13,7 +13,7 @@ from torch.utils.data import ConcatDataset, Dataset, SequentialSampler
 from taskformer.data.datamodules.base import EvaluationBatches, MultiTaskDataModule
 from taskformer.data.datasets.base import Sample
 from taskformer.errors import ConfigError, UnknownNameError, require
-from taskformer.tasks import LabelMapTask, Task, build_task, build_tasks
+from taskformer.tasks import Task, build_task, build_tasks
 
 Specs = dict[str, dict[str, Any]]
 
@@ -209,7 +209,7 @@ def _outputs(name: str, spec: Mapping[str, Any]) -> str:
     """Describe what the outputs of a task mean."""
     task = build_task(name, spec)
     kind = type(task).__name__
-    if not isinstance(task, LabelMapTask):
+    if not task.classes:
         return f"{kind} with {task.channels} channels"
     return f"{kind} with the {task.channels} classes {', '.join(task.classes)}"
 

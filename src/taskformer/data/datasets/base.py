@@ -7,7 +7,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
@@ -18,7 +17,7 @@ from taskformer.data.names import existing, read_lines
 from taskformer.errors import CorruptFileError, DatasetNotFoundError, InvalidTargetError, TaskformerError
 from taskformer.files import inside
 from taskformer.pictures import Orientation, orientation
-from taskformer.tasks import IGNORE_INDEX, LabelMapTask, Task
+from taskformer.tasks import Task
 
 Sample: TypeAlias = dict[str, Any]
 OnError: TypeAlias = Literal["raise", "skip"]
@@ -213,7 +212,7 @@ class MultiTaskDataset(Dataset[Sample], ABC):
 
     def _check_classes(self, name: str, target: NDArray[Any], files: Mapping[str, File]) -> None:
         """Refuse classes that the task does not have; the file is only known here."""
-        if reason := wrong_classes(self.tasks[name], target):
+        if reason := self.tasks[name].wrong_classes(target):
             msg = f"{files.get(name, files[IMAGE]).path} {reason}"
             raise InvalidTargetError(msg)
 
@@ -247,16 +246,3 @@ class MultiTaskDataset(Dataset[Sample], ABC):
 def is_list_of_paths(row: Any, count: int) -> bool:
     """Whether a row of a JSON file lists so many paths."""
     return isinstance(row, list) and len(row) == count and all(isinstance(path, str) for path in row)
-
-
-def wrong_classes(task: Task, target: NDArray[Any]) -> str | None:
-    """Say which classes of a map ``(H, W)`` a task does not have; None if it has all, or no classes."""
-    if not isinstance(task, LabelMapTask):
-        return None
-    if target.dtype.kind not in "iub":
-        return f"holds {target.dtype}, labels of {task.name!r} must be whole numbers"
-    wrong = ((target < 0) | (target >= task.channels)) & (target != IGNORE_INDEX)
-    if not wrong.any():
-        return None
-    ids = ", ".join(map(str, np.unique(target[wrong])[:10]))
-    return f"has the class ids {ids}; there are 0..{task.channels - 1}, and 255 where there is no label"

@@ -29,7 +29,7 @@ from taskformer.data.images import (
 from taskformer.data.names import ends_with, examples, existing, is_hidden
 from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, InvalidTargetError, UnknownNameError
 from taskformer.pictures import IMAGE_SUFFIXES, Orientation, orientation, turned
-from taskformer.tasks import IGNORE_INDEX, LabelMapTask, Saliency, Task
+from taskformer.tasks import IGNORE_INDEX, Task
 
 #: Fields of :class:`Label` that mean something for kinds of maps that do not hold plain values.
 _MEANINGFUL: dict[str | None, set[str]] = {"label": {"ids"}, "vector": {"axes", "invalid"}, None: set()}
@@ -301,7 +301,7 @@ class _Decoder:
             known = np.clip(stored.astype(np.int64), -1, len(self.table) - 1)
             classes: NDArray[np.uint8] = self.table[known]
             return classes
-        count = self.task.channels if isinstance(self.task, LabelMapTask) else IGNORE_INDEX
+        count = len(self.task.classes) or IGNORE_INDEX
         wrong = (stored != IGNORE_INDEX) & ((stored < 0) | (stored >= count))
         if wrong.any():
             msg = (
@@ -408,16 +408,15 @@ def _changed(label: Label) -> set[str]:
 
 def _table(task: Task, ids: list[int | list[int]] | None) -> NDArray[np.uint8] | None:
     """Make the class id of each stored value; the last entry, one above the largest listed value, is no label."""
-    if ids is None and isinstance(task, Saliency):
-        ids = [0, [1, 255]]
-    if ids is None:
+    given = task.stored_ids if ids is None else ids
+    if given is None:
         return None
-    values = [[value] if isinstance(value, int) else value for value in ids]
+    values = [[value] if isinstance(value, int) else value for value in given]
     listed = [value for group in values for value in group]
     if len(values) != task.channels or len(set(listed)) != len(listed) or min(listed, default=-1) < 0:
         msg = (
             f"labels.{task.name}.ids must list the stored value or values, each once and none below 0, of every one of "
-            f"the {task.channels} classes in turn; got {ids}"
+            f"the {task.channels} classes in turn; got {given}"
         )
         raise ConfigError(msg)
     table = np.full(max(listed) + 2, IGNORE_INDEX, dtype=np.uint8)

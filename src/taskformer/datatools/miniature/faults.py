@@ -12,8 +12,9 @@ from taskformer.data.datamodules import data_modules
 from taskformer.data.datasets.base import IMAGE, MultiTaskDataset
 from taskformer.data.images import File, read_ids, read_npy, read_pixels, write_npy, write_png
 from taskformer.datatools.miniature import WRITERS, split_swapper
+from taskformer.datatools.selection import chosen_tasks
 from taskformer.errors import ConfigError, UnknownNameError
-from taskformer.tasks import Saliency, Task, build_tasks
+from taskformer.tasks import Task
 
 #: A stored value that is no class of any data set, and neither 0 nor 255.
 NO_CLASS = 200
@@ -64,8 +65,7 @@ class _Map(NamedTuple):
 
 def _training_set(name: str, root: Path) -> MultiTaskDataset:
     module = data_modules()[name](root=str(root))
-    offered = module.task_offers()
-    return module.dataset("train", build_tasks({task: offered[task] for task in module.available()}), None)
+    return module.dataset("train", chosen_tasks(module), None)
 
 
 def _maps(training: Callable[[], MultiTaskDataset]) -> Iterator[_Map]:
@@ -100,13 +100,13 @@ def _crop(found: _Map) -> bool:
 
 
 def _mislabel(found: _Map) -> bool:
-    """Give some pixels of a label map an id that no class has; saliency is thresholded, there any value is a class."""
+    """Give some pixels of a label map an id that no class has."""
 
     def mislabel(pixels: NDArray[Any]) -> NDArray[Any]:
         pixels[:3, :3] = NO_CLASS
         return pixels
 
-    return found.task.geometry == "label" and not isinstance(found.task, Saliency) and _change(found, mislabel)
+    return found.task.stores_classes and _change(found, mislabel)
 
 
 def _flatten(found: _Map) -> bool:

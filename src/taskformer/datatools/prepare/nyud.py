@@ -16,9 +16,9 @@ from taskformer.data.images import write_npy, write_png
 from taskformer.data.names import is_hidden
 from taskformer.data.surfaces import plane_normals
 from taskformer.datatools.prepare.sources import Source, convert, extract, fetch
+from taskformer.datatools.selection import chosen_tasks
 from taskformer.errors import CorruptFileError, DatasetNotFoundError, MissingExtraError
 from taskformer.files import replacing, write_text
-from taskformer.tasks import build_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -205,8 +205,7 @@ def _copy_files(source: Path, out: Path) -> None:
 def _check_complete(out: Path) -> None:
     """Say what is missing of the images that the lists name."""
     module = NYUDDataModule(str(out))
-    offers = module.task_offers()
-    tasks = build_tasks({name: offers[name] for name in module.available()})
+    tasks = chosen_tasks(module)
     for split, published in module.published.items():
         dataset = module.dataset(split, tasks, None)
         paths = [path for index in range(len(dataset)) for path in dataset.files(index).values()]

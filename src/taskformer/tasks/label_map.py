@@ -1,4 +1,4 @@
-"""What tasks with integer label maps share, and what tasks with float maps share."""
+"""What tasks share whose targets are maps of class ids, such as semantic segmentation."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from taskformer.errors import ConfigError, InvalidTargetError
-from taskformer.tasks.base import IGNORE_INDEX, Geometry, Task
+from taskformer.tasks.base import IGNORE_INDEX, ClassCounts, Geometry, Task
 from taskformer.tasks.colors import INVALID_COLOR, distinct_colors
+from taskformer.tasks.losses import kl_divergence
 
 #: Difference of the best and the other logits of a constant prediction.
 MARGIN = 10.0
@@ -72,7 +73,7 @@ class LabelMapTask(Task):
             raise InvalidTargetError(message)
         if target.ndim == output.ndim and target.shape[1] == 1:
             target = target[:, 0]
-        check_shapes(self, output, target, (output.shape[0], *output.shape[2:]))
+        self._check_shapes(output, target, (output.shape[0], *output.shape[2:]))
         target = target.long()
         if target.device.type == "cpu":
             wrong = target[(target != IGNORE_INDEX) & ((target < 0) | (target >= self.channels))]
@@ -84,6 +85,10 @@ class LabelMapTask(Task):
                 raise InvalidTargetError(message)
         return target
 
+    def _distance(self, output: Tensor, teacher: Tensor) -> Tensor:
+        """Compute the Kullback-Leibler divergence of the class probabilities in nats."""
+        return kl_divergence(output, teacher)
+
     def decode(self, output: Tensor) -> Tensor:
         """Turn logits ``(B, channels, H, W)`` into class ids ``(B, H, W)`` int64."""
         return output.argmax(dim=1)
@@ -94,7 +99,7 @@ class LabelMapTask(Task):
 
     def restore(self, stored: NDArray[Any]) -> Tensor:
         """Return logits ``(channels, H, W)`` whose maximum is at the stored class ids ``(H, W)``."""
-        labels = plane(self, stored)
+        labels = self._plane(stored)
         if not ((labels >= 0) & (labels < self.channels) & (labels == np.floor(labels))).all():
             message = f"task {self.name!r} needs class ids 0..{self.channels - 1} as predictions, got other values"
             raise InvalidTargetError(message)
@@ -102,113 +107,38 @@ class LabelMapTask(Task):
 
     def colorize(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         """Draw class ids ``(H, W)`` or ``(1, H, W)`` as RGB ``(H, W, 3)``; ids without a class are dark."""
-        labels = plane(self, values)
+        labels = self._plane(values)
         known = (labels >= 0) & (labels < self.channels)
         image = np.full((*labels.shape, 3), INVALID_COLOR, dtype=np.uint8)
         image[known] = self.colors[labels[known].astype(np.int64)]
         return image
 
-    def class_counts(self, targets: Sequence[Tensor]) -> Tensor:
-        """Count the pixels of each class ``(channels,)`` int64 in label maps of any sizes."""
-        counts = torch.zeros(self.channels, dtype=torch.int64)
-        for target in targets:
-            labels = target[target != IGNORE_INDEX].long().cpu()
-            counts += torch.bincount(labels, minlength=self.channels)
-        return counts
-
     def constant(self, targets: list[Tensor]) -> Tensor:
         """Return logits ``(channels,)`` of the most frequent class."""
         logits = torch.zeros(self.channels)
-        logits[self.class_counts(targets).argmax()] = MARGIN
+        logits[self._class_totals(targets).argmax()] = MARGIN
         return logits
 
     def invalid(self, height: int, width: int) -> Tensor:
         """Return a map ``(height, width)`` full of 255."""
         return torch.full((height, width), IGNORE_INDEX, dtype=torch.int64)
 
+    def wrong_classes(self, target: NDArray[Any]) -> str | None:
+        """Say which class ids of a stored target ``(H, W)`` there are not; None if there are all."""
+        if target.dtype.kind not in "iub":
+            return f"holds {target.dtype}, labels of {self.name!r} must be whole numbers"
+        wrong = ((target < 0) | (target >= self.channels)) & (target != IGNORE_INDEX)
+        if not wrong.any():
+            return None
+        ids = ", ".join(map(str, np.unique(target[wrong])[:10]))
+        return f"has the class ids {ids}; there are 0..{self.channels - 1}, and 255 where there is no label"
 
-class ValueMapTask(Task):
-    """A task whose target is a float map ``(B, channels, H, W)`` with NaN where there is no label."""
+    def count_classes(self, target: NDArray[Any]) -> ClassCounts:
+        """Count the pixels of each class in a stored target ``(H, W)``."""
+        pixels = np.bincount(target[self.valid(target)].astype(np.int64), minlength=self.channels)
+        return ClassCounts(pixels.astype(np.float64), (pixels > 0).astype(np.int64))
 
-    def check(self, target: Tensor, output: Tensor) -> Tensor:
-        """Return the map as ``(B, channels, H, W)`` float32; with one channel that axis may be missing.
-
-        Raises:
-            InvalidTargetError: If shape or type do not fit.
-        """
-        if not target.is_floating_point():
-            message = f"task {self.name!r} needs float values with NaN where there is no label, got {target.dtype}"
-            raise InvalidTargetError(message)
-        if self.channels == 1 and target.ndim == output.ndim - 1:
-            target = target.unsqueeze(1)
-        check_shapes(self, output, target, tuple(output.shape))
-        return target.float()
-
-    def decode(self, output: Tensor) -> Tensor:
-        """Return the output ``(B, channels, H, W)`` as float32."""
-        return output.float()
-
-    def values(self, targets: Sequence[Tensor]) -> Tensor:
-        """Gather the pixels of maps ``(..., channels, H, W)`` of any sizes as rows ``(N, channels)`` float32."""
-        rows = [target.float().movedim(-3, -1).reshape(-1, self.channels) for target in targets]
-        return torch.cat([torch.empty(0, self.channels), *(row.cpu() for row in rows)])
-
-    def invalid(self, height: int, width: int) -> Tensor:
-        """Return a map ``(channels, height, width)`` full of NaN."""
-        return torch.full((self.channels, height, width), torch.nan)
-
-
-def probability_bytes(probability: Tensor) -> NDArray[np.uint8]:
-    """Return probabilities times 255 as uint8, truncated as the field's evaluators do."""
-    values: NDArray[np.uint8] = (probability.float() * 255).byte().cpu().numpy()
-    return values
-
-
-def logits_of(task: Task, stored: NDArray[Any]) -> Tensor:
-    """Return log-odds ``(H, W)`` of stored probabilities: float, or shares of the largest number of 8 or 16 bits.
-
-    Raises:
-        InvalidTargetError: If they are no probabilities of shape ``(H, W)``.
-    """
-    values = plane(task, stored)
-    if values.dtype.kind == "u":
-        top = np.iinfo(values.dtype).max
-        # A trifle more than stored, so that what equals a threshold, as 51 / 255 does .2, reaches it after rounding.
-        values = (values + 1e-3).clip(max=top) / top
-    values = values.astype(np.float64)
-    if not ((values >= 0) & (values <= 1)).all():
-        message = f"task {task.name!r} needs predictions between 0 and 1, or 8 bits, got {values.min()}..{values.max()}"
-        raise InvalidTargetError(message)
-    return torch.logit(torch.from_numpy(values)).float()
-
-
-def check_shapes(task: Task, output: Tensor, target: Tensor, expected: tuple[int, ...]) -> None:
-    """Refuse an output or a target that does not have the task's shape.
-
-    Raises:
-        InvalidTargetError: If a shape does not fit.
-    """
-    if output.shape[1] != task.channels:
-        message = f"task {task.name!r} has {task.channels} channels, got an output of shape {tuple(output.shape)}"
-        raise InvalidTargetError(message)
-    if tuple(target.shape) != expected:
-        message = (
-            f"task {task.name!r}: the target must have shape {expected} for an output of shape "
-            f"{tuple(output.shape)}, got {tuple(target.shape)}"
-        )
-        raise InvalidTargetError(message)
-
-
-def plane(task: Task, values: NDArray[Any]) -> NDArray[Any]:
-    """Return the ``(H, W)`` plane of a map ``(H, W)`` or ``(1, H, W)``.
-
-    Raises:
-        InvalidTargetError: If the map has another shape.
-    """
-    values = np.asarray(values)
-    if values.ndim == 3 and values.shape[0] == 1:
-        values = values[0]
-    if values.ndim != 2:
-        message = f"task {task.name!r} draws maps (H, W) or (1, H, W), got {values.shape}"
-        raise InvalidTargetError(message)
-    return values
+    def _class_totals(self, targets: Sequence[Tensor]) -> NDArray[np.float64]:
+        """Count the pixels of each class ``(channels,)`` in label maps of any sizes."""
+        counts = (self.count_classes(target.cpu().numpy()).pixels for target in targets)
+        return sum(counts, np.zeros(self.channels))

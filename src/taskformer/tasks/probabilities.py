@@ -1,0 +1,38 @@
+"""How files of predictions hold probabilities: 8 bits, as the field's evaluators read them."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from taskformer.errors import InvalidTargetError
+
+
+def probability_bytes(probability: Tensor) -> NDArray[np.uint8]:
+    """Return probabilities times 255 as uint8, truncated as the field's evaluators do."""
+    values: NDArray[np.uint8] = (probability.float() * 255).byte().cpu().numpy()
+    return values
+
+
+def logits_of(name: str, stored: NDArray[Any]) -> Tensor:
+    """Return log-odds ``(H, W)`` of stored probabilities: float, or shares of the largest number of 8 or 16 bits.
+
+    Args:
+        name: The task, for the message.
+        stored: The probabilities ``(H, W)``.
+
+    Raises:
+        InvalidTargetError: If they are no probabilities.
+    """
+    values = stored
+    if values.dtype.kind == "u":
+        top = np.iinfo(values.dtype).max
+        # A trifle more than stored, so that what equals a threshold, as 51 / 255 does .2, reaches it after rounding.
+        values = (values + 1e-3).clip(max=top) / top
+    values = values.astype(np.float64)
+    if not ((values >= 0) & (values <= 1)).all():
+        message = f"task {name!r} needs predictions between 0 and 1, or 8 bits, got {values.min()}..{values.max()}"
+        raise InvalidTargetError(message)
+    return torch.logit(torch.from_numpy(values)).float()
