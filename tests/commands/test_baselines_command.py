@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from taskformer.cli import main
-from taskformer.commands import baselines
+from taskformer.errors import TaskformerError
+from taskformer.evaluation import reference_runs
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = [f"--config={ROOT}/configs/model/baseline.yaml", f"--config={ROOT}/configs/data/rooms.yaml"]
@@ -50,7 +51,7 @@ def called(monkeypatch, tmp_path, small_rooms):
         record = {"protocol": protocol, "facts": facts, "tasks": {task: scores}}
         path.write_text(json.dumps(json.loads(path.read_text()) | {stage: record}))
 
-    monkeypatch.setattr(baselines, "run_command", run)
+    monkeypatch.setattr(reference_runs, "run_command", run)
     return lines
 
 
@@ -164,8 +165,8 @@ def test_results_of_other_runs_are_not_replaced_unless_named(called, small_rooms
 
 def test_a_failing_run_ends_it_in_one_sentence(monkeypatch, tmp_path, capfd):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(baselines.TaskformerError, match="`taskformer nonsense` failed with status 2"):
-        baselines.run_command(["nonsense"])
+    with pytest.raises(TaskformerError, match="`taskformer nonsense` failed with status 2"):
+        reference_runs.run_command(["nonsense"])
     assert "unknown command 'nonsense'" in capfd.readouterr().err
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from taskformer.cli import main
-from taskformer.commands.compare import paired_interval
 
 BETTER = {"semseg": {"mIoU": "higher"}, "depth": {"rmse": "lower"}, "edges": {"threshold": ""}}
 
@@ -30,23 +29,6 @@ def rows(tmp_path, a, b, *flags):
     main(["compare", a, b, f"--json={tmp_path}/out.json", *flags])
     record = json.loads((tmp_path / "out.json").read_text())
     return {(row["task"], row["metric"]): row for row in record["rows"]}
-
-
-def test_the_interval_is_that_of_the_mean_of_normal_differences():
-    differences = np.random.default_rng(0).normal(0.3, 2.0, 4000)
-    low, high = paired_interval(differences, 10_000, seed=1)
-    error = differences.std() / np.sqrt(4000)
-    assert low == pytest.approx(differences.mean() - 1.96 * error, abs=0.06 * error)
-    assert high == pytest.approx(differences.mean() + 1.96 * error, abs=0.06 * error)
-
-
-def test_the_interval_of_two_images_is_known_exactly():
-    # The four equally likely resamples have the means 0, 1/2, 1/2 and 1: both ends are beyond 2.5 % of a quarter.
-    assert paired_interval(np.array([0.0, 1.0]), 1000, seed=0) == (0, 1)
-
-
-def test_equal_differences_leave_no_doubt():
-    assert paired_interval(np.full(5, 0.25), 100, seed=0) == (0.25, 0.25)
 
 
 def test_a_small_gain_on_every_image_shows_among_images_that_differ_much(tmp_path, capsys):

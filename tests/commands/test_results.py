@@ -183,7 +183,7 @@ def test_results_are_printed_even_if_they_cannot_be_saved(tested, monkeypatch, c
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("taskformer.callbacks.results.write_json", full)
+    monkeypatch.setattr("taskformer.evaluation.report.write_json", full)
     with pytest.raises((OSError, SystemExit)):
         main(["test", *tested, "--name=full"])
     assert "pixel_accuracy" in capsys.readouterr().out

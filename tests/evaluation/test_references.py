@@ -7,7 +7,7 @@ import pytest
 from taskformer.data import CombinedDataModule, FolderDataModule, RoomsDataModule
 from taskformer.data.datasets.folder import Label
 from taskformer.errors import ConfigError
-from taskformer.evaluation.references import Reference, compare_with_baselines, run_facts
+from taskformer.evaluation.references import Reference, compare_with_references, run_facts
 from taskformer.modules import AutoTaskFormer, Baseline
 from taskformer.tasks import build_tasks
 
@@ -33,9 +33,9 @@ def write(folder, name="entry", facts=FACTS, tasks=ENTRIES):
 def test_delta_m_is_the_mean_improvement_over_the_entry_with_the_runs_facts(tmp_path):
     right = write(tmp_path)
     write(tmp_path, "another", FACTS | {"backbone": "resnet50"}, {})
-    found = compare_with_baselines(tmp_path, FACTS, TASKS, RESULTS)
+    found = compare_with_references(tmp_path, FACTS, TASKS, RESULTS)
     # 0.44 over 0.40 is +10 %; 0.75 m over 0.60 m is 25 % worse.
-    assert found.improvement == pytest.approx({"semseg": 10, "depth": -25})
+    assert found.by_task == pytest.approx({"semseg": 10, "depth": -25})
     assert found.delta_m == pytest.approx(-7.5)
     assert found.source == right
 
@@ -44,7 +44,7 @@ def test_delta_m_is_the_mean_improvement_over_the_entry_with_the_runs_facts(tmp_
 def test_an_entry_that_differs_in_any_fact_is_not_used_and_the_fact_is_named(tmp_path, fact):
     write(tmp_path, facts=FACTS | {fact: "other"})
     with pytest.raises(ConfigError) as error:
-        compare_with_baselines(tmp_path, FACTS, TASKS, RESULTS)
+        compare_with_references(tmp_path, FACTS, TASKS, RESULTS)
     assert f"entry.json, differ in {fact} (other there, {FACTS[fact]} here)" in str(error.value)
 
 
@@ -54,12 +54,12 @@ def test_runs_of_another_length_or_recipe_are_not_compared_and_the_difference_is
     with pytest.raises(
         ConfigError, match=r"entry.json, differ in training.steps \(900 there, 3600 here\), training.ep"
     ):
-        compare_with_baselines(tmp_path, longer, TASKS, RESULTS)
+        compare_with_references(tmp_path, longer, TASKS, RESULTS)
     write(tmp_path, facts={key: value for key, value in FACTS.items() if key != "training"})
     with pytest.raises(ConfigError, match=r"entry.json, differ in training \(not said there\)$"):
-        compare_with_baselines(tmp_path, FACTS, TASKS, RESULTS)
+        compare_with_references(tmp_path, FACTS, TASKS, RESULTS)
     with pytest.raises(ConfigError, match="the weights do not say what they were trained with"):
-        compare_with_baselines(tmp_path, FACTS | {"training": {}}, TASKS, RESULTS)
+        compare_with_references(tmp_path, FACTS | {"training": {}}, TASKS, RESULTS)
 
 
 def test_an_entry_of_several_seeds_says_so_and_has_values_of_validation(tmp_path):
@@ -70,27 +70,27 @@ def test_an_entry_of_several_seeds_says_so_and_has_values_of_validation(tmp_path
     }
     path = write(tmp_path, tasks=tasks)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"val_images": 77}))
-    assert str(compare_with_baselines(tmp_path, FACTS, TASKS, RESULTS)) == f"-7.50 % against {path} (3 seeds)"
+    assert str(compare_with_references(tmp_path, FACTS, TASKS, RESULTS)) == f"-7.50 % against {path} (3 seeds)"
     # 0.44 over 0.55 is -20 %, 0.75 over 0.5 is 50 % worse.
     val = FACTS | {"split": "val", "images": 77}
-    found = compare_with_baselines(tmp_path, val, TASKS, RESULTS)
-    assert found.improvement == pytest.approx({"semseg": -20, "depth": -50})
+    found = compare_with_references(tmp_path, val, TASKS, RESULTS)
+    assert found.by_task == pytest.approx({"semseg": -20, "depth": -50})
     assert found.references["depth"] == Reference(0.5, 0.01, 3)
     with pytest.raises(ConfigError, match=r"differ in images \(77 there, 76 here\)"):
-        compare_with_baselines(tmp_path, val | {"images": 76}, TASKS, RESULTS)
+        compare_with_references(tmp_path, val | {"images": 76}, TASKS, RESULTS)
 
 
 def test_a_result_without_value_is_not_compared(tmp_path):
     write(tmp_path)
     with pytest.raises(ConfigError, match="the rmse of depth is nan"):
-        compare_with_baselines(tmp_path, FACTS, TASKS, RESULTS | {"depth": {"rmse": float("nan")}})
+        compare_with_references(tmp_path, FACTS, TASKS, RESULTS | {"depth": {"rmse": float("nan")}})
 
 
 def test_the_nearest_entry_is_named(tmp_path):
     write(tmp_path, "far", FACTS | {"backbone": "vit", "images": 3, "data": "rooms"})
     write(tmp_path, "near", FACTS | {"protocol": "invpt"})
     with pytest.raises(ConfigError, match=r"near.json, differ in protocol \(invpt there, standard here\)"):
-        compare_with_baselines(tmp_path, FACTS, TASKS, RESULTS)
+        compare_with_references(tmp_path, FACTS, TASKS, RESULTS)
 
 
 def test_of_several_fitting_entries_the_user_chooses(tmp_path):
@@ -98,8 +98,8 @@ def test_of_several_fitting_entries_the_user_chooses(tmp_path):
     better = {name: entry | {"value": RESULTS[name][entry["metric"]]} for name, entry in ENTRIES.items()}
     chosen = write(tmp_path, "two", tasks=better)
     with pytest.raises(ConfigError, match=r"one.json, two.json\); choose one"):
-        compare_with_baselines(tmp_path, FACTS, TASKS, RESULTS)
-    assert compare_with_baselines(chosen, FACTS, TASKS, RESULTS).delta_m == 0
+        compare_with_references(tmp_path, FACTS, TASKS, RESULTS)
+    assert compare_with_references(chosen, FACTS, TASKS, RESULTS).delta_m == 0
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_tasks_that_cannot_be_compared_are_named(tmp_path, change, message):
     tasks = {name: entry for name, entry in (ENTRIES | change).items() if entry}
     write(tmp_path, tasks=tasks)
     with pytest.raises(ConfigError, match=message):
-        compare_with_baselines(tmp_path, FACTS, TASKS, RESULTS)
+        compare_with_references(tmp_path, FACTS, TASKS, RESULTS)
 
 
 @pytest.mark.parametrize(
@@ -134,17 +134,17 @@ def test_tasks_that_cannot_be_compared_are_named(tmp_path, change, message):
 def test_a_file_that_is_no_entry_is_named_unless_another_fits(tmp_path, text):
     (tmp_path / "broken.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match=r"broken.json .* with `taskformer baselines`"):
-        compare_with_baselines(tmp_path, FACTS, TASKS, RESULTS)
+        compare_with_references(tmp_path, FACTS, TASKS, RESULTS)
     write(tmp_path, facts=FACTS | {"images": 1})
     with pytest.raises(ConfigError, match=r"entry.json, differ in images .*; .*broken.json .* with `taskformer baseli"):
-        compare_with_baselines(tmp_path, FACTS, TASKS, RESULTS)
+        compare_with_references(tmp_path, FACTS, TASKS, RESULTS)
     write(tmp_path)
-    assert compare_with_baselines(tmp_path, FACTS, TASKS, RESULTS).delta_m == pytest.approx(-7.5)
+    assert compare_with_references(tmp_path, FACTS, TASKS, RESULTS).delta_m == pytest.approx(-7.5)
 
 
 def test_an_empty_folder_says_how_to_fill_it(tmp_path):
     with pytest.raises(ConfigError, match="holds no single-task results; `taskformer baselines` makes them"):
-        compare_with_baselines(tmp_path / "none", FACTS, TASKS, RESULTS)
+        compare_with_references(tmp_path / "none", FACTS, TASKS, RESULTS)
 
 
 def test_facts_are_plain_and_those_of_the_loaded_weights():

@@ -30,8 +30,8 @@ def test_an_unmeasured_task_is_not_hidden():
     assert math.isnan(delta_m({"semseg": 0.44, "depth": math.nan}, {"semseg": 0.4, "depth": 0.6}, SENSE))
 
 
-def test_missing_baseline_is_named():
-    with pytest.raises(ValueError, match="no single-task baseline for depth; given: semseg"):
+def test_a_missing_reference_is_named():
+    with pytest.raises(ValueError, match="no single-task reference for depth; given: semseg"):
         delta_m({"semseg": 0.4, "depth": 0.6}, {"semseg": 0.4}, SENSE)
 
 
@@ -40,10 +40,10 @@ def test_missing_sense_is_named():
         delta_m({"edges": 0.4}, {"edges": 0.4}, SENSE)
 
 
-@pytest.mark.parametrize("baseline", [0.0, -1.0, math.nan])
-def test_useless_baseline_is_refused(baseline):
-    with pytest.raises(ValueError, match="task 'depth': a relative improvement needs a baseline above 0"):
-        delta_m({"depth": 0.4}, {"depth": baseline}, SENSE)
+@pytest.mark.parametrize("reference", [0.0, -1.0, math.nan])
+def test_a_useless_reference_is_refused(reference):
+    with pytest.raises(ValueError, match="task 'depth': a relative improvement needs a reference above 0"):
+        delta_m({"depth": 0.4}, {"depth": reference}, SENSE)
 
 
 def test_nothing_to_average():

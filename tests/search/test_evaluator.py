@@ -233,7 +233,7 @@ def test_nothing_to_score_on_and_useless_references_are_refused():
     supernet = build()
     with pytest.raises(ConfigError, match="no validation images"):
         Evaluator(supernet, TASKS, [])
-    with pytest.raises(ConfigError, match="no single-task baseline for scene"):
+    with pytest.raises(ConfigError, match="no single-task reference for scene"):
         Evaluator(supernet, TASKS, batches(1), {"semseg": 0.5, "depth": 1.0}).evaluate([supernet.space.smallest()])
     with pytest.raises(ConfigError, match=r"'depth'.*above 0, got 0"):
         Evaluator(supernet, TASKS, batches(1), {"semseg": 0.5, "depth": 0.0, "scene": 1.0})

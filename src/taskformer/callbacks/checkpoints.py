@@ -17,7 +17,6 @@ from torchmetrics import MetricCollection
 from taskformer.callbacks.results import why_no_delta_m
 from taskformer.callbacks.run_folder import is_fitting
 from taskformer.errors import ConfigError, TaskformerError, UnknownNameError
-from taskformer.evaluation.tables import better
 from taskformer.files import read_checkpoint, replacing
 from taskformer.modules.base import MultiTaskModule
 
@@ -137,7 +136,7 @@ def monitors(module: MultiTaskModule) -> dict[str, bool]:
         found[f"{stage}/loss"] = False
         for name, task in module.tasks.items():
             found[f"{stage}/loss/{name}"] = False
-            senses = {metric: better(task, metric) for metric in _metric_names(task.metrics(module.protocol))}
+            senses = {metric: task.better(metric) for metric in _metric_names(task.metrics(module.protocol))}
             found |= {f"{stage}/{name}/{metric}": sense == "higher" for metric, sense in senses.items() if sense}
     return found
 

@@ -3,15 +3,14 @@
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from taskformer.callbacks.run_folder import is_fitting, run_folder
 from taskformer.errors import require
+from taskformer.evaluation.gallery import column_names, draw_sample
 from taskformer.files import replacing
-from taskformer.modules.base import MEAN, STD, MultiTaskModule
-from taskformer.tasks.colors import Picture, contact_sheet
+from taskformer.modules.base import MultiTaskModule
+from taskformer.tasks.colors import contact_sheet
 
 
 class Gallery(Callback):
@@ -61,26 +60,3 @@ class Gallery(Callback):
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
                 logger.log_image(key=f"gallery/{name}", images=[str(path)])
-
-
-def column_names(module: MultiTaskModule) -> list[str]:
-    """Headings of a gallery's columns."""
-    pixel_tasks = [name for name, task in module.tasks.items() if task.geometry != "image"]
-    return ["image", *(heading for name in pixel_tasks for heading in (f"{name}: target", "prediction"))]
-
-
-@torch.no_grad()
-def draw_sample(module: MultiTaskModule, sample: dict[str, Any]) -> list[Picture]:
-    """Draw one sample: the image, then target and prediction of every pixel task, each ``(H, W, 3)`` uint8."""
-    image: Tensor = sample["image"]
-    training = module.training
-    module.eval()
-    predictions = module.decode(module(image.unsqueeze(0).to(module.device)))
-    module.train(training)
-    pixels = ((image.cpu() * STD + MEAN).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    pictures: list[Picture] = [pixels]
-    for name, task in module.tasks.items():
-        if task.geometry != "image":
-            pictures.append(task.colorize(sample["targets"][name].cpu().numpy()))
-            pictures.append(task.colorize(predictions[name][0].float().cpu().numpy()))
-    return pictures

@@ -1,42 +1,21 @@
 """The results table: one row per task and metric, on the screen and as JSON, markdown and LaTeX, with a model card."""
 
-import json as jsonlib
-from dataclasses import asdict
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from torch import distributed
-from torchmetrics import MetricCollection
 
-from taskformer._version import __version__
-from taskformer.callbacks.run_folder import data_module, git_revision, is_fitting, run_folder
+from taskformer.callbacks.run_folder import data_module, is_fitting, run_folder
 from taskformer.errors import ConfigError, DatasetNotFoundError
+from taskformer.evaluation.constant import ConstantPredictor
 from taskformer.evaluation.per_image import ImageScores, write_rows
-from taskformer.evaluation.references import (
-    Comparison,
-    Facts,
-    Reference,
-    compare_with_baselines,
-    find_references,
-    run_facts,
-)
-from taskformer.evaluation.tables import Scores, better, latex_table, markdown_classes, markdown_table, screen_table
-from taskformer.files import write_json, write_text
+from taskformer.evaluation.references import training_references, validation_images
+from taskformer.evaluation.report import PER_IMAGE, make_report, write_metrics
+from taskformer.files import write_json
 from taskformer.modules.base import Batch, MultiTaskModule, Results
-from taskformer.modules.recipe import training_recipe
-
-#: Training images that the constant predictor is fitted to, spread evenly over the split.
-CONSTANT_IMAGES = 100
-PER_IMAGE = "per_image.csv"
-METRICS = "metrics.json"
-#: How many of the images that cannot be read a message names.
-NAMED = 3
 
 
 class ResultsTable(Callback):
@@ -70,7 +49,7 @@ class ResultsTable(Callback):
         self.per_image = per_image
         self.edge_benchmark = edge_benchmark
         self.baselines = baselines
-        self._constants: dict[str, tuple[torch.Tensor, MetricCollection]] = {}
+        self._constant: ConstantPredictor | None = None
         self._images = 0
         self._unreadable: list[str] = []
         self._image_scores: ImageScores | None = None
@@ -86,7 +65,7 @@ class ResultsTable(Callback):
         self._images, self._unreadable = 0, []
         if is_fitting(trainer) and isinstance(pl_module, MultiTaskModule):
             try:
-                references = self.references(trainer, pl_module)
+                references = training_references(trainer, pl_module, Path(self.baselines))
             except ConfigError:
                 references = {}
             pl_module.single_task = {name: reference.value for name, reference in references.items()}
@@ -96,7 +75,11 @@ class ResultsTable(Callback):
         if not isinstance(pl_module, MultiTaskModule):
             return
         self._images, self._unreadable = 0, []
-        self._fit_constant(trainer, pl_module)
+        if self.constant:
+            training_images = data_module(trainer).evaluation_dataset("train")
+            self._constant = ConstantPredictor(
+                pl_module.tasks, training_images, self.protocol, pl_module.test_stage, pl_module.device
+            )
         if self.per_image:
             loader = trainer.test_dataloaders
             self._image_scores = ImageScores(pl_module, loader, trainer.global_rank, trainer.world_size)
@@ -114,12 +97,8 @@ class ResultsTable(Callback):
         if not isinstance(pl_module, MultiTaskModule):
             return
         self._count(batch)
-        for name, target in batch["targets"].items():
-            if name in self._constants:
-                constant, metrics = self._constants[name]
-                size = target.shape[-2:] if constant.ndim == 3 else ()
-                output = constant.to(target.device).expand(len(target), -1, *size)
-                metrics.update(output, pl_module.tasks[name].check(target, output))
+        if self._constant:
+            self._constant.update(batch["targets"])
         if self._image_scores:
             self._image_scores.update(outputs, batch)
 
@@ -127,24 +106,24 @@ class ResultsTable(Callback):
         """Gather from all processes what was read; an epoch of other images is not compared with single tasks."""
         if trainer.sanity_checking or not isinstance(pl_module, MultiTaskModule):
             return
-        self._gather(trainer, pl_module)
-        if pl_module.single_task and self._images != _validation_images(trainer):
+        self._gather()
+        if pl_module.single_task and self._images != validation_images(trainer):
             pl_module.single_task = {}
             rank_zero_warn(f"no val/delta_m: only {self._images} validation images could be read", category=UserWarning)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather from all processes what was read."""
         if isinstance(pl_module, MultiTaskModule):
-            self._gather(trainer, pl_module)
+            self._gather()
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report the test results."""
         if not isinstance(pl_module, MultiTaskModule):
             return
         # All processes must come here; the first one writes and prints.
-        constant = {name: _floats(metrics.compute()) for name, (_, metrics) in self._constants.items()}
+        constant = self._constant.results() if self._constant else {}
         rows = self._image_scores.gather() if self._image_scores else []
-        self._constants, self._image_scores = {}, None
+        self._constant, self._image_scores = None, None
         folder = run_folder(trainer)
         if folder is None:
             return
@@ -161,43 +140,12 @@ class ResultsTable(Callback):
         record = {"epoch": trainer.current_epoch} if is_fitting(trainer) else {}
         self._report("val", trainer, pl_module, {}, record)
 
-    def references(self, trainer: Trainer, module: MultiTaskModule) -> dict[str, Reference]:
-        """Find the single-task results that the validations of a training are compared with.
-
-        Before the first step the size of the training images is not known; it is compared from then on.
-
-        Raises:
-            ConfigError: If there are none; says why.
-        """
-        images = _validation_images(trainer)
-        if images is None:
-            msg = "val/delta_m needs all images of the validation split; leave trainer.limit_val_batches at 1.0"
-            raise ConfigError(msg)
-        facts = run_facts(module, data_module(trainer), "val", images)
-        facts |= {"training": training_recipe(trainer, module)}
-        if not module.train_size.any():
-            del facts["input_size"]
-        return find_references(Path(self.baselines), facts, module.tasks)[1]
-
-    def _fit_constant(self, trainer: Trainer, module: MultiTaskModule) -> None:
-        """Fit every task's constant to training targets."""
-        if not self.constant:
-            return
-        dataset = data_module(trainer).evaluation_dataset("train")
-        indices = np.linspace(0, len(dataset) - 1, min(CONSTANT_IMAGES, len(dataset))).round().astype(int)
-        samples = [dataset[int(index)] for index in indices]
-        targets = [sample["targets"] for sample in samples if "image" in sample]
-        for name, task in module.tasks.items():
-            constant = task.constant([target[name] for target in targets])
-            constant = constant if task.geometry == "image" else constant.view(-1, 1, 1)
-            self._constants[name] = (constant, task.metrics(self.protocol, module.test_stage).to(module.device))
-
     def _count(self, batch: Batch) -> None:
         """Count the images of a batch that could be read, and note the others."""
         self._images += len(batch["image"])
         self._unreadable += batch.get("unreadable", {}).values()
 
-    def _gather(self, trainer: Trainer, module: MultiTaskModule) -> None:
+    def _gather(self) -> None:
         """Add up what the processes counted.
 
         Raises:
@@ -216,57 +164,19 @@ class ResultsTable(Callback):
         self, stage: str, trainer: Trainer, module: MultiTaskModule, constant: Results, record: dict[str, Any]
     ) -> None:
         """Print and save the results of a stage; during training they are only saved."""
-        facts = run_facts(module, data_module(trainer), stage, self._images)
-        results = module.results[stage]
-        comparison, reason = self._compare(facts, module, results)
-        scores = Scores(module.tasks, results, constant, class_table(module, stage), comparison)
-        folder = Path(trainer.default_root_dir)
-        notes = [reason]
-        if self._unreadable:
-            notes.insert(0, f"{_unreadable(self._images, self._unreadable)} and are not scored")
-        title = f"{stage}, protocol {self.protocol}"
+        folder, data = Path(trainer.default_root_dir), data_module(trainer)
+        report = make_report(module, data, stage, self._images, Path(self.baselines), self._unreadable, constant)
+        record = report.as_dict() | record
         if not is_fitting(trainer):  # first of all, for saving may fail
-            Console().print(screen_table(title, scores))
-            Console().print("\n".join(notes), soft_wrap=True, markup=False, highlight=False)
-        self._save(stage, folder, self._record(scores) | {"facts": facts} | record)
-        if not is_fitting(trainer):
-            _write_tables(folder, title, scores, notes, model_card(trainer, module, title, scores, notes))
-            gallery = folder / "gallery" / f"{stage}.png"
-            Console().print(f"run folder: {folder}\ngallery:    {gallery}", soft_wrap=True)
-
-    def _compare(self, facts: Facts, module: MultiTaskModule, results: Results) -> tuple[Comparison | None, str]:
-        """Compare with single-task runs, and say with which or why with none."""
-        try:
-            comparison = compare_with_baselines(Path(self.baselines), facts, module.tasks, results)
-        except ConfigError as error:
-            return None, f"no delta_m: {error}"
-        return comparison, f"delta_m:    {comparison}"
-
-    def _record(self, scores: Scores) -> dict[str, Any]:
-        """Gather what ``metrics.json`` says of a stage."""
-        senses = {
-            name: {metric: better(task, metric) for metric in scores.results[name]}
-            for name, task in scores.tasks.items()
-        }
-        record: dict[str, Any] = {"protocol": self.protocol, "tasks": scores.results, "better": senses}
-        record |= {"unreadable": self._unreadable} if self._unreadable else {}
-        record |= {"per_class": scores.per_class} if scores.per_class else {}
-        record |= {"constant": scores.constant} if scores.constant else {}
-        if found := scores.comparison:
-            record |= {
-                "delta_m": found.delta_m,
-                "improvement": found.improvement,
-                "baselines": str(found.source),
-                "single_task": {name: asdict(reference) for name, reference in found.references.items()},
-            }
-        return record
-
-    def _save(self, stage: str, folder: Path, record: dict[str, Any]) -> None:
-        """Replace one stage's record in ``metrics.json``, and write the file that was asked for."""
-        path = folder / METRICS
-        write_json(path, read_metrics(path) | {stage: record})
+            Console().print(report.table())
+            Console().print("\n".join(report.notes), soft_wrap=True, markup=False, highlight=False)
+        write_metrics(folder, stage, record)
         if self.json:
             write_json(Path(self.json), {stage: record})
+        if not is_fitting(trainer):
+            report.write(folder, module, data)
+            gallery = folder / "gallery" / f"{stage}.png"
+            Console().print(f"run folder: {folder}\ngallery:    {gallery}", soft_wrap=True)
 
 
 def why_no_delta_m(trainer: Trainer, module: MultiTaskModule) -> str | None:
@@ -280,80 +190,7 @@ def why_no_delta_m(trainer: Trainer, module: MultiTaskModule) -> str | None:
     if not tables:
         return "the training has no results table"
     try:
-        tables[0].references(trainer, module)
+        training_references(trainer, module, Path(tables[0].baselines))
     except ConfigError as error:
         return str(error)
     return None
-
-
-def read_metrics(path: Path) -> dict[str, Any]:
-    """Read a run's ``metrics.json``, empty where there is none. One that is broken is set aside, and a line says so."""
-    if not path.exists():
-        return {}
-    try:
-        metrics = jsonlib.loads(path.read_text(encoding="utf-8"))
-        reason = f"it holds a {type(metrics).__name__}"
-    except (OSError, ValueError) as error:
-        metrics, reason = None, str(error)
-    if isinstance(metrics, dict) and all(isinstance(record, dict) for record in metrics.values()):
-        return metrics
-    number = next(k for k in count(1) if not path.with_suffix(f".broken{k}").exists())
-    aside = path.replace(path.with_suffix(f".broken{number}"))
-    Console().print(f"{path} was no file of results ({reason}) and is now {aside.name}", soft_wrap=True, markup=False)
-    return {}
-
-
-def class_table(module: MultiTaskModule, stage: str) -> Results:
-    """Name the classes whose IoU is known."""
-    scores = module.per_class[stage].items()
-    tasks = ((name, module.tasks[name], values) for name, values in scores)
-    return {name: dict(zip(task.classes, values, strict=True)) for name, task, values in tasks if task.classes}
-
-
-def model_card(trainer: Trainer, module: MultiTaskModule, title: str, scores: Scores, notes: list[str]) -> str:
-    """Describe the model next to its numbers."""
-    parameters = sum(parameter.numel() for parameter in module.network.parameters())
-    settings = {key: value for key, value in module.hparams.items() if key != "tasks"}
-    data = data_module(trainer)
-    return "\n".join(
-        [
-            f"# {type(module).__name__} on {data.name if data else 'unknown data'}",
-            "",
-            f"* Tasks: {', '.join(module.tasks)}",
-            f"* Parameters: {parameters / 1e6:.2f} M",
-            f"* Settings: {settings}",
-            f"* Training: {module.recipe or 'unknown'}",
-            f"* taskformer {__version__}, git {git_revision() or 'unknown'}",
-            "",
-            f"## Results ({title})",
-            "",
-            markdown_table(scores),
-            *notes,
-            "",
-        ]
-    )
-
-
-def _write_tables(folder: Path, title: str, scores: Scores, notes: list[str], card: str) -> None:
-    """Write the tables for people."""
-    said = "\n".join(notes)
-    write_text(folder / "results.md", f"{title}\n\n{markdown_table(scores)}\n{said}\n{markdown_classes(scores)}")
-    write_text(folder / "results.tex", latex_table(scores))
-    write_text(folder / "model_card.md", card)
-
-
-def _unreadable(read: int, others: list[str]) -> str:
-    """Say how many images could not be read, and which."""
-    names = ", ".join(others[:NAMED]) + (", ..." if len(others) > NAMED else "")
-    return f"{len(others)} of {read + len(others)} images could not be read ({names})"
-
-
-def _validation_images(trainer: Trainer) -> int | None:
-    """How many images a validation of a training has; None if it does not look at all of them."""
-    dataset = getattr(data_module(trainer), "datasets", {}).get("val")
-    limit = trainer.limit_val_batches
-    return len(dataset) if dataset is not None and isinstance(limit, float) and limit == 1 else None
-
-
-def _floats(values: dict[str, torch.Tensor]) -> dict[str, float]:
-    return {key: float(value) for key, value in values.items()}

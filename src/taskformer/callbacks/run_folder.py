@@ -1,9 +1,5 @@
 """The run folder: everything needed to know what a run was and to get its numbers again."""
 
-import platform
-import subprocess
-import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +10,11 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
-from taskformer._version import __version__
+from taskformer.evaluation.environment import environment
 from taskformer.files import write_json, write_text
 
 #: Arguments of the Trainer's methods: without them any command and :func:`taskformer.from_config` take the file.
 OF_CALLS = ("ckpt_path", "weights_only", "verbose", "resume", "ckpt")
-PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "albumentations", "jsonargparse", "numpy")
 
 
 class RunFolder(SaveConfigCallback):
@@ -62,27 +57,3 @@ def data_module(trainer: Trainer) -> Any:
 def is_fitting(trainer: Trainer) -> bool:
     """Whether this is ``fit`` (also during its validation epochs) and not an evaluation on its own."""
     return trainer.state.fn == TrainerFn.FITTING
-
-
-def environment() -> dict[str, Any]:
-    """Describe code, packages and machine."""
-    return {
-        "taskformer": __version__,
-        "git_revision": git_revision(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "command": sys.argv,
-        "packages": {name: version(name) for name in PACKAGES},
-    }
-
-
-def git_revision() -> str | None:
-    """Commit of the source, marked ``-dirty`` where files differ from it; None outside a git checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

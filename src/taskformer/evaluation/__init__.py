@@ -1,1 +1,32 @@
-"""What judges predictions: saved maps, the edge benchmark, single-task references and delta_m, significance, tables."""
+"""What judges predictions: saved maps, the edge benchmark, single-task references and delta_m, significance, tables.
+
+>>> from taskformer import evaluation
+>>> evaluation.__all__
+['Comparison', 'EdgeEvaluation', 'Evaluation', 'compare', 'evaluate', 'evaluate_edges']
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from taskformer.evaluation.edges import EdgeEvaluation, evaluate_edges
+    from taskformer.evaluation.scoring import Evaluation, evaluate
+    from taskformer.evaluation.significance import Comparison, compare
+
+__all__ = ["Comparison", "EdgeEvaluation", "Evaluation", "compare", "evaluate", "evaluate_edges"]
+
+_HOMES = {
+    "Comparison": "significance",
+    "EdgeEvaluation": "edges",
+    "Evaluation": "scoring",
+    "compare": "significance",
+    "evaluate": "scoring",
+    "evaluate_edges": "edges",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"taskformer.evaluation.{_HOMES[name]}"), name)
+    message = f"module 'taskformer.evaluation' has no attribute {name!r}"
+    raise AttributeError(message)

@@ -1,4 +1,4 @@
-"""Single-task results to compare with: which entry belongs to a run, and how much better or worse the run is.
+"""Single-task references: which entry belongs to a run, and how much better or worse the run is.
 
 An entry is a JSON file that ``taskformer baselines`` writes: ``facts`` says what the single-task runs were, ``tasks``
 has each task's headline metric. A run is compared only with an entry whose facts are all its own.
@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Trainer
+
 from taskformer.errors import ConfigError
 from taskformer.modules.base import MultiTaskModule, Results
-from taskformer.modules.recipe import pipeline
+from taskformer.modules.recipe import pipeline, training_recipe
 from taskformer.tasks import Task
 from taskformer.tasks.improvement import improvements
 
@@ -40,19 +42,19 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A run against single-task runs of the same facts.
+class Improvement:
+    """How much better a run is than single-task runs of the same facts.
 
     Attributes:
         source: File of the single-task results.
         references: They, by task.
-        improvement: Relative improvement of each task's headline metric in percent.
+        by_task: Relative improvement of each task's headline metric in percent.
         delta_m: Their mean.
     """
 
     source: Path
     references: dict[str, Reference]
-    improvement: dict[str, float]
+    by_task: dict[str, float]
     delta_m: float
 
     def __str__(self) -> str:
@@ -63,7 +65,7 @@ class Comparison:
 
 
 def run_facts(module: MultiTaskModule, data: Any, split: str, images: int) -> Facts:
-    """Gather what a run and its single-task baselines must have in common, in plain types.
+    """Gather what a run and its single-task references must have in common, in plain types.
 
     Args:
         module: The model that was evaluated.
@@ -140,7 +142,7 @@ def find_references(source: Path, facts: Facts, tasks: Mapping[str, Task]) -> tu
     return file, references
 
 
-def compare_with_baselines(source: Path, facts: Facts, tasks: Mapping[str, Task], results: Results) -> Comparison:
+def compare_with_references(source: Path, facts: Facts, tasks: Mapping[str, Task], results: Results) -> Improvement:
     """Compare results with the single-task entry of the same facts.
 
     Args:
@@ -158,11 +160,41 @@ def compare_with_baselines(source: Path, facts: Facts, tasks: Mapping[str, Task]
             msg = f"the {task.headline} of {name} is {results[name][task.headline]}"
             raise ConfigError(msg)
     gains, mean = improvements(tasks, results, {name: reference.value for name, reference in references.items()})
-    return Comparison(file, references, gains, mean)
+    return Improvement(file, references, gains, mean)
+
+
+def training_references(trainer: Trainer, module: MultiTaskModule, source: Path) -> dict[str, Reference]:
+    """Find the single-task results that the validations of a training are compared with.
+
+    Before the first step the size of the training images is not known; it is compared from then on.
+
+    Args:
+        trainer: The Trainer, from ``on_fit_start`` on.
+        module: The model that it trains.
+        source: Folder of entries, or one entry.
+
+    Raises:
+        ConfigError: If there are none; says why.
+    """
+    data, images = getattr(trainer, "datamodule", None), validation_images(trainer)
+    if images is None:
+        msg = "val/delta_m needs all images of the validation split; leave trainer.limit_val_batches at 1.0"
+        raise ConfigError(msg)
+    facts = run_facts(module, data, "val", images) | {"training": training_recipe(trainer, module)}
+    if not module.train_size.any():
+        del facts["input_size"]
+    return find_references(source, facts, module.tasks)[1]
+
+
+def validation_images(trainer: Trainer) -> int | None:
+    """How many images a validation of a training has; None if it does not look at all of them."""
+    dataset = getattr(getattr(trainer, "datamodule", None), "datasets", {}).get("val")
+    limit = trainer.limit_val_batches
+    return len(dataset) if dataset is not None and isinstance(limit, float) and limit == 1 else None
 
 
 def task_facts(task: Task) -> Facts:
-    """What a task's result and its baseline must have in common."""
+    """What a task's result and its reference must have in common."""
     return {"metric": task.headline, "higher_is_better": task.higher_is_better, "channels": task.channels}
 
 

@@ -3,49 +3,49 @@
 from collections.abc import Mapping
 
 
-def improvement(value: float, baseline: float, higher_is_better: bool) -> float:
-    """Compute the relative improvement over a baseline in percent; positive is better, whatever the metric's sense.
+def improvement(value: float, reference: float, higher_is_better: bool) -> float:
+    """Compute the relative improvement over a reference in percent; positive is better, whatever the metric's sense.
 
     Args:
         value: The metric of the model.
-        baseline: The same metric of the baseline, in the same unit.
+        reference: The same metric of what it is compared with, in the same unit.
         higher_is_better: Whether larger values are better.
 
     Raises:
-        ValueError: If the baseline is not above 0, where a relative change has no meaning.
+        ValueError: If the reference is not above 0, where a relative change has no meaning.
     """
-    if not baseline > 0:
-        message = f"a relative improvement needs a baseline above 0, got {baseline}"
+    if not reference > 0:
+        message = f"a relative improvement needs a reference above 0, got {reference}"
         raise ValueError(message)
-    change = 100 * (value - baseline) / baseline
+    change = 100 * (value - reference) / reference
     return change if higher_is_better else -change
 
 
 def delta_m(
     results: Mapping[str, float],
-    baselines: Mapping[str, float],
+    references: Mapping[str, float],
     higher_is_better: Mapping[str, bool],
     weights: Mapping[str, float] | None = None,
 ) -> float:
     """Compute delta_m, the mean relative improvement over single-task models, in percent.
 
     Maninis et al., Attentive Single-Tasking of Multiple Tasks (CVPR 2019), equation 3. Every task counts with one
-    metric. Results and baselines must share protocol, backbone and initialisation, or the number means nothing.
+    metric. Results and references must share protocol, backbone and initialisation, or the number means nothing.
 
     Args:
         results: Headline metric by task of the multi-task model.
-        baselines: The same metrics of single-task models; may hold further tasks.
+        references: The same metrics of single-task models; may hold further tasks.
         higher_is_better: For every task whether larger values of its metric are better.
         weights: Weights of tasks in the mean, 1 where none is given; published delta_m have none.
 
     Raises:
-        ValueError: If there are no results, or a task lacks a baseline, a sense, or has a baseline that is not
+        ValueError: If there are no results, or a task lacks a reference, a sense, or has a reference that is not
             above 0.
     """
     if not results:
         message = "delta_m needs the result of at least one task, got none"
         raise ValueError(message)
-    for what, known in (("single-task baseline", baselines), ("higher_is_better", higher_is_better)):
+    for what, known in (("single-task reference", references), ("higher_is_better", higher_is_better)):
         missing = [task for task in results if task not in known]
         if missing:
             message = f"no {what} for {', '.join(missing)}; given: {', '.join(known) or 'none'}"
@@ -53,7 +53,7 @@ def delta_m(
     gains = []
     for task, value in results.items():
         try:
-            gains.append(improvement(value, baselines[task], higher_is_better[task]))
+            gains.append(improvement(value, references[task], higher_is_better[task]))
         except ValueError as error:
             message = f"task {task!r}: {error}"
             raise ValueError(message) from error

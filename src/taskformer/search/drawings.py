@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from taskformer.files import replacing
+from taskformer.metrics.units import SHARE, factor
 from taskformer.models.autotaskformer import Architecture
 from taskformer.models.autotaskformer.sharing import Row, Rows, first_appearance
 from taskformer.search.objectives import Candidate, Objective, front
@@ -124,7 +125,7 @@ def draw_hyper_volume(path: Path, curves: Mapping[str, tuple[Sequence[int], Sequ
     axes = figure.subplots()
     for origin, (evaluations, shares) in curves.items():
         color, style = (BLUE, "o-") if origin == "evolution" else (GREY, "s--")
-        axes.plot(evaluations, [100 * share for share in shares], style, color=color, markersize=5,
+        axes.plot(evaluations, [factor(SHARE) * share for share in shares], style, color=color, markersize=5,
                   label=MARKS[origin].label)  # fmt: skip
     axes.set_xlabel("networks evaluated")
     axes.set_ylabel("hyper-volume, % of the ideal")

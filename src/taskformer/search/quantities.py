@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from taskformer.metrics.units import factor
 from taskformer.tasks import Task
 
 
@@ -36,7 +37,7 @@ def unit_of(name: str, tasks: Mapping[str, Task]) -> Unit:
     metric = tasks[name].headline
     unit = tasks[name].units.get(metric, "")
     label = f"{name} {metric}, {unit}" if unit else f"{name} {metric}"
-    return Unit(label, f"{unit} {name}", 0.01 if unit == "%" else 1.0)
+    return Unit(label, f"{unit} {name}", 1 / factor(unit))
 
 
 def describe(values: Mapping[str, float]) -> str:

@@ -14,6 +14,7 @@ from torchmetrics import Metric, MetricCollection
 from taskformer.errors import InvalidTargetError, UnknownNameError
 from taskformer.metrics.protocols import PROTOCOLS as _PROTOCOLS
 from taskformer.metrics.protocols import Protocol
+from taskformer.metrics.units import SHARE
 
 #: How the values of a map change when the image is flipped, rotated or zoomed: class ids, plain values and lines keep
 #: theirs, depth is divided by the zoom, inverse depth multiplied, vectors turn with the image. Lines are thickened
@@ -68,7 +69,7 @@ class Task(ABC):
         channels: Number of output channels of the network for this task.
         geometry: How target values move with the image, see :data:`Geometry`.
         headline: The metric that stands for the task in comparisons, a key of :meth:`metrics`.
-        units: Metric name to unit, for tables (``"%"`` marks shares, which are fractions everywhere but in tables).
+        units: Metric name to unit, for tables; :data:`~taskformer.metrics.units.SHARE` marks shares.
         higher_is_better: Whether a larger headline metric is better.
         loss_weight: Default weight of the task's loss in the sum.
         classes: Names of the classes in the order of their ids; empty for a task without classes.
@@ -142,6 +143,15 @@ class Task(ABC):
             kind = "protocol"
             raise UnknownNameError(kind, protocol, PROTOCOLS)
         return MetricCollection({**self._metrics(_PROTOCOLS[protocol], stage)})
+
+    def better(self, metric: str) -> Literal["higher", "lower", ""]:
+        """Say which values of a metric are better; empty for one that does not rate, such as the best threshold."""
+        if metric == self.headline:
+            return "higher" if self.higher_is_better else "lower"
+        if "threshold" in metric:
+            return ""
+        # All but the headline are shares of what is right, or errors.
+        return "higher" if self.units.get(metric) == SHARE else "lower"
 
     @abstractmethod
     def check(self, target: Tensor, output: Tensor) -> Tensor:
