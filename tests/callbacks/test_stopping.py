@@ -70,16 +70,16 @@ def same_weights(first, second):
 
 def test_a_loss_that_is_not_finite_names_task_and_images(fit, monkeypatch, capsys):
     batches = []
-    compute = MultiTaskModule.compute_losses
+    compute = MultiTaskModule.task_losses
 
     def spoilt(self, outputs, targets):
         losses = compute(self, outputs, targets)
         if not self.training:
             return losses
         bad = float("nan") if len(batches) == 6 else 1.0  # the second of the second epoch
-        return losses | {"depth": losses["depth"] * bad, "total": losses["total"] * bad}
+        return losses | {"depth": losses["depth"] * bad}
 
-    monkeypatch.setattr(MultiTaskModule, "compute_losses", spoilt)
+    monkeypatch.setattr(MultiTaskModule, "task_losses", spoilt)
     monkeypatch.setattr(
         RunFolder, "on_train_batch_start", lambda self, trainer, module, batch, _: batches.append(batch), raising=False
     )

@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -10,10 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torch.optim import AdamW
 
 from taskformer.errors import ConfigError, WeightsError, require
 from taskformer.files import read_checkpoint
@@ -21,10 +18,9 @@ from taskformer.models.autotaskformer import Architecture, SearchSpace, Supernet
 from taskformer.models.autotaskformer.autoformer import warm_start
 from taskformer.models.autotaskformer.layers import resample_positions
 from taskformer.models.autotaskformer.space import SharingKind
+from taskformer.models.autotaskformer.subnet import Network
 from taskformer.modules.base import Batch, MultiTaskModule, image_tasks, output_channels
-from taskformer.modules.optimisation import DecayOn
 from taskformer.modules.sampling import SamplerName, sample
-from taskformer.modules.schedules import PolyLR
 from taskformer.seeds import run_seed
 
 
@@ -69,11 +65,7 @@ class AutoTaskFormer(MultiTaskModule):
             task, what the file says about sharing does not matter.
         weights: ``"random"``, a checkpoint of AutoFormer's supernet or of a supernet trained here. A sub-network
             inherits its part.
-        loss_weights: Weight of some tasks' losses; the others keep their defaults.
-        optimizer: Builds the optimizer from parameter groups.
-        lr_scheduler: Builds the schedule from the optimizer, stepped after every batch; None: constant rate.
-        weight_decay_on: ``"weights"``: matrices and kernels decay, but not norms, biases, queries, positions and what
-            else the network declares; ``"all"``: everything does, as in some published recipes.
+        kwargs: Settings of every model, see :class:`~taskformer.modules.base.MultiTaskModule`.
 
     Raises:
         ConfigError: If settings contradict each other.
@@ -83,6 +75,8 @@ class AutoTaskFormer(MultiTaskModule):
         Liu et al. AutoTaskFormer: Searching Vision Transformers for Multi-task Learning. arXiv 2304.08756, of which
         neither code nor settings are published; Chen et al. AutoFormer. ICCV 2021.
     """
+
+    recipe_settings = (*MultiTaskModule.recipe_settings, "layer_decay")
 
     def __init__(
         self,
@@ -110,10 +104,7 @@ class AutoTaskFormer(MultiTaskModule):
         layer_decay: float = 1.0,
         architecture: str | None = None,
         weights: str = "random",
-        loss_weights: dict[str, float] | None = None,
-        optimizer: OptimizerCallable = lambda parameters: AdamW(parameters, lr=1e-3, weight_decay=1e-4),
-        lr_scheduler: LRSchedulerCallable | None = lambda optimizer: PolyLR(optimizer, power=0.9),
-        weight_decay_on: DecayOn = "weights",
+        **kwargs: Any,
     ) -> None:
         require("[0, 1]", distill=distill, sharing_warmup=sharing_warmup)
         require("(0, 1]", layer_decay=layer_decay)
@@ -140,8 +131,7 @@ class AutoTaskFormer(MultiTaskModule):
             _load_weights(supernet, weights)
         single = None if architecture is None else Architecture.read(architecture, len(tasks))
         network: nn.Module = supernet if single is None else supernet.extract(single)
-        super().__init__(tasks, network, loss_weights, optimizer, lr_scheduler, 1.0, weight_decay_on)
-        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
+        super().__init__(tasks, network, weights=weights, **kwargs)
         # A checkpoint must not depend on the file.
         self.hparams["architecture"] = None if single is None else single.to_json()
         self.single = single
@@ -177,27 +167,22 @@ class AutoTaskFormer(MultiTaskModule):
             self._follow_shared()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the mean loss of the step's sub-networks: one backward pass accumulates all their gradients."""
+        """Return the balanced loss of the step's sub-networks: one backward pass accumulates all their gradients."""
         if self.single:
             return super().training_step(batch, batch_idx)
         first, *others = self.sample(self.global_step)
         outputs = self.network(batch["image"], first)
-        losses = self.compute_losses(outputs, batch["targets"])
-        totals = [losses["total"]]
+        learnt = [self.task_losses(outputs, batch["targets"])]
         for architecture in others:
             student = self.network(batch["image"], architecture)
-            labelled = self.compute_losses(student, batch["targets"])["total"]
-            totals.append((1 - self.distill) * labelled + self.distill * self.distillation(student, outputs))
-        losses["total"] = torch.stack(totals).mean()
-        self._log_losses("train", losses, len(batch["image"]))
-        return losses["total"]
+            labelled, distances = self.task_losses(student, batch["targets"]), self.distances(student, outputs)
+            learnt.append({name: torch.lerp(labelled[name], distances[name], self.distill) for name in self.tasks})
+        means = {name: torch.stack([losses[name] for losses in learnt]).mean() for name in self.tasks}
+        return self._balance(means, learnt[0], len(batch["image"]))
 
-    def distillation(self, outputs: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
-        """Compute the weighted sum of all tasks' distances from a larger network's outputs."""
-        parts = [
-            self.loss_weights[name] * task.distance(outputs[name], teacher[name]) for name, task in self.tasks.items()
-        ]
-        return torch.stack(parts).sum()
+    def distances(self, outputs: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Compute each task's distance from a larger network's outputs."""
+        return {name: task.distance(outputs[name], teacher[name]) for name, task in self.tasks.items()}
 
     def on_validation_start(self) -> None:
         """During the sharing warm-up let the copies, which do not train yet, follow the shared weights."""
@@ -231,14 +216,10 @@ class AutoTaskFormer(MultiTaskModule):
         assert isinstance(self.network, Supernet)
         return self.network.count_macs(architecture, self.image_size)
 
-    def _lr_scale(self, name: str) -> float:
+    def lr_scales(self) -> dict[str, float]:
         """Lower the rate from layer to layer: heads and the norm before them have the full one, the stem the least."""
-        if name.startswith(("heads.", "norm.")):
-            return 1.0
-        unit = re.match(r"units\.(\d+)\.", name)
-        before = int(unit[1]) // 2 if unit else -1
-        depth = self.single.depth if self.single else self.space.super_depth
-        return self.layer_decay ** (depth - before)
+        assert isinstance(self.network, Network)
+        return {name: self.layer_decay**layers for name, layers in self.network.layers_to_heads().items()}
 
 
 def _build_space(

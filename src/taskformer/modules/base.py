@@ -1,7 +1,7 @@
 """The LightningModule of every model: losses, metrics, optimizer and prediction; subclasses only build the network."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric, MetricCollection
 
 from taskformer.errors import ConfigError, UnknownNameError
+from taskformer.modules.balancing import BalancingCallable, FixedWeights
 from taskformer.modules.fitting import require_fitting
 from taskformer.modules.optimisation import (
     DecayOn,
@@ -33,6 +34,8 @@ from taskformer.seeds import derive
 from taskformer.tasks import Stage, build_tasks
 from taskformer.tasks.improvement import improvements
 
+#: Arguments of constructors that are no plain values, and so no hyper-parameters.
+BUILDERS = ("network", "build_head", "balancing", "optimizer", "lr_scheduler")
 MEAN = torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1)
 STD = torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1)
 #: Largest ratio of the sides of what the network sees of a photograph.
@@ -49,18 +52,21 @@ class MultiTaskModule(LightningModule):
     Args:
         tasks: Task name to its plain description, see :func:`taskformer.tasks.build_tasks`.
         network: Maps ``(B, 3, H, W)`` ImageNet-normalised images to ``{task: raw output}``.
+        weights: What the network was filled with before the training. Every model takes ``"random"``.
         loss_weights: Weight of some tasks' losses; the others keep their defaults.
+        balancing: How the losses become one. By default their sum with these weights.
         optimizer: Builds the optimizer from parameter groups.
-        lr_scheduler: Builds the schedule from the optimizer; stepped after every batch. None: constant rate.
-        backbone_lr_scale: Learning rate of the backbone over that of the head.
-        weight_decay_on: Which parameters the optimizer's weight decay is for, see
-            :func:`taskformer.modules.optimisation.parameter_groups`.
+        lr_scheduler: Builds the schedule from the optimizer, stepped after every batch; None: constant rate.
+        weight_decay_on: ``"weights"``: matrices and kernels decay, but not norms, biases, queries, positions and what
+            else the network declares; ``"all"``: everything does, as in some published recipes.
 
     Raises:
-        ConfigError: If a weight or scale is negative.
+        ConfigError: If a weight is negative.
         UnknownNameError: If ``loss_weights`` names a task that there is not.
 
     Attributes:
+        recipe_settings: Names of the hyper-parameters that belong to the training and not to the network, see
+            :func:`~taskformer.modules.recipe.training_recipe`.
         tasks: The tasks by name.
         network: The network.
         results: The metrics of the last evaluation by stage (``"val"``, ``"test"``).
@@ -72,18 +78,23 @@ class MultiTaskModule(LightningModule):
             ``val/delta_m`` is logged; empty: it is not.
     """
 
+    recipe_settings: ClassVar[tuple[str, ...]] = ("weight_decay_on",)
+
     def __init__(
         self,
         tasks: Mapping[str, Mapping[str, Any]],
         network: nn.Module,
-        loss_weights: Mapping[str, float] | None = None,
+        weights: str = "random",
+        loss_weights: dict[str, float] | None = None,
+        balancing: BalancingCallable = FixedWeights,
         # The parser takes this class's defaults also for its subclasses.
         optimizer: OptimizerCallable = lambda parameters: AdamW(parameters, lr=1e-3, weight_decay=1e-4),
         lr_scheduler: LRSchedulerCallable | None = lambda optimizer: PolyLR(optimizer, power=0.9),
-        backbone_lr_scale: float = 1.0,
         weight_decay_on: DecayOn = "weights",
     ) -> None:
         super().__init__()
+        # Also the arguments of the subclass that is being built.
+        self.save_hyperparameters(ignore=BUILDERS)
         self.tasks = build_tasks(tasks)
         self.network = network
         self.loss_weights = {name: task.loss_weight for name, task in self.tasks.items()}
@@ -91,16 +102,18 @@ class MultiTaskModule(LightningModule):
             if name not in self.tasks:
                 kind = "task in loss_weights"
                 raise UnknownNameError(kind, name, self.tasks)
-            self.loss_weights[name] = _not_negative(f"loss_weights.{name}", weight)
+            self.loss_weights[name] = not_negative(f"loss_weights.{name}", weight)
+        self.balancing = balancing(self.loss_weights)
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
-        self.backbone_lr_scale = _not_negative("backbone_lr_scale", backbone_lr_scale)
         self.weight_decay_on = weight_decay_on
         #: How the optimizer and its schedule were built, and how those of the checkpoint that training goes on from.
         self._optimisation: dict[str, Any] | None = None
         self._optimisation_before: dict[str, Any] | None = None
         #: The losses of the last training batch, see :meth:`compute_losses`.
         self.train_losses: dict[str, Tensor] = {}
+        #: The same as they were balanced, until they are differentiated.
+        self._balanced: dict[str, Tensor] = {}
         self._protocol = "standard"
         self.test_stage: Stage = "test"
         self.metrics = nn.ModuleDict({stage: self._build_metrics(stage) for stage in ("val", "test")})
@@ -129,10 +142,13 @@ class MultiTaskModule(LightningModule):
         return outputs
 
     def compute_losses(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Compute each task's unweighted loss, and their weighted sum as ``"total"``."""
-        losses = {name: task.loss(outputs[name], targets[name]) for name, task in self.tasks.items()}
-        total = sum((self.loss_weights[name] * loss for name, loss in losses.items()), start=torch.zeros(()))
-        return losses | {"total": total}
+        """Compute each task's unweighted loss, and as ``"total"`` their sum with the configured weights."""
+        losses = self.task_losses(outputs, targets)
+        return losses | {"total": FixedWeights(self.loss_weights)(losses)}
+
+    def task_losses(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Compute each task's unweighted loss: exactly 0 where no pixel has a label."""
+        return {name: task.loss(outputs[name], targets[name]) for name, task in self.tasks.items()}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Start dropout's random stream of this batch, and note the size of the training images."""
@@ -141,10 +157,14 @@ class MultiTaskModule(LightningModule):
             self.train_size.copy_(torch.tensor(batch["image"].shape[-2:]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the weighted loss of a batch."""
-        losses = self.compute_losses(self(batch["image"]), batch["targets"])
-        self._log_losses("train", losses, len(batch["image"]))
-        return losses["total"]
+        """Return the balanced loss of a batch."""
+        losses = self.task_losses(self(batch["image"]), batch["targets"])
+        return self._balance(losses, losses, len(batch["image"]))
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Let the balancing method differentiate the loss, which Lightning has scaled."""
+        losses, self._balanced = self._balanced, {}
+        self.balancing.backward(loss, losses, [p for p in self.network.parameters() if p.requires_grad])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the validation metrics."""
@@ -272,17 +292,27 @@ class MultiTaskModule(LightningModule):
         self.recipe = checkpoint.get("taskformer_recipe", {})
         self._optimisation_before = checkpoint.get("optimisation")
 
-    def _lr_scale(self, name: str) -> float:
-        """Return the learning rate of one of the network's parameters over the optimizer's."""
-        return self.backbone_lr_scale if name.startswith("backbone.") else 1.0
+    def lr_scales(self) -> dict[str, float]:
+        """Return the learning rates of the network's parameters over the optimizer's, where they are not 1."""
+        return {}
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        """Split the network's parameters by learning rate and weight decay."""
-        parameters = dict(self.network.named_parameters())
-        rates = {name: self._lr_scale(name) for name in parameters}
+        """Split all parameters by learning rate and weight decay."""
         declared: Callable[[], set[str]] = getattr(self.network, "no_weight_decay", set)
+        parameters = dict(self.network.named_parameters())
         spared = declared() | {name for name in parameters if name.endswith(("queries", "_pos", "_embed", "_token"))}
-        return parameter_groups(parameters.items(), rates, spared, self.weight_decay_on)
+        groups = parameter_groups(parameters.items(), self.lr_scales(), spared, self.weight_decay_on)
+        own = list(self.balancing.parameters())
+        return [*groups, {"params": own, "lr_scale": 1.0, "weight_decay": 0.0}] if own else groups
+
+    def _balance(self, losses: dict[str, Tensor], logged: dict[str, Tensor], batch_size: int) -> Tensor:
+        """Make one loss of the tasks' losses in a training batch; log it with those that are to be shown."""
+        total: Tensor = self.balancing(losses)
+        self._balanced = losses
+        self._log_losses("train", logged | {"total": total}, batch_size)
+        weights = {f"train/weight/{name}": weight for name, weight in self.balancing.weights_in(total, losses).items()}
+        self.log_dict(weights, on_step=False, on_epoch=True, sync_dist=True, batch_size=batch_size)
+        return total
 
     def _build_metrics(self, stage: str) -> nn.ModuleDict:
         """Build every task's metrics; all evaluations but the test are of a training's epochs."""
@@ -353,7 +383,7 @@ def class_scores(metric: Metric) -> list[float]:
         return per_class().tolist()
 
 
-def _not_negative(name: str, value: float) -> float:
+def not_negative(name: str, value: float) -> float:
     """Return a finite number that is at least 0, or refuse it."""
     if not 0 <= value < float("inf"):
         msg = f"{name} is at least 0 and finite, got {value}"

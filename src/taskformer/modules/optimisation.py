@@ -26,7 +26,7 @@ def parameter_groups(
 
     Args:
         parameters: Names and parameters.
-        rates: Learning rate of each over the optimizer's.
+        rates: Learning rate of each over the optimizer's, where it is not 1.
         spared: Names of parameters that never decay whatever their shape: queries, positions, tokens, tables.
         decay_on: ``"weights"``: neither norms nor biases (vectors) nor those ``spared`` decay; ``"all"``: all decay.
 
@@ -37,7 +37,7 @@ def parameter_groups(
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters:
         decays = decay_on == "all" or (parameter.ndim >= 2 and name not in spared)
-        groups.setdefault((rates[name], decays), []).append(parameter)
+        groups.setdefault((rates.get(name, 1.0), decays), []).append(parameter)
     return [
         {"params": members, "lr_scale": rate, **({} if decays else {"weight_decay": 0.0})}
         for (rate, decays), members in groups.items()

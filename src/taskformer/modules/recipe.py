@@ -9,15 +9,12 @@ from lightning.pytorch import Trainer
 if TYPE_CHECKING:
     from taskformer.modules.base import MultiTaskModule
 
-#: Settings of models that belong to the training and not to the network. Weights of losses do not: each task trained
-#: alone has its own scale.
-SETTINGS = ("backbone_lr_scale", "layer_decay", "weight_decay_on", "backbone_drop_path")
-
 
 def training_recipe(trainer: Trainer, module: "MultiTaskModule") -> dict[str, Any]:
     """Describe a training that is about to start: its length, optimizer, schedule and augmentation.
 
-    What does not change what is learned on average (seed, names, logging, number of processes) is left out.
+    What does not change what is learned on average (seed, names, logging, number of processes) is left out, and so are
+    the weights of losses: each task trained alone has its own scale.
 
     Args:
         trainer: The Trainer, with its optimizers.
@@ -43,7 +40,7 @@ def training_recipe(trainer: Trainer, module: "MultiTaskModule") -> dict[str, An
         "precision": str(trainer.precision),
         "augmentation": pipeline(data, "train_transforms"),
     }
-    return recipe | {key: module.hparams[key] for key in SETTINGS if key in module.hparams}
+    return recipe | {key: module.hparams[key] for key in module.recipe_settings}
 
 
 def pipeline(data: Any, steps: str) -> list[str]:

@@ -77,6 +77,9 @@ class Network(nn.Module):
         max_relative: Distance from which on relative positions are equal.
     """
 
+    stem: nn.Module
+    units: nn.ModuleList
+
     def __init__(
         self, tasks: Mapping[str, int], norm: nn.LayerNorm, heads: Heads, patch_size: int, max_relative: int
     ) -> None:
@@ -95,6 +98,13 @@ class Network(nn.Module):
             if isinstance(module, Stem | RelativePositions)
             for name, _ in module.named_parameters(recurse=False)
         }
+
+    def layers_to_heads(self) -> dict[str, int]:
+        """Return how many layers lie between each parameter and the heads: 0 for theirs, 1 for the last layer's."""
+        depth = len(self.units) // 2  # each layer is an attention and an MLP
+        parts = [(self.stem, depth + 1)] + [(unit, depth - index // 2) for index, unit in enumerate(self.units)]
+        layers = {parameter: number for part, number in parts for parameter in part.parameters()}
+        return {name: layers.get(parameter, 0) for name, parameter in self.named_parameters()}
 
     def _outputs(self, image: Tensor, route: Route) -> dict[str, Tensor]:
         """Predict from ``(B, 3, H, W)``: ``(B, C_task, H, W)``, or ``(B, C_task)`` for image tasks."""

@@ -54,6 +54,7 @@ class Supernet(Network):
     """
 
     norm: SlicedNorm
+    stem: SuperStem
 
     def __init__(
         self,
