@@ -100,7 +100,8 @@ def _maps(room: Scene, number: int, view: int) -> dict[str, Any]:
     hole[:HOLE, :HOLE] = True
     facing = np.clip(room.normals @ LIGHT, 0, 1)
     grey = cv2.cvtColor(room.image, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
-    gradient = cv2.magnitude(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
+    # Not by cv2.magnitude, whose last bit depends on where the array lies in memory.
+    gradient = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
     kinds = np.array([SEMANTICS[room.kinds.get(k, "wall")] for k in range(max(room.kinds) + 1)], dtype=np.uint8)
     bends = np.where(room.edges, 167, 127).astype(np.uint8)
     rows, columns = np.indices((height, width))
