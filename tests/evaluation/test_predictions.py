@@ -123,9 +123,9 @@ def test_bytes_reach_the_thresholds_up_to_them():
 def test_the_folders_of_other_programs_are_found(tmp_path):
     (tmp_path / "sal").mkdir()
     (tmp_path / "edge").mkdir()
-    assert task_folder(tmp_path, "saliency") == tmp_path / "sal"
-    assert task_folder(tmp_path, "edges") == tmp_path / "edge"
-    assert task_folder(tmp_path, "depth") is None
+    assert task_folder(tmp_path, task_of("saliency")) == tmp_path / "sal"
+    assert task_folder(tmp_path, task_of("edges")) == tmp_path / "edge"
+    assert task_folder(tmp_path, task_of("depth")) is None
 
 
 def test_depth_of_mti_net_and_any_array_of_a_mat(tmp_path):

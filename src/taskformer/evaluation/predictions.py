@@ -32,8 +32,6 @@ from taskformer.tasks import Task
 if TYPE_CHECKING:
     from taskformer.data.transforms import Transform
 
-#: What InvPT, MTI-Net and their relatives call the folders that have another name here.
-OTHER_NAMES = {"edges": "edge", "saliency": "sal"}
 SUFFIXES = (".png", ".npy", ".npz", ".mat", ".tif", ".tiff")
 
 
@@ -59,9 +57,9 @@ def file_name(name: str) -> str:
     return quote(name, safe=" +,=@")
 
 
-def task_folder(folder: Path, task: str) -> Path | None:
+def task_folder(folder: Path, task: Task) -> Path | None:
     """Find the folder of a task's predictions, also under the name that other programs give it."""
-    candidates = [folder / name for name in (task, OTHER_NAMES.get(task)) if name]
+    candidates = [folder / name for name in (task.name, *task.other_names)]
     return next((path for path in candidates if path.is_dir()), None)
 
 
@@ -128,7 +126,7 @@ def taken_as(path: Path, task: Task) -> str:
 def _read(file: File, task: Task) -> NDArray[Any]:
     """Read the array that a file of any kind holds."""
     if holds_array(file):
-        return read_array(file, [name for name in (task.name, OTHER_NAMES.get(task.name)) if name])
+        return read_array(file, (task.name, *task.other_names))
     if task.stores_classes:
         return read_ids(file)
     return read_plane(file) if task.channels == 1 or task.geometry == "label" else read_pixels(file)

@@ -128,7 +128,9 @@ def evaluate(
     folder = Path(predictions)
     module = _data_module(folder, data, root, tasks)
     inside = folder / "predictions"
-    folders = _folders(inside if inside.is_dir() else folder, tasks, module.task_names)
+    if tasks is not None:
+        module.task_names = list(tasks)
+    folders = _folders(inside if inside.is_dir() else folder, build_tasks(module.task_specs), tasks is not None)
     module.task_names = list(folders)
     if is_only_padded(module.eval_transforms):
         module.eval_transforms = []  # files have the size of the image
@@ -186,12 +188,12 @@ def _floats(metrics: MetricCollection) -> dict[str, float]:
     return {key: float(value) for key, value in metrics.compute().items()}
 
 
-def _folders(folder: Path, tasks: Sequence[str] | None, known: Sequence[str]) -> dict[str, Path]:
-    """Find the folders of the tasks' predictions."""
-    found = {name: path for name in tasks or known if (path := task_folder(folder, name))}
-    missing = [name for name in tasks or () if name not in found]
-    if missing or not found:
-        msg = f"{folder} has no folder of predictions called {' or '.join(missing or known)}"
+def _folders(folder: Path, tasks: Mapping[str, Task], all_of_them: bool) -> dict[str, Path]:
+    """Find the folders of the tasks' predictions: of all of them, or at least of one."""
+    found = {name: path for name, task in tasks.items() if (path := task_folder(folder, task))}
+    missing = [name for name in tasks if name not in found]
+    if not found or (missing and all_of_them):
+        msg = f"{folder} has no folder of predictions called {' or '.join(missing)}"
         raise DatasetNotFoundError(msg)
     return found
 

@@ -77,6 +77,7 @@ class Task(ABC):
         stores_classes: Whether files hold class ids, and no values or probabilities.
         stored_ids: The value, or the values, that mean each class in a file whose owner does not say; None where the
             ids themselves are stored.
+        other_names: What other programs call the folders and arrays of the task's predictions.
         about_camera: Whether a target describes the camera, so that it is wrong as soon as pixels move.
     """
 
@@ -84,6 +85,7 @@ class Task(ABC):
     limits: ClassVar[tuple[float, float]] = (-np.inf, np.inf)
     stores_classes: ClassVar[bool] = False
     stored_ids: ClassVar[Sequence[int | list[int]] | None] = None
+    other_names: ClassVar[Sequence[str]] = ()
     about_camera: ClassVar[bool] = False
     geometry: ClassVar[Geometry]
     headline: ClassVar[str]

@@ -1,5 +1,6 @@
 """Semantic or occlusion edges."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -34,6 +35,7 @@ class Edges(ValueMapTask):
 
     geometry: ClassVar[Geometry] = "lines"
     limits: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    other_names: ClassVar[Sequence[str]] = ("edge",)
     headline: ClassVar[str] = "f_tolerant"
     units: ClassVar[dict[str, str]] = {
         "f_tolerant": "%",

@@ -28,6 +28,7 @@ class Saliency(LabelMapTask):
 
     headline: ClassVar[str] = "maxF"
     stores_classes: ClassVar[bool] = False
+    other_names: ClassVar[Sequence[str]] = ("sal",)
     stored_ids: ClassVar[Sequence[int | list[int]] | None] = (0, [1, 255])
     units: ClassVar[dict[str, str]] = {"maxF": "%", "max_mIoU": "%", "mIoU": "%"}
 
