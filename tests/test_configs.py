@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 import taskformer
+from taskformer.commands.search import SearchCLI
 from taskformer.commands.trainer import TaskformerCLI
 from taskformer.data import RoomsDataModule
 from taskformer.modules import Baseline, MQTransformer
@@ -50,7 +51,7 @@ def test_every_config_builds_a_model_and_data(path):
 def test_searches_parse(path, capsys):
     run = "configs/experiment/autotaskformer_rooms.yaml"
     with pytest.raises(SystemExit) as stopped:
-        TaskformerCLI(args=["search", f"--config={run}", f"--config={path}", "--ckpt_path=x.ckpt", "--print_config"])
+        SearchCLI([f"--config={run}", f"--config={path}", "--ckpt_path=x.ckpt", "--print_config"])
     assert stopped.value.code == 0
     settings = yaml.safe_load(capsys.readouterr().out)
     given = yaml.safe_load(Path(path).read_text())

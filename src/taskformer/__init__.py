@@ -11,11 +11,12 @@ from taskformer._version import __version__
 if TYPE_CHECKING:
     from taskformer.commands.trainer import from_config
     from taskformer.modules.checkpoints import load
+    from taskformer.search.run import search
 
-__all__ = ["__version__", "from_config", "load"]
+__all__ = ["__version__", "from_config", "load", "search"]
 
 _FUNCTIONS = {"from_config": "taskformer.commands.trainer", "load": "taskformer.modules.checkpoints"}
-_PACKAGES = ("callbacks", "data", "metrics", "models", "modules", "tasks")
+_PACKAGES = ("callbacks", "data", "metrics", "models", "modules", "search", "tasks")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,5 @@
 """Scores of sub-networks: those of the plain way, alone or together, and no more computed than needed."""
 
-import math
 from dataclasses import replace
 from random import Random
 
@@ -12,7 +11,6 @@ from taskformer.errors import ConfigError
 from taskformer.metrics import delta_m
 from taskformer.models.autotaskformer import Architecture, SearchSpace, Supernet
 from taskformer.search.evaluator import Evaluator
-from taskformer.search.pruning import Rival, Rivals
 from taskformer.tasks import build_tasks
 
 TASKS = build_tasks(
@@ -156,36 +154,27 @@ def test_delta_m_is_measured_against_the_largest_network_or_what_is_given():
     assert result.delta_m == pytest.approx(100 * sum(gains) / 3, rel=1e-4)
 
 
-def test_those_whom_rivals_beat_after_a_batch_stop_there():
+def test_those_who_are_told_to_stop_after_a_batch_stop_there():
     supernet, data = build(), batches()
     small, large = supernet.space.smallest(), supernet.space.largest()
-
-    def costs(architecture):
-        return (float(supernet.count_parameters(architecture)),)
-
-    evaluator = Evaluator(supernet, TASKS, data, costs=costs)
+    evaluator = Evaluator(supernet, TASKS, data)
     whole = evaluator.evaluate([small, large])
     assert all(result.complete for result in whole)
-    middle = (costs(small)[0] + costs(large)[0]) / 2
+    asked = []
 
-    def stopped_by(advantages, margins):
-        """Compare with one that is so much better than each of both, after each batch."""
-        course = tuple(
-            max(pair) + more for *pair, more in zip(whole[0].course, whole[1].course, advantages, strict=True)
-        )
-        return evaluator.evaluate([small, large], Rivals((Rival(course, (middle,)),), margins))
+    def stop(architecture, course):
+        asked.append((architecture, tuple(course)))
+        return architecture == large and len(course) == 2
 
-    later = [5.0, *[-1e9] * (len(data) - 2), 5.0]
-    assert stopped_by(later, (1e9,) * len(data)) == whole  # not clearly enough
-    cheap, dear = stopped_by([-1e9, 5.0, *[-1e9] * (len(data) - 2)], (0.0,) * len(data))
-    assert cheap == whole[0]  # cheaper than who is better
-    assert not dear.complete
-    assert dear.course == whole[1].course[:2]
-    assert dear.tasks == pytest.approx(plainly(supernet, large, data[:2]), rel=1e-4)
-    # Behind on all images is a result; and who is equal beats nobody.
-    assert stopped_by([-1e9] * (len(data) - 1) + [5.0], (0.0,) * len(data)) == whole
-    equal = Rivals((Rival(whole[1].course),), (0.0,) * len(data))
-    assert Evaluator(supernet, TASKS, data).evaluate([large], equal)[0].complete
+    first, second = evaluator.evaluate([small, large], stop)
+    assert first == whole[0]
+    assert not second.complete
+    assert second.course == whole[1].course[:2]
+    assert second.tasks == pytest.approx(plainly(supernet, large, data[:2]), rel=1e-4)
+    # Each is asked after every batch that it was run on, but not after the last: then all is known.
+    expected = [(small, whole[0].course[:done]) for done in range(1, len(data))]
+    expected += [(large, whole[1].course[:done]) for done in (1, 2)]
+    assert sorted(asked, key=str) == sorted(expected, key=str)
 
 
 def test_tasks_may_have_weights():
@@ -198,29 +187,15 @@ def test_tasks_may_have_weights():
 
 def test_all_may_stop():
     supernet, data = build(), batches(2)
-    rivals = Rivals((Rival((1e9, 1e9)),), (0.0, 0.0))
-    results = Evaluator(supernet, TASKS, data, REFERENCE).evaluate([supernet.space.smallest()], rivals)
+    results = Evaluator(supernet, TASKS, data, REFERENCE).evaluate([supernet.space.smallest()], lambda *_: True)
     assert [(result.complete, len(result.course)) for result in results] == [(False, 1)]
 
 
 def test_a_single_batch_stops_nobody():
     supernet = build()
-    evaluator = Evaluator(supernet, TASKS, batches(1), REFERENCE)
-    result = evaluator.evaluate([supernet.space.smallest()], Rivals((Rival((1e9,)),), (0.0,)))[0]
+    result = Evaluator(supernet, TASKS, batches(1), REFERENCE).evaluate([supernet.space.smallest()], lambda *_: True)[0]
     assert result.complete
     assert len(result.course) == 1
-
-
-def test_margins_are_half_a_deviation_of_what_remaining_images_change():
-    courses = [(4.0, 2.0, 1.0), (3.0, 3.0, 2.0), (8.0, 4.0, 3.0)]  # to come: -3 -1, -1 -1, -5 -1
-    rivals = Rivals.of([Rival(courses[2], (7.0, 1.0))], courses)
-    assert rivals.margins == pytest.approx((1.0, 0.0, 0.0))
-    assert rivals.beat([6.9], (7.0, 1.5))
-    assert not rivals.beat([7.1], (7.0, 1.5))  # not clearly
-    assert not rivals.beat([6.9], (6.9, 1.5))  # it costs less
-    assert rivals.beat([7.1, 3.9], (7.0, 1.0))
-    assert not rivals.beat([math.nan], (7.0, 1.5))
-    assert not Rivals.of([Rival((1e9,))], [(1e9,)]).beat([0.0], ())  # one alone tells nothing of what may change
 
 
 def test_the_supernet_is_put_into_evaluation_mode():

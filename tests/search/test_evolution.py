@@ -12,8 +12,8 @@ from taskformer.models.autotaskformer import Architecture, SearchSpace
 from taskformer.search.evolution import Distinct, Evolution
 from taskformer.search.objectives import (
     Candidate,
+    Constraint,
     Objective,
-    Window,
     best,
     build_objectives,
     crowding_distances,
@@ -21,7 +21,7 @@ from taskformer.search.objectives import (
     front_ranks,
     spread,
 )
-from taskformer.search.references import Baselines
+from taskformer.search.references import ReferenceArchitectures
 from taskformer.tasks import build_tasks
 
 QUALITY = Objective("delta_m", "maximize")
@@ -82,7 +82,7 @@ def evolve(evolution, generations):
 @pytest.mark.parametrize("objectives", [[QUALITY], [QUALITY, SIZE]], ids=["one", "two"])
 def test_ten_thousand_children_are_well_formed_distinct_and_inside_the_window(sharing, objectives):
     space = toy(sharing)
-    window = Window("params", 150, 900)
+    window = Constraint("params", 150, 900)
     evolution = Evolution(space, objectives, lambda one: window.admits({"params": params(one)}), population=125)
     generations, _ = evolve(evolution, 10)
     children = [child for generation in generations for child in generation]
@@ -140,7 +140,7 @@ def test_evolution_finds_better_networks_than_chance():
     for seed in range(3):
         space = toy("grouped")
         _, history = evolve(Evolution(space, [QUALITY], admits, seed=seed, population=30), 8)
-        drawn = Baselines(space, admits, params, seed).random(0, len(history), set())
+        drawn = ReferenceArchitectures(space, admits, params, seed).random(0, len(history), set())
         gains.append(max(one.values["delta_m"] for one in history) - max(map(quality, drawn)))
     assert min(gains) >= 0
     assert sum(gains) > 1
@@ -256,26 +256,26 @@ def test_objectives_know_their_direction():
     with pytest.raises(ConfigError, match="different"):
         build_objectives(["params", "params"], tasks)
     with pytest.raises(ConfigError, match="lowest, highest"):
-        Window("params", 7e6, 5e6)
+        Constraint("params", 7e6, 5e6)
 
 
 @pytest.mark.parametrize("sharing", KINDS)
-def test_baselines_share_what_their_names_say(sharing):
+def test_references_share_what_their_names_say(sharing):
     space, rng = toy(sharing), Random(0)
-    baselines = Baselines(space, lambda one: params(one) >= 60, params)
+    references = ReferenceArchitectures(space, lambda one: params(one) >= 60, params)
     some = front([candidate(space.random(rng)) for _ in range(200)], [QUALITY, SIZE])
     largest = max(one.values["params"] for one in some)
-    shared = baselines.all_shared(some, set())
+    shared = references.all_shared(some, set())
     assert shared
     assert all(one.sharing == () for one in shared)
-    specific = baselines.all_specific(some, set())
+    specific = references.all_specific(some, set())
     split = space.largest().sharing
     assert bool(specific) == bool(split)
     assert all(set(one.sharing) == set(split) for one in specific)
     for one in shared + specific:
         check(space, one)
         assert 60 <= params(one) <= largest
-    hand_made = baselines.hand_made(set())
+    hand_made = references.hand_made(set())
     assert len(hand_made) == (1 if sharing == "none" else 3)
     assert all(len(set(one.num_heads)) == len(set(one.mlp_ratio)) == 1 and one.embed_dim == 16 for one in hand_made)
-    assert baselines.hand_made(set(hand_made)) == []
+    assert references.hand_made(set(hand_made)) == []

@@ -11,12 +11,13 @@ import yaml
 
 import taskformer
 from taskformer.cli import main
-from taskformer.commands import search as search_command
-from taskformer.commands.search import Constraints, require_clean_selection, require_weights, spell_out
+from taskformer.commands.search import spell_out
 from taskformer.data import RoomsDataModule
 from taskformer.errors import ConfigError, TaskformerError
 from taskformer.metrics import delta_m
 from taskformer.models.autotaskformer import Architecture
+from taskformer.search.objectives import Constraints
+from taskformer.search.run import require_clean_selection, require_weights
 from taskformer.search.study import open_storage, read_records
 
 TASKS = {"semseg", "depth"}
@@ -66,7 +67,7 @@ def read(run, study="search"):
 @pytest.fixture(scope="module")
 def found(run):
     """The records of a search with everything."""
-    search(run, "--generations=3", "--population=4", "--batch=3", "--early_stop=false", "--final=2")
+    search(run, "--generations=3", "--population=4", "--batch=3", "--pruner=NopPruner", "--final=2")
     return read(run)
 
 
@@ -134,17 +135,47 @@ def test_the_final_ones_are_of_the_front_and_scored_on_the_test_images(run, foun
         )
 
 
-def test_a_longer_search_goes_on_and_repeats_nothing(run, found, capsys):
-    search(run, "--generations=4", "--population=4", "--early_stop=false", "--baselines=false")
+def test_a_longer_search_goes_on_and_repeats_nothing(run, found, capsys, tmp_path):
+    (tmp_path / "old.yaml").write_text("population: 4\nbaselines: false\n")  # the names that two settings once had
+    search(run, f"--config={tmp_path / 'old.yaml'}", "--generations=4", "--early_stop", "false")
     longer = read(run)
     assert [record for record in longer if record.key in {one.key for one in found}] == found
     assert len(longer) == len(found) + 4
     assert "M params" in capsys.readouterr().out
 
 
+def test_a_run_stands_for_its_configuration_and_weights(run, found, capsys):
+    main(["search", str(run), "--ckpt=last", "--study=short", "--generations=2", "--population=4", "--pruner=NopPruner",
+          "--references=false"])  # fmt: skip
+    assert str(run / "short") in capsys.readouterr().out
+    evolved = [record.candidate for record in found if record.key.origin == "evolution"][:8]
+    assert [record.candidate for record in read(run, "short")] == evolved
+    with pytest.raises(SystemExit):
+        main(["search", f"--config={run / 'config.yaml'}", "--name=null"])
+    assert "which supernet is to be searched?" in capsys.readouterr().err
+
+
+def test_a_pruner_of_ones_own_is_chosen_by_its_path(run, found, tmp_path, monkeypatch):
+    (tmp_path / "strict.py").write_text(
+        "from taskformer.search import Pruner\n"
+        "class Strict(Pruner):\n"
+        "    def __init__(self, least: float = 0.0) -> None:\n"
+        "        self.least = least\n"
+        "    def prune(self, course, costs, history):\n"
+        "        return course[-1] < self.least\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    search(run, "--study=strict", "--generations=2", "--population=4", "--references=false", "--pruner=strict.Strict",
+           "--pruner.least=1e9")  # fmt: skip
+    states = [(record.key.generation, record.state.name) for record in read(run, "strict")]
+    assert states == [(0, "COMPLETE")] * 4 + [(1, "PRUNED")] * 4
+    study = optuna.load_study(study_name="strict", storage=open_storage(str(run / "strict" / "study.db")))
+    assert study.user_attrs["pruner"] == "Strict(least=1000000000.0)"
+
+
 def test_settings_on_which_results_depend_cannot_change(run, found, capsys):
     with pytest.raises(SystemExit):
-        search(run, "--seed=1", "--population=4", "--early_stop=false")
+        search(run, "--seed=1", "--population=4", "--pruner=NopPruner")
     error = capsys.readouterr().err
     assert "begun with seed 0, now it is 1" in error
     assert "--study" in error
@@ -173,17 +204,17 @@ def test_latencies_are_measured_once_and_checked(run, capsys, monkeypatch):
     monkeypatch.setattr(latency, "BLOCK", 1e-4)
     monkeypatch.setattr(latency, "PATIENCE", 0.5)
     monkeypatch.setattr(latency, "WHOLE", 2)
-    monkeypatch.setattr(search_command, "CHECKED", 2)
+    monkeypatch.setattr(latency, "CHECKED", 2)
     flags = [
         "--study=fast",
         "--objectives=[delta_m,latency]",
         "--population=3",
-        "--baselines=false",
+        "--references=false",
         "--predictor=true",
     ]
     search(run, *flags, "--generations=1")
     said = capsys.readouterr().out
-    assert re.search(r"latency table: mean error [\d.]+ % on 2 random sub-networks", said)
+    assert re.search(r"latency table: mean error [\d.]+ % on random sub-networks", said)
     assert "rank correlation" not in said  # there was too little to learn from
     assert all(record.candidate.values["latency"] > 0 for record in read(run, "fast"))
     search(run, *flags, "--generations=2")
@@ -192,7 +223,7 @@ def test_latencies_are_measured_once_and_checked(run, capsys, monkeypatch):
 
 def test_weights_hold_for_the_final_ones_too(run):
     search(run, "--study=weighted", "--task_weights={semseg: 3}", "--generations=1", "--population=3", "--final=3",
-           "--baselines=false")  # fmt: skip
+           "--references=false")  # fmt: skip
     entries = json.loads((run / "weighted" / "test.json").read_text())
     model = taskformer.load(run / "checkpoints" / "last.ckpt")
     data = RoomsDataModule(str(data_root(run)), tasks=sorted(TASKS), batch_size=2)

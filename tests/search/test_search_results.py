@@ -5,7 +5,6 @@ import json
 from itertools import product
 from random import Random
 
-import numpy as np
 import pytest
 from optuna.trial import TrialState
 from PIL import Image
@@ -16,7 +15,7 @@ from taskformer.models.autotaskformer import Architecture, SearchSpace
 from taskformer.search.drawings import draw_architecture
 from taskformer.search.objectives import Candidate, Objective
 from taskformer.search.quantities import describe, unit_of
-from taskformer.search.results import hyper_volume, hyper_volume_course, load_search, pick, write_results
+from taskformer.search.results import SearchResult, load_search, pick, write_results
 from taskformer.search.study import Key, Record, SearchStudy, open_storage
 from taskformer.tasks import build_tasks
 
@@ -51,50 +50,6 @@ def architectures():
     """Different ones in a fixed order."""
     rng = Random(1)
     return dict.fromkeys(SPACE.random(rng) for _ in range(500))
-
-
-def counted(points, reference):
-    """Count the unit cells below the reference that some point dominates."""
-    cells = product(*(range(side) for side in reference))
-    return sum(any(all(p <= c for p, c in zip(point, cell, strict=True)) for point in points) for cell in cells)
-
-
-@pytest.mark.parametrize("objectives", [1, 2, 3, 4])
-def test_the_hyper_volume_is_the_number_of_dominated_cells(objectives):
-    rng = Random(objectives)
-    reference = [7, 6, 5, 4][:objectives]
-    for count in (0, 1, 2, 5, 12):
-        for _ in range(5):
-            points = [[rng.randrange(8) for _ in reference] for _ in range(count)]
-            array = np.array(points, dtype=float).reshape(-1, objectives)
-            assert hyper_volume(array, np.array(reference, dtype=float)) == counted(points, reference)
-
-
-def test_the_course_of_the_hyper_volume_by_hand():
-    def one(origin, generation, delta_m, params, state=TrialState.COMPLETE):
-        return record(origin, generation, 0, {"delta_m": delta_m, "params": params}, state)
-
-    made = [
-        one("evolution", 0, -10.0, 4.0),
-        one("evolution", 0, -8.0, 5.0),  # reference (-10, 5)
-        one("evolution", 1, 0.0, 0.0, TrialState.PRUNED),  # counts as an evaluation only
-        one("evolution", 2, -6.0, 1.0),
-        one("random", 0, -9.0, 3.0),
-        one("random", 0, -20.0, 1.0),  # worse than the reference
-        one("random", 1, -5.0, 9.0),
-        one("hand-made", 0, 0.0, 3.0),  # ideal (0, 1): the box is 10 x 4
-    ]
-    course = hyper_volume_course(made, OBJECTIVES)
-    assert course.reference == {"delta_m": -10.0, "params": 5.0}
-    assert course.ideal == {"delta_m": 0.0, "params": 1.0}
-    assert vars(course.progress["evolution"]) == {"evaluations": [2, 3, 4], "shares": [0.0, 0.0, 4 * 4 / 40]}
-    assert vars(course.progress["random"]) == {"evaluations": [2, 3], "shares": [1 * 2 / 40, 1 * 2 / 40]}
-    assert set(course.progress) == {"evolution", "random"}
-
-
-def test_one_network_alone_has_no_hyper_volume():
-    course = hyper_volume_course([record("evolution", 0, 0, {"delta_m": 1.0, "params": 1.0})], OBJECTIVES)
-    assert course.progress["evolution"].shares == [0.0]
 
 
 def dominated(one, other, objectives):
@@ -183,6 +138,20 @@ def test_a_pick_is_the_best_of_all_inside_the_limits(records):
             assert chosen.candidate.values[name] == better(values[name] for values in inside)
             assert chosen.candidate.values in inside
     assert pick(records, OBJECTIVES, {}).key.origin == "hand-made"
+
+
+def test_a_result_has_the_front_a_table_of_it_and_picks_from_it(records, tmp_path):
+    tasks = build_tasks({"semseg": {"type": "semseg", "classes": ["a", "b"]}, "depth": {"type": "depth"}})
+    found = SearchResult(tmp_path, OBJECTIVES, tasks, records)
+    searched = [one for one in records if one.key.origin == "evolution" and one.state == TrialState.COMPLETE]
+    expected = [one.candidate for one in searched if not any(dominated(one, other, OBJECTIVES) for other in searched)]
+    assert found.front == sorted(expected, key=lambda one: -one.values["delta_m"])
+    assert found.pick(params=1.1e6) == pick(records, OBJECTIVES, {"params": 1.1e6})
+    table = found.table(rows=2)
+    assert [column.header for column in table.columns] == ["M params", "G MACs", "% semseg", "m depth", "% delta_m"]
+    ends = [f"{one.values['params'] / 1e6:.4g}" for one in (found.front[0], found.front[-1])]
+    assert list(table.columns[0].cells) == ends
+    assert SearchResult(tmp_path, OBJECTIVES, tasks, []).table().row_count == 0  # nothing yet
 
 
 def test_of_equal_networks_the_smallest_is_picked():

@@ -1,4 +1,4 @@
-"""The shared study: several processes, one of them killed, and always the study that a single process makes."""
+"""The loop on a shared study: several processes, one killed, and always the study that a single process makes."""
 
 import multiprocessing
 import os
@@ -15,15 +15,16 @@ from optuna.trial import TrialState
 
 from taskformer.errors import ConfigError
 from taskformer.models.autotaskformer import SearchSpace
-from taskformer.search.evaluator import Result
+from taskformer.search.evaluator import Result, never
 from taskformer.search.evolution import Evolution
-from taskformer.search.objectives import Candidate, Objective, Window, best
-from taskformer.search.pruning import NOBODY
-from taskformer.search.study import STALE, Key, Round, Search, SearchStudy, open_storage, read_records
+from taskformer.search.loop import Round, SearchLoop
+from taskformer.search.objectives import Candidate, Constraint, Objective, best
+from taskformer.search.pruning import DominatedPruner, NopPruner, Pruner
+from taskformer.search.study import STALE, Key, SearchStudy, open_storage, read_records
 
 SPACE = SearchSpace((8, 16, 24), (2, 3, 5), (2.0, 3.5, 4.0), (1, 2), num_tasks=3, sharing="binary")
 OBJECTIVES = [Objective("delta_m", "maximize"), Objective("params", "minimize")]
-WINDOW = Window("params", 40, 150)
+LIMITS = Constraint("params", 40, 150)
 POPULATION, GENERATIONS = 8, 4
 FORK = multiprocessing.get_context("fork")
 
@@ -33,8 +34,8 @@ def costs(architecture):
     return {"params": architecture.embed_dim * sizes / 2, "macs": float(architecture.depth)}
 
 
-def evaluate(architectures, rivals=NOBODY, seconds=0.0, log=None):
-    """A fake evaluator with the real one's contract: it stops what finished candidates beat after the first of two."""
+def evaluate(architectures, stop=never, seconds=0.0, log=None):
+    """A fake evaluator with the real one's contract: it asks after the first of two batches who stops."""
     results = []
     for architecture in architectures:
         time.sleep(seconds)
@@ -43,14 +44,14 @@ def evaluate(architectures, rivals=NOBODY, seconds=0.0, log=None):
                 handle.write(f"{os.getpid()} {architecture.to_json()}\n")
         rng = Random(architecture.to_json())
         half = rng.gauss(sum(architecture.num_heads), 1)
-        beaten = rivals.beat([half], (costs(architecture)["params"],))
+        beaten = stop(architecture, [half])
         course = (half,) if beaten else (half, half + rng.gauss(0, 0.1))
         results.append(Result({"depth": 1 / (1 + course[-1] ** 2)}, course, not beaten))
     return results
 
 
 def rounds():
-    evolution = Evolution(SPACE, OBJECTIVES, lambda one: WINDOW.admits(costs(one)), seed=3, population=POPULATION)
+    evolution = Evolution(SPACE, OBJECTIVES, lambda one: LIMITS.admits(costs(one)), seed=3, population=POPULATION)
 
     def propose(number):
         def inner(earlier):
@@ -64,8 +65,8 @@ def rounds():
 
 def run(storage, log=None, seconds=0.0, worker=False, report=lambda _: None):
     """Be one process of a search."""
-    study = SearchStudy(open_storage(str(storage)), "toy", OBJECTIVES, [WINDOW], worker=worker, poll=0.05)
-    Search(study, lambda some, rivals: evaluate(some, rivals, seconds, log), costs, batch=3).run(rounds(), report)
+    study = SearchStudy(open_storage(str(storage)), "toy", OBJECTIVES, [LIMITS], worker=worker, poll=0.05)
+    SearchLoop(study, lambda some, stop: evaluate(some, stop, seconds, log), costs, batch=3).run(rounds(), report)
     return study
 
 
@@ -137,6 +138,72 @@ def test_a_candidate_stops_where_the_front_of_earlier_generations_clearly_beats_
         assert beaten == (state == TrialState.PRUNED)
 
 
+def test_a_pruner_sees_what_earlier_generations_finished_and_nothing_else(alone, tmp_path):
+    class Spy(Pruner):
+        def __init__(self):
+            self.seen = []
+
+        def prune(self, course, costs, history):
+            self.seen.append((tuple(course), costs, history))
+            return False
+
+    spy = Spy()
+    study = SearchStudy(open_storage(str(tmp_path / "study.db")), "toy", OBJECTIVES, [LIMITS])
+    SearchLoop(study, evaluate, costs, pruner=spy).run(rounds())
+    records = study.records()
+    assert len(spy.seen) == POPULATION * (GENERATIONS - 1)  # the first generation has nothing to be compared with
+    for course, own, history in spy.seen:
+        [record] = [one for one in records if one.course[:1] == course]
+        assert own == (record.candidate.values["params"],)
+        earlier = [one for one in records if one.key.generation < record.key.generation]
+        assert {(one.course, one.costs) for one in history.finished} == {
+            (one.course, (one.candidate.values["params"],)) for one in earlier
+        }
+        assert set(history.best) <= set(history.finished)
+
+
+def test_of_one_objective_a_new_one_is_compared_with_the_last_parent(tmp_path):
+    histories = []
+
+    class Spy(Pruner):
+        def prune(self, course, costs, history):
+            histories.append(history)
+            return False
+
+    study = SearchStudy(open_storage(str(tmp_path / "study.db")), "toy", OBJECTIVES[:1])
+    SearchLoop(study, evaluate, costs, pruner=Spy(), parents=3).run(rounds()[:2])
+    scores = sorted((record.course[-1] for record in study.records() if not record.key.generation), reverse=True)
+    assert {history.best[0].course[-1] for history in histories} == {scores[2]}
+    assert all(len(history.best) == 1 and history.best[0].costs == () for history in histories)
+
+
+def test_without_delta_m_nothing_is_pruned(tmp_path):
+    class Always(Pruner):
+        def prune(self, course, costs, history):
+            return True
+
+    study = SearchStudy(open_storage(str(tmp_path / "study.db")), "toy", [Objective("depth", "minimize")])
+    SearchLoop(study, evaluate, costs, pruner=Always()).run(rounds()[:2])
+    assert {record.state for record in study.records()} == {TrialState.COMPLETE}
+
+
+@pytest.mark.parametrize(
+    ("noted", "pruner"), [(0.5, DominatedPruner()), (0.25, DominatedPruner(0.25)), (False, NopPruner())]
+)
+def test_a_study_from_before_pruners_had_names_is_understood(tmp_path, noted, pruner):
+    storage = open_storage(str(tmp_path / "study.db"))
+    optuna.create_study(storage=storage, study_name="toy", directions=["maximize", "minimize"])
+    old = optuna.load_study(storage=storage, study_name="toy")
+    old.set_user_attr("early_stop", noted)
+    old.add_trial(optuna.trial.create_trial(state=TrialState.FAIL, user_attrs={}))
+    study = SearchStudy(storage, "toy", OBJECTIVES)
+    study.agree("pruner", str(pruner))
+    with pytest.raises(
+        ConfigError, match=r"begun with pruner \w+\(.*\), now it is DominatedPruner\(margin=3.0\); .*--study"
+    ):
+        study.agree("pruner", str(DominatedPruner(3.0)))
+
+
 # The lock of a journal's killed process is broken after half a minute.
 @pytest.mark.parametrize("name", ["study.db", pytest.param("study.journal", marks=pytest.mark.slow)])
 def test_killed_and_continued_it_is_the_same_study(alone, tmp_path, name):
@@ -168,22 +235,22 @@ def test_workers_share_the_work_and_repeat_nothing(alone, tmp_path, name):
 
 
 def test_a_finished_study_evaluates_nothing(alone):
-    def fail(architectures, rivals):
+    def fail(architectures, stop):
         raise AssertionError
 
-    study = SearchStudy(open_storage(str(alone)), "toy", OBJECTIVES, [WINDOW])
+    study = SearchStudy(open_storage(str(alone)), "toy", OBJECTIVES, [LIMITS])
     before = len(study.study.trials)
-    Search(study, fail, costs).run(rounds())
+    SearchLoop(study, fail, costs).run(rounds())
     assert len(study.study.trials) == before
 
 
 def test_an_error_frees_what_was_taken(tmp_path):
-    def fail(architectures, rivals):
+    def fail(architectures, stop):
         raise KeyboardInterrupt
 
-    study = SearchStudy(open_storage(str(tmp_path / "study.db")), "toy", OBJECTIVES, [WINDOW])
+    study = SearchStudy(open_storage(str(tmp_path / "study.db")), "toy", OBJECTIVES, [LIMITS])
     with pytest.raises(KeyboardInterrupt):
-        Search(study, fail, costs).run(rounds())
+        SearchLoop(study, fail, costs).run(rounds())
     assert study.records() == []
     assert {trial.state for trial in study.study.trials} == {TrialState.FAIL}
 
@@ -193,8 +260,8 @@ def test_only_the_main_process_frees_what_others_left(tmp_path):
     dead = FORK.Process(target=int)
     dead.start()
     dead.join()
-    study = SearchStudy(open_storage(str(tmp_path / "study.db")), "toy", OBJECTIVES, [WINDOW])
-    [*work] = Evolution(SPACE, OBJECTIVES, lambda one: WINDOW.admits(costs(one))).generation(0, [], set())[:4]
+    study = SearchStudy(open_storage(str(tmp_path / "study.db")), "toy", OBJECTIVES, [LIMITS])
+    [*work] = Evolution(SPACE, OBJECTIVES, lambda one: LIMITS.admits(costs(one))).generation(0, [], set())[:4]
     taken = study.claim({Key("evolution", 0, slot): one for slot, one in enumerate(work)}, costs)
     owners = {0: (f"{socket.gethostname()}:{dead.pid}", 0), 1: (study.owner, 0), 2: ("far:1", STALE), 3: ("far:1", 0)}
     for record in taken:
@@ -206,7 +273,7 @@ def test_only_the_main_process_frees_what_others_left(tmp_path):
 
 
 def test_a_trial_that_was_given_up_stays_so(tmp_path):
-    study = SearchStudy(open_storage(str(tmp_path / "study.db")), "toy", OBJECTIVES, [WINDOW])
+    study = SearchStudy(open_storage(str(tmp_path / "study.db")), "toy", OBJECTIVES, [LIMITS])
     architecture = SPACE.smallest()
     [first] = study.claim({Key("evolution", 0, 0): architecture}, costs)
     assert study.claim({Key("evolution", 0, 0): architecture}, costs) == []  # taken
@@ -219,7 +286,7 @@ def test_a_trial_that_was_given_up_stays_so(tmp_path):
 
 
 def test_what_cannot_be_compared_is_no_result(tmp_path):
-    study = SearchStudy(open_storage(str(tmp_path / "study.db")), "toy", OBJECTIVES, [WINDOW])
+    study = SearchStudy(open_storage(str(tmp_path / "study.db")), "toy", OBJECTIVES, [LIMITS])
     [record] = study.claim({Key("evolution", 0, 0): SPACE.smallest()}, costs)
     study.finish(record, {"delta_m": float("nan"), "params": 1.0}, (0.5, float("nan")), True)
     assert study.study.trials[0].state == TrialState.PRUNED
@@ -229,10 +296,10 @@ def test_what_cannot_be_compared_is_no_result(tmp_path):
 def test_a_study_is_continued_as_it_was_begun(alone, tmp_path):
     storage = open_storage(str(alone))
     with pytest.raises(ConfigError, match=r"objectives.*--study"):
-        SearchStudy(storage, "toy", OBJECTIVES[:1], [WINDOW])
+        SearchStudy(storage, "toy", OBJECTIVES[:1], [LIMITS])
     with pytest.raises(ConfigError, match=r"constraints \{'params': \[40, 150\]\}, now it is \{\}"):
         SearchStudy(storage, "toy", OBJECTIVES)
-    study = SearchStudy(storage, "toy", OBJECTIVES, [WINDOW])
+    study = SearchStudy(storage, "toy", OBJECTIVES, [LIMITS])
     study.agree("seed", 0)
     study.agree("seed", 0)
     with pytest.raises(ConfigError, match="begun with seed 0, now it is 1"):
@@ -243,7 +310,7 @@ def test_a_study_is_continued_as_it_was_begun(alone, tmp_path):
 
 def test_a_study_without_a_trial_is_begun_anew(tmp_path):
     storage = open_storage(str(tmp_path / "study.db"))
-    SearchStudy(storage, "toy", OBJECTIVES[:1], [WINDOW])  # nothing was found inside the window, say
+    SearchStudy(storage, "toy", OBJECTIVES[:1], [LIMITS])  # nothing was found inside the window, say
     assert SearchStudy(storage, "toy", OBJECTIVES).study.directions == [
         optuna.study.StudyDirection.MAXIMIZE,
         optuna.study.StudyDirection.MINIMIZE,
@@ -259,10 +326,10 @@ def test_storages_that_do_not_exist_are_named(tmp_path):
 
 
 def test_what_is_known_from_another_place_is_not_evaluated_again(alone, tmp_path):
-    study = SearchStudy(open_storage(str(tmp_path / "study.db")), "toy", OBJECTIVES, [WINDOW])
-    [*some] = Evolution(SPACE, OBJECTIVES, lambda one: WINDOW.admits(costs(one))).generation(0, [], set())[:4]
+    study = SearchStudy(open_storage(str(tmp_path / "study.db")), "toy", OBJECTIVES, [LIMITS])
+    [*some] = Evolution(SPACE, OBJECTIVES, lambda one: LIMITS.admits(costs(one))).generation(0, [], set())[:4]
     log = tmp_path / "log"
-    search = Search(study, lambda new, rivals: evaluate(new, rivals, log=log), costs)
+    search = SearchLoop(study, lambda new, stop: evaluate(new, stop, log=log), costs)
     search.run([Round("random", 0, lambda _: some[:3])])
     search.run([Round("evolution", 0, lambda _: some)])
     assert set(evaluations(log).values()) == {1}
@@ -272,9 +339,9 @@ def test_what_is_known_from_another_place_is_not_evaluated_again(alone, tmp_path
 
 def test_what_a_dead_process_of_the_same_number_left_is_free(tmp_path):
     """As after a container was started again."""
-    study = SearchStudy(open_storage(str(tmp_path / "study.db")), "toy", OBJECTIVES, [WINDOW])
+    study = SearchStudy(open_storage(str(tmp_path / "study.db")), "toy", OBJECTIVES, [LIMITS])
     [first, *_] = rounds()
     study.claim({Key("evolution", 0, 0): first.propose([])[0]}, costs)
-    Search(study, evaluate, costs).run([first])
+    SearchLoop(study, evaluate, costs).run([first])
     assert len(study.records()) == POPULATION
     assert all(record.state != TrialState.RUNNING for record in study.records())

@@ -21,7 +21,7 @@ INITIAL = "initial"
 
 
 def spell_out(argv: Sequence[str]) -> list[str]:
-    """Write ``fit --resume RUN``, ``test RUN`` and ``validate RUN`` as the flags that they stand for.
+    """Write ``fit --resume RUN``, ``test RUN``, ``validate RUN`` and ``search RUN`` as the flags that they stand for.
 
     The run's configuration comes first, so that what else the command line says wins.
     """
@@ -29,7 +29,7 @@ def spell_out(argv: Sequence[str]) -> list[str]:
     run: str | None = None
     if command == "fit":
         run, rest = _take_option(rest, "--resume")
-    elif command in ("test", "validate") and rest[:1] and not rest[0].startswith("-"):
+    elif command in ("test", "validate", "search") and rest[:1] and not rest[0].startswith("-"):
         run, rest = rest[0], rest[1:]
     if run is None:
         return list(argv)

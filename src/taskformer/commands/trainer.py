@@ -1,4 +1,4 @@
-"""``taskformer fit|validate|test|search``: any model x any data set through LightningCLI, each run in its own folder.
+"""``taskformer fit|validate|test``: any model x any data set through LightningCLI, each run in its own folder.
 
 :func:`from_config` builds the same objects for Python.
 """
@@ -18,7 +18,6 @@ from taskformer.callbacks.checkpoints import BEST, LAST, WholeCheckpoints
 from taskformer.commands.devices import require_possible
 from taskformer.commands.loops import EpochLoop
 from taskformer.commands.runs import INITIAL, Claim, find_checkpoint, go_on_after_requeue, name_run, spell_out
-from taskformer.commands.search import SearchTrainer
 from taskformer.data import MultiTaskDataModule
 from taskformer.errors import ConfigError
 from taskformer.files import read_checkpoint
@@ -30,13 +29,18 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 
 def main(argv: list[str]) -> None:
-    """Run ``fit``, ``validate``, ``test`` or ``search``."""
+    """Run ``fit``, ``validate`` or ``test``."""
+    silence_lightning()
+    TaskformerCLI(args=argv)
+
+
+def silence_lightning() -> None:
+    """Leave out what Lightning tells its own developers and customers."""
     # What Lightning 2.6 says about torch's internals and its own products is nothing our users can act on.
     warnings.filterwarnings("ignore", message="`isinstance.treespec, LeafSpec.` is deprecated")
     # Our batches take the sampler's place and evaluate every image once, see EvaluationBatches.
     warnings.filterwarnings("ignore", message="Using `DistributedSampler` with the dataloaders")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)
-    TaskformerCLI(args=argv)
 
 
 def from_config(*configs: str | Path, overrides: Sequence[str] = ()) -> tuple[MultiTaskModule, MultiTaskDataModule]:
@@ -86,7 +90,6 @@ class TaskformerCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=RunFolder if run else None,
-            trainer_class=SearchTrainer,
             trainer_defaults={"max_epochs": 20},
             seed_everything_default=0,
             parser_class=TrainingParser,
@@ -101,7 +104,7 @@ class TaskformerCLI(LightningCLI):
         """Name the Trainer methods that are commands, and their arguments that are no flags."""
         commands = LightningCLI.subcommands()
         del commands["predict"]  # `taskformer predict` takes photographs, see predict.py
-        return commands | {"search": {"model", "datamodule"}}
+        return commands
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         """Leave tables to :class:`ResultsTable`, not to Lightning's own print of every logged number."""

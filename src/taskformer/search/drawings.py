@@ -1,4 +1,4 @@
-"""Pictures of a search, readable at 800 pixels' width: its front, its course, and what tasks share in a network.
+"""Pictures of a search, readable at 800 pixels' width: its front, its hyper-volume, and what tasks share in a network.
 
 The colours are Okabe and Ito's, which colour-blind people can tell apart; markers and letters say the same again.
 """
@@ -17,6 +17,7 @@ from taskformer.files import replacing
 from taskformer.metrics.units import SHARE, factor
 from taskformer.models.autotaskformer import Architecture
 from taskformer.models.autotaskformer.sharing import Row, Rows, first_appearance
+from taskformer.search.hypervolume import Curve
 from taskformer.search.objectives import Candidate, Objective, front
 from taskformer.search.quantities import unit_of
 from taskformer.tasks import Task
@@ -114,18 +115,19 @@ def draw_front(
 
 
 @rc_context(STYLE)
-def draw_hyper_volume(path: Path, curves: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> None:
+def draw_hypervolume(path: Path, curves: Mapping[str, Curve]) -> None:
     """Draw how much each origin had found after how many networks.
 
     Args:
         path: The picture.
-        curves: For each origin the numbers of networks and the shares of the hyper-volume.
+        curves: How much each origin had found when.
     """
     figure = Figure((WIDTH, 3.6), layout="constrained")
     axes = figure.subplots()
-    for origin, (evaluations, shares) in curves.items():
+    for origin, curve in curves.items():
         color, style = (BLUE, "o-") if origin == "evolution" else (GREY, "s--")
-        axes.plot(evaluations, [factor(SHARE) * share for share in shares], style, color=color, markersize=5,
+        axes.plot(curve.evaluations, [factor(SHARE) * share for share in curve.shares], style, color=color,
+                  markersize=5,
                   label=MARKS[origin].label)  # fmt: skip
     axes.set_xlabel("networks evaluated")
     axes.set_ylabel("hyper-volume, % of the ideal")

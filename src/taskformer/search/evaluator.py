@@ -2,8 +2,8 @@
 
 Images are decoded, padded and moved to the device once, and what metrics need of the targets is computed once. In a
 set of sub-networks those of one width that begin with the same units have the same activations there. Sub-networks are
-therefore run in an order that puts them side by side, each keeping what the next one needs. Those that are clearly
-beaten after some of the images are not run on the rest.
+therefore run in an order that puts them side by side, each keeping what the next one needs. Those that are hopeless
+after some of the images are not run on the rest.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -22,14 +22,20 @@ from taskformer.models.autotaskformer import Architecture, Supernet
 from taskformer.models.autotaskformer.architecture import DecoderSize
 from taskformer.models.autotaskformer.layers import Grid
 from taskformer.search.headlines import Prepared, headline
-from taskformer.search.pruning import NOBODY, Rivals
 from taskformer.tasks import Task
 
 Batch = Mapping[str, Any]
 #: What a stream has passed: the width of the stem, then the copy and the inner width of each unit.
-Path = tuple[Any, ...]
+Passed = tuple[Any, ...]
+#: Tells whether a sub-network stops, given its delta_m on the images of the first batch, of the first two, and so on.
+Stop = Callable[[Architecture, Sequence[float]], bool]
 #: For each task, its headline metric's sums over batches.
 Sums = dict[str, Tensor]
+
+
+def never(*_: object) -> bool:
+    """Stop no sub-network."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -72,12 +78,12 @@ class Plan(NamedTuple):
         units = zip(architecture.unit_widths, architecture.rows(num_tasks), strict=True)
         return cls(architecture.embed_dim, tuple(units), architecture.decoder)
 
-    def paths(self, units: int) -> list[Path]:
+    def paths(self, units: int) -> list[Passed]:
         """Return what each task's stream has passed after some units."""
         passed = [[(row[task], inner) for inner, row in self.units[:units]] for task in range(len(self.units[0][1]))]
         return [(self.width, *steps) for steps in passed]
 
-    def beginnings(self) -> set[Path]:
+    def beginnings(self) -> set[Passed]:
         """Return what streams have passed at any time."""
         return {path for units in range(len(self.units) + 1) for path in self.paths(units)}
 
@@ -109,7 +115,6 @@ class Evaluator:
         batches: Batches of the data module's validation loader; kept.
         reference: Headline metric of each task that delta_m is measured against; None: those of the largest
             sub-network.
-        costs: Returns the study's other objectives of a sub-network, less is better; used to compare with rivals.
         weights: Weights of tasks in delta_m; None: all 1.
 
     Attributes:
@@ -125,7 +130,6 @@ class Evaluator:
         tasks: Mapping[str, Task],
         batches: Sequence[Batch],
         reference: Mapping[str, float] | None = None,
-        costs: Callable[[Architecture], tuple[float, ...]] = lambda _: (),
         weights: Mapping[str, float] | None = None,
     ) -> None:
         if not batches:
@@ -133,7 +137,6 @@ class Evaluator:
             raise ConfigError(msg)
         self.supernet = supernet.eval()
         self.tasks = dict(tasks)
-        self.costs = costs
         self.weights = weights
         self._headlines = {name: headline(task) for name, task in tasks.items()}
         self._batches = [self._prepared(batch) for batch in batches]
@@ -141,12 +144,12 @@ class Evaluator:
         self._delta_m(self.reference)  # complains if it cannot be computed
 
     @torch.inference_mode()
-    def evaluate(self, architectures: Sequence[Architecture], rivals: Rivals = NOBODY) -> list[Result]:
+    def evaluate(self, architectures: Sequence[Architecture], stop: Stop = never) -> list[Result]:
         """Score sub-networks.
 
         Args:
             architectures: The sub-networks.
-            rivals: Finished candidates; a sub-network that they beat after a batch stops there.
+            stop: Asked after each batch but the last; a sub-network that stops is not run on the rest.
 
         Returns:
             Their results in the same order.
@@ -156,13 +159,12 @@ class Evaluator:
         """
         for architecture in architectures:
             self.supernet.count_parameters(architecture)  # refuses what does not fit
-        costs = [self.costs(architecture) for architecture in architectures]
         sums: list[Sums] = [{} for _ in architectures]
         courses: list[list[float]] = [[] for _ in architectures]
         running = list(range(len(architectures)))
         for number, batch in enumerate(self._batches):
             if number:
-                running = [index for index in running if not rivals.beat(courses[index], costs[index])]
+                running = [index for index in running if not stop(architectures[index], courses[index])]
             self._add(sums, architectures, running, batch)
             for index in running:
                 courses[index].append(self._delta_m(self._values(sums[index])))
@@ -224,7 +226,7 @@ class Evaluator:
 
     def _outputs(self, batch: _Images, plans: Sequence[Plan]) -> Iterator[dict[str, Tensor]]:
         """Predict one batch with sub-networks in turn: ``(B, C_task, H, W)``, or ``(B, C_task)``."""
-        kept: dict[Path, Tensor] = {}
+        kept: dict[Passed, Tensor] = {}
         height, width = batch.size
         for plan, following in zip_longest(plans, plans[1:]):
             needed = following.beginnings() if following else set()
@@ -233,7 +235,7 @@ class Evaluator:
             yield {task: x[..., :height, :width] if x.ndim == 4 else x for task, x in maps.items()}
 
     def _features(
-        self, batch: _Images, plan: Plan, kept: dict[Path, Tensor], needed: Collection[Path]
+        self, batch: _Images, plan: Plan, kept: dict[Passed, Tensor], needed: Collection[Passed]
     ) -> dict[str, list[Tensor]]:
         """Encode one batch: every task's taps ``(B, E, h, w)``.
 
@@ -260,7 +262,7 @@ class Evaluator:
             del kept[path]
         return {task: [tapped[end][index] for end in ends] for index, task in enumerate(self.supernet.tasks)}
 
-    def _step(self, batch: _Images, path: Path, kept: Mapping[Path, Tensor]) -> Tensor:
+    def _step(self, batch: _Images, path: Passed, kept: Mapping[Passed, Tensor]) -> Tensor:
         """Compute the tokens ``(B, 1 + h*w, E)`` at the end of a path from those before.
 
         Each stream runs alone, whichever others there are, so that its numbers are always the same.

@@ -12,7 +12,7 @@ from random import Random
 from taskformer.models.autotaskformer import Architecture, SearchSpace
 from taskformer.search.objectives import Candidate, Objective, best
 
-#: Attempts at each new architecture, of which most fail where windows are narrow or the space is used up.
+#: Attempts at each new architecture, of which most fail where constraints are narrow or the space is used up.
 MUTATION_ATTEMPTS = 10
 RANDOM_ATTEMPTS = 1000
 #: Offspring for each one that a predictor keeps.
@@ -29,7 +29,7 @@ class Evolution:
     Args:
         space: Where architectures are drawn from.
         objectives: What to improve.
-        admits: Whether an architecture is inside all windows.
+        admits: Whether an architecture is inside all constraints.
         seed: Seed of all draws.
         population: Architectures of a generation; half of them mutations, half of them crossovers.
         parents: Of a single objective the best so many become parents; of several as many as a population.
@@ -62,7 +62,7 @@ class Evolution:
             screen: Chooses the population from ten times as many; None: nothing is chosen.
 
         Returns:
-            As many as a population, or fewer where the windows leave no more.
+            As many as a population, or fewer where the constraints leave no more.
         """
         rng = Random(f"evolution {self.seed} {number}")
         new = Distinct(self.admits, seen)
@@ -99,7 +99,7 @@ class Distinct:
     """Collect architectures that are admitted and have not been seen.
 
     Args:
-        admits: Whether an architecture is inside all windows.
+        admits: Whether an architecture is inside all constraints.
         seen: Architectures that are not wanted again.
     """
 

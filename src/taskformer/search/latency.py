@@ -30,6 +30,8 @@ from taskformer.models.autotaskformer import Architecture, SearchSpace, Supernet
 from taskformer.models.autotaskformer.architecture import DecoderSize
 from taskformer.models.autotaskformer.layers import Grid
 from taskformer.models.autotaskformer.subnet import Subnet, Unit, schedule
+from taskformer.search.costs import LatencyOptions
+from taskformer.search.study import SearchStudy
 
 #: Seconds that each call runs in a round of measurements, at least once.
 BLOCK = 0.02
@@ -43,6 +45,8 @@ PATIENCE = 60.0
 WHOLE = 8
 #: Entry of the table: time of a whole network over the sum of its parts.
 SCALE = "scale"
+#: Random sub-networks that are run as a whole to check a search's table.
+CHECKED = 30
 
 
 @dataclass(frozen=True)
@@ -240,6 +244,35 @@ class LatencyTable:
         """Return how many streams may run through one copy of a unit: those of a tree never meet again."""
         tasks = len(self.supernet.tasks)
         return {"binary": {1, tasks}, "grouped": range(1, tasks + 1)}.get(self.space.sharing, {1})
+
+
+def shared_table(
+    memory: SearchStudy, supernet: Supernet, options: LatencyOptions, size: tuple[int, int], folder: Path
+) -> tuple[LatencyTable, float | None]:
+    """Return the one table of latencies that all processes of a search use.
+
+    Args:
+        memory: The study, in which the times are kept.
+        supernet: The supernet.
+        options: What latency is measured of.
+        size: Height and width of the validation images.
+        folder: Where the table is kept, for other studies of the same conditions.
+
+    Returns:
+        The table, and its mean error on random sub-networks in percent if this call has measured it.
+    """
+    device = torch.device(options.device or next(supernet.parameters()).device)
+    of = (supernet, supernet.space, options.batch_size, options.size or size, device)
+    memory.agree("latency_of", [options.batch_size, list(options.size or size), device.type])
+    errors: list[float] = []
+
+    def measure() -> dict[str, float]:
+        table = LatencyTable.cached(folder, *of)
+        errors.append(table.check(CHECKED))
+        return dict(table.seconds)
+
+    table = LatencyTable(*of, memory.shared("latency", measure))
+    return table, errors[0] if errors else None
 
 
 def _run(unit: Unit, tokens: Tensor, streams: int, grid: Grid) -> object:

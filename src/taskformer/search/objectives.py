@@ -1,4 +1,4 @@
-"""What a search wants: objectives, windows that are never left, and which of several networks are better.
+"""What a search wants: objectives, constraints that always hold, and which of several networks are better.
 
 Networks are compared as in NSGA-II (Deb et al., IEEE Transactions on Evolutionary Computation 2002): by their front,
 then by how alone they are on it. With a single objective that is the order of its values.
@@ -53,8 +53,11 @@ class Objective:
 
 
 @dataclass(frozen=True)
-class Window:
-    """A hard constraint.
+class Constraint:
+    """Limits on a cost that no network leaves.
+
+    >>> Constraint("params", 5e6, 7e6).admits({"params": 6e6, "macs": 1e9})
+    True
 
     Args:
         name: One of :data:`COSTS`.
@@ -77,6 +80,29 @@ class Window:
     def admits(self, costs: Mapping[str, float]) -> bool:
         """Tell whether costs are inside."""
         return self.low <= costs[self.name] <= self.high
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """Lowest and highest value that a network may have; null: any.
+
+    Args:
+        params: Parameters.
+        macs: Multiply-accumulates for one image.
+        latency: Seconds for one batch, see the settings of ``latency``.
+    """
+
+    params: tuple[float, float] | None = None
+    macs: tuple[float, float] | None = None
+    latency: tuple[float, float] | None = None
+
+    def given(self) -> list[Constraint]:
+        """List the constraints that there are.
+
+        Raises:
+            ConfigError: If one admits no value.
+        """
+        return [Constraint(name, *limits) for name, limits in vars(self).items() if limits]
 
 
 def build_objectives(names: Sequence[str], tasks: Mapping[str, Task]) -> list[Objective]:

@@ -1,22 +1,26 @@
-"""Finished candidates that new ones are compared with image batch by image batch, so that hopeless ones stop early."""
+"""Pruning: sub-networks that are hopeless after some of the images are not run on the rest.
 
+A rule is a class below :class:`Pruner` with one method. One of your own, in any module that Python finds, is chosen
+by its import path, ``taskformer search --pruner mypackage.MyPruner``, as those here are by their names.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from functools import cached_property
 
 import torch
 
-#: By how many standard deviations of what can still change a candidate must be behind to stop.
-MARGIN = 0.5
+from taskformer.errors import require
 
 
 @dataclass(frozen=True)
-class Rival:
-    """A finished candidate.
+class Finished:
+    """A sub-network that was evaluated on all images.
 
     Args:
         course: Its delta_m in percent on the images of the first batch, of the first two, and so on.
-        costs: Its other objectives, less is better.
+        costs: Its objectives beside delta_m, e.g. parameters; less is better.
     """
 
     course: tuple[float, ...]
@@ -24,48 +28,103 @@ class Rival:
 
 
 @dataclass(frozen=True)
-class Rivals:
-    """The finished candidates that a new one is compared with.
+class History:
+    """What earlier generations achieved: all that a decision may depend on, so that every process decides alike.
 
     Args:
-        best: They.
-        margins: How far behind one of them a candidate must be to stop, by number of batches.
+        finished: All sub-networks that were evaluated on all images, at least one.
+        best: Those that a new one must not be worse than: the front, or of a single objective the last of those that
+            become parents.
     """
 
-    best: tuple[Rival, ...] = ()
-    margins: tuple[float, ...] = ()
+    finished: tuple[Finished, ...]
+    best: tuple[Finished, ...]
 
-    @classmethod
-    def of(cls, best: Sequence[Rival], courses: Sequence[Sequence[float]]) -> Self:
-        """Compare with the best; margins follow from how much delta_m differed from its value on all images.
+    @cached_property
+    def deviations(self) -> tuple[float, ...]:
+        """By number of batches, the standard deviation of what the remaining images changed in delta_m.
 
-        What early images do to all candidates alike does not count, only how unlike they do it.
+        What early images do to all sub-networks alike does not count, only how unlike they do it. NaN of a single one.
+        """
+        deltas = torch.tensor([one.course for one in self.finished], dtype=torch.float64)  # (sub-networks, batches)
+        changes = deltas - deltas[:, -1:]
+        return tuple(changes.std(dim=0).tolist()) if len(deltas) > 1 else (float("nan"),) * deltas.shape[1]
+
+
+class Pruner(ABC):
+    """Decides which sub-networks stop before they have been run on all images.
+
+    >>> class AtLeast(Pruner):
+    ...     def __init__(self, delta_m: float) -> None:
+    ...         self.delta_m = delta_m
+    ...
+    ...     def prune(self, course, costs, history):
+    ...         return course[-1] < self.delta_m
+    >>> str(AtLeast(-50.0))
+    'AtLeast(delta_m=-50.0)'
+    """
+
+    @abstractmethod
+    def prune(self, course: Sequence[float], costs: Sequence[float], history: History) -> bool:
+        """Tell whether a sub-network stops here; one that does is no result of the search.
+
+        Called after each batch of images but the last, as soon as an earlier generation has finished. The answer must
+        follow from the arguments and the settings alone.
 
         Args:
-            best: Whom to compare with.
-            courses: delta_m of all finished candidates, see :class:`Rival`; fewer than two tell nothing, and nobody
-                stops then.
+            course: Its delta_m in percent on the images of the first batch, of the first two, ..., of all so far.
+            costs: Its objectives beside delta_m, in the order of :attr:`Finished.costs`; less is better.
+            history: What earlier generations achieved on the same batches of images.
         """
-        if len(courses) < 2:
-            return cls()
-        deltas = torch.tensor(courses, dtype=torch.float64)  # (candidates, batches)
-        margins: list[float] = (MARGIN * (deltas - deltas[:, -1:]).std(dim=0)).tolist()
-        return cls(tuple(best), tuple(margins))
 
-    def beat(self, course: Sequence[float], costs: Sequence[float]) -> bool:
-        """Tell whether one of them costs no more than a candidate and is clearly better on the images so far.
+    def __str__(self) -> str:
+        """Name the class and its public settings, on which a study's results depend."""
+        public = sorted((name, value) for name, value in vars(self).items() if not name.startswith("_"))
+        settings = ", ".join(f"{name}={value!r}" for name, value in public)
+        return f"{type(self).__qualname__}({settings})"
 
-        Args:
-            course: The candidate's delta_m on the images so far, last on all of them.
-            costs: Its other objectives.
-        """
+
+class DominatedPruner(Pruner):
+    """Stops those that one of the best sub-networks, which costs no more, clearly beats on the images so far.
+
+    >>> best = Finished(course=(3.0, 1.0), costs=(5e6,))
+    >>> history = History((best, Finished(course=(0.0, 0.0), costs=(2e6,))), best=(best,))
+    >>> DominatedPruner().prune([1.0], [6e6], history), DominatedPruner().prune([1.0], [4e6], history)
+    (True, False)
+
+    Args:
+        margin: What is clear: by how many standard deviations of what the remaining images can still change.
+
+    Raises:
+        ConfigError: If the margin is negative.
+    """
+
+    def __init__(self, margin: float = 0.5) -> None:
+        require("[0, inf)", margin=margin)
+        self.margin = margin
+
+    def prune(self, course: Sequence[float], costs: Sequence[float], history: History) -> bool:
+        """See :meth:`Pruner.prune`; a history of one sub-network tells nothing of what may change and stops nobody."""
         done = len(course) - 1
+        margin = self.margin * history.deviations[done]
         return any(
-            rival.course[done] > course[done] + self.margins[done]
-            and all(theirs <= mine for theirs, mine in zip(rival.costs, costs, strict=True))
-            for rival in self.best
+            one.course[done] > course[done] + margin
+            and all(theirs <= mine for theirs, mine in zip(one.costs, costs, strict=True))
+            for one in history.best
         )
 
 
-#: Nobody to compare with.
-NOBODY = Rivals()
+class NopPruner(Pruner):
+    """Never stops any.
+
+    >>> NopPruner().prune([-100.0], [], History((Finished((0.0,)),), ()))
+    False
+    """
+
+    def prune(self, course: Sequence[float], costs: Sequence[float], history: History) -> bool:
+        """See :meth:`Pruner.prune`."""
+        return False
+
+
+#: The pruner of a search that names none.
+DOMINATED = DominatedPruner()

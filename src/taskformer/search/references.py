@@ -1,4 +1,4 @@
-"""What a search is compared with in the same study: networks that nobody had to search for."""
+"""Reference architectures: what a search is compared with in its study, networks that nobody had to search for."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -16,12 +16,12 @@ DRAWS = 500
 
 
 @dataclass(frozen=True)
-class Baselines:
-    """The same networks for the same seed and the same search.
+class ReferenceArchitectures:
+    """Random, all-shared, all-specific and hand-made architectures; the same for the same seed and the same search.
 
     Args:
         space: Where architectures are drawn from.
-        admits: Whether an architecture is inside all windows.
+        admits: Whether an architecture is inside all constraints.
         params: Counts an architecture's parameters.
         seed: Seed of all draws.
     """

@@ -1,4 +1,4 @@
-"""What a search found, from its study: the front, what it is compared with, and the best network for a budget."""
+"""What a search found, from its study: the files that show it, and the best network for a budget."""
 
 import csv
 from collections import Counter
@@ -7,51 +7,62 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
-from numpy.typing import NDArray
 from optuna.trial import TrialState
+from rich.table import Table
 
 from taskformer.errors import ConfigError
 from taskformer.files import inside, replacing, write_json
 from taskformer.models.autotaskformer import Architecture
-from taskformer.search.drawings import draw_architecture, draw_front, draw_hyper_volume
-from taskformer.search.objectives import COSTS, Candidate, Objective, front, losses
-from taskformer.search.quantities import describe
-from taskformer.search.rounds import results
-from taskformer.search.study import Record, open_storage, read_records
+from taskformer.search.drawings import draw_architecture, draw_front, draw_hypervolume
+from taskformer.search.hypervolume import hypervolume_curves
+from taskformer.search.objectives import COSTS, Candidate, Objective, front, spread
+from taskformer.search.quantities import describe, unit_of
+from taskformer.search.study import Record, completed, open_storage, read_records
 from taskformer.tasks import Task
 
-#: What evaluates generations of equal numbers of networks, to be compared at equal effort.
-COMPARED = ("evolution", "random")
-
 
 @dataclass(frozen=True)
-class Progress:
-    """How much an origin had found when.
+class SearchResult:
+    """What a search has found.
 
     Args:
-        evaluations: Networks evaluated by the end of each generation, also those stopped early.
-        shares: Share of the possible hyper-volume that was dominated then, from 0 to 1.
+        folder: Folder of the study, with the files of :func:`write_results`.
+        objectives: What was improved.
+        tasks: The supernet's tasks by name, in its order.
+        records: All that was or is being evaluated, in the order of the search.
+        latency_error: Mean error in percent of the table of latencies, if this call has measured it.
+        rank_correlation: How well the predictor orders sub-networks, if there was one and enough to learn from.
+        test: Scores of the best sub-networks on the test images, if they were asked for.
     """
 
-    evaluations: list[int]
-    shares: list[float]
+    folder: Path
+    objectives: Sequence[Objective]
+    tasks: Mapping[str, Task]
+    records: Sequence[Record]
+    latency_error: float | None = None
+    rank_correlation: float | None = None
+    test: Sequence[Mapping[str, Any]] = ()
 
+    @property
+    def front(self) -> list[Candidate]:
+        """The sub-networks of the evolution that none dominates, the best by the first objective first."""
+        return front(completed(self.records, "evolution"), self.objectives)
 
-@dataclass(frozen=True)
-class HyperVolume:
-    """The hyper-volume over the course of a search.
+    def pick(self, **limits: float) -> Record:
+        """Choose the best network that costs no more than some limits, see :func:`pick`; e.g. ``params=2e6``."""
+        return pick(self.records, self.objectives, limits)
 
-    Args:
-        reference: For each objective the worst value of the first, random generation; worse ones count nothing.
-        ideal: For each objective the best value of all networks; reaching all of them at once would be a share of 1.
-        progress: The course of each origin that was compared.
-    """
-
-    reference: dict[str, float]
-    ideal: dict[str, float]
-    progress: dict[str, Progress]
+    def table(self, rows: int = 10) -> Table:
+        """Show some sub-networks of the front, spread over it, and all that was measured of them."""
+        shown = spread(self.front, rows)
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        units = {name: unit_of(name, self.tasks) for name in shown[0].values} if shown else {}
+        for unit in units.values():
+            table.add_column(unit.short.strip(), justify="right")
+        for candidate in shown:
+            table.add_row(*(f"{candidate.values[name] / unit.scale:.4g}" for name, unit in units.items()))
+        return table
 
 
 def write_results(
@@ -69,7 +80,7 @@ def write_results(
     Raises:
         ConfigError: If no network has been evaluated completely.
     """
-    found = front(results(records, "evolution"), objectives)
+    found = front(completed(records, "evolution"), objectives)
     if not found:
         msg = f"no network has been evaluated completely, so there is nothing to write to {folder}"
         raise ConfigError(msg)
@@ -90,19 +101,18 @@ def write_results(
         },
     )
     _write_csv(folder / "pareto.csv", rows)
-    origins = {record.key.origin: results(records, record.key.origin) for record in records}
+    origins = {record.key.origin: completed(records, record.key.origin) for record in records}
     draw_front(folder / "pareto.png", origins, objectives, tasks)
-    course = hyper_volume_course(records, objectives)
+    volume = hypervolume_curves(records, objectives)
     write_json(
         folder / "hypervolume.json",
         {
-            "reference": course.reference,
-            "ideal": course.ideal,
-            "progress": {origin: vars(progress) for origin, progress in course.progress.items()},
+            "reference": volume.reference,
+            "ideal": volume.ideal,
+            "progress": {origin: vars(curve) for origin, curve in volume.curves.items()},
         },
     )
-    curves = {origin: (progress.evaluations, progress.shares) for origin, progress in course.progress.items()}
-    draw_hyper_volume(folder / "hypervolume.png", curves)
+    draw_hypervolume(folder / "hypervolume.png", volume.curves)
 
 
 def name_of(record: Record) -> str:
@@ -115,55 +125,6 @@ def write_architecture(folder: Path, name: str, architecture: Architecture) -> P
     path = inside(folder / "architectures", f"{name}.json", "the network")
     write_json(path, architecture.to_dict())
     return path
-
-
-def hyper_volume(points: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
-    """Measure what a set of points dominates, exactly.
-
-    Args:
-        points: ``(N, M)``, less is better.
-        reference: ``(M,)``; points that are not better everywhere count nothing.
-
-    Returns:
-        The volume of the union of the boxes between the points and the reference.
-    """
-    inside = points[(points < reference).all(axis=1)]
-    if not len(inside):
-        return 0.0
-    if len(reference) == 1:
-        return float(reference[0] - inside.min())
-    inside = inside[np.argsort(inside[:, 0])]
-    widths = np.diff(inside[:, 0], append=reference[0])  # of the slices from each point to the next
-    if len(reference) == 2:
-        return float(widths @ (reference[1] - np.minimum.accumulate(inside[:, 1])))
-    slices = [hyper_volume(inside[: last + 1, 1:], reference[1:]) for last in range(len(inside))]
-    return float(widths @ slices)
-
-
-def hyper_volume_course(records: Sequence[Record], objectives: Sequence[Objective]) -> HyperVolume:
-    """Measure the hyper-volume that each compared origin had reached after every generation.
-
-    Args:
-        records: Records of a study, at least one of the first generation of them complete.
-        objectives: What was improved.
-    """
-    complete = [record for record in records if record.state == TrialState.COMPLETE]
-    first = [record.candidate for record in complete if record.key[:2] == ("evolution", 0)]
-    reference = losses(first, objectives).max(axis=0)
-    ideal = losses([record.candidate for record in complete], objectives).min(axis=0)
-    box = float(np.prod(reference - ideal))
-    progress = {}
-    for origin in COMPARED:
-        own = [record for record in records if record.key.origin == origin and record.state != TrialState.RUNNING]
-        if own:
-            progress[origin] = _course(own, objectives, reference, box)
-    signs = [1 if objective.direction == "minimize" else -1 for objective in objectives]
-    names = [objective.name for objective in objectives]
-    return HyperVolume(
-        dict(zip(names, (reference * signs).tolist(), strict=True)),
-        dict(zip(names, (ideal * signs).tolist(), strict=True)),
-        progress,
-    )
 
 
 def load_search(folder: Path, storage: str | None = None) -> tuple[list[Objective], list[Record]]:
@@ -223,21 +184,6 @@ def pick(records: Sequence[Record], objectives: Sequence[Objective], limits: Map
     if not fitting:
         raise ConfigError(_nothing_fits(complete, limits))
     return min(fitting, key=order)
-
-
-def _course(
-    records: Sequence[Record], objectives: Sequence[Objective], reference: NDArray[np.float64], box: float
-) -> Progress:
-    """Follow one origin's hyper-volume, as a share of the box between the reference and the ideal."""
-    evaluations, shares = [], []
-    found: list[Candidate] = []
-    for generation in sorted({record.key.generation for record in records}):
-        new = [record.candidate for record in records
-               if record.key.generation == generation and record.state == TrialState.COMPLETE]  # fmt: skip
-        found = front([*found, *new], objectives)
-        evaluations.append(sum(record.key.generation <= generation for record in records))
-        shares.append(hyper_volume(losses(found, objectives), reference) / box if box else 0.0)
-    return Progress(evaluations, shares)
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -11,12 +11,11 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from math import ceil, isfinite
+from math import isfinite
 from pathlib import Path
-from random import SystemRandom
 from typing import Any, NamedTuple, Self
 
 import optuna
@@ -28,9 +27,9 @@ from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
 from taskformer.errors import ConfigError
 from taskformer.models.autotaskformer import Architecture
-from taskformer.search.evaluator import Result
-from taskformer.search.objectives import COSTS, Candidate, Direction, Objective, Window, best, front
-from taskformer.search.pruning import NOBODY, Rival, Rivals
+from taskformer.search.costs import Costs
+from taskformer.search.objectives import Candidate, Constraint, Direction, Objective
+from taskformer.search.pruning import DominatedPruner, NopPruner
 
 #: Seconds after which a trial of a process on another machine, which cannot be looked at, counts as left.
 STALE = 1800.0
@@ -38,9 +37,6 @@ STALE = 1800.0
 LOCK_TIMEOUT = 60
 #: Attempts at opening a storage, which fail while another process creates it.
 ATTEMPTS = 8
-
-#: What an architecture costs, by name.
-Costs = Callable[[Architecture], dict[str, float]]
 
 
 class Key(NamedTuple):
@@ -65,7 +61,7 @@ class Record:
         number: The trial's number.
         key: Its place in the search.
         candidate: The architecture and what was measured; without values while it runs.
-        state: Optuna's: complete, pruned (stopped early, its values are of the images until then) or running.
+        state: Optuna's: complete, pruned (its values are of the images until then) or running.
         course: delta_m on the images of the first batch, of the first two, and so on; empty while it runs.
         owner: Process that evaluates it, ``"host:pid"``.
         started: Unix time when it began.
@@ -108,13 +104,13 @@ class SearchStudy:
         storage: Where the study is kept, see :func:`open_storage`.
         name: Name of the study.
         objectives: What to improve.
-        windows: Hard constraints, stored with every trial.
+        constraints: Limits on costs, stored with every trial.
         worker: Whether this process only helps: it waits for the main one to begin the study, and leaves it to the
             main one to free what other processes left.
         poll: Seconds between looks at what others do.
 
     Raises:
-        ConfigError: If the study was begun with other objectives or windows.
+        ConfigError: If the study was begun with other objectives or constraints.
     """
 
     def __init__(
@@ -122,13 +118,13 @@ class SearchStudy:
         storage: BaseStorage,
         name: str,
         objectives: Sequence[Objective],
-        windows: Sequence[Window] = (),
+        constraints: Sequence[Constraint] = (),
         worker: bool = False,
         poll: float = 0.5,
     ) -> None:
         self.storage = storage
         self.objectives = list(objectives)
-        self.windows = list(windows)
+        self.constraints = list(constraints)
         self.worker = worker
         self.poll = poll
         self.owner = f"{socket.gethostname()}:{os.getpid()}"
@@ -138,8 +134,9 @@ class SearchStudy:
             _begin(storage, name, [objective.direction for objective in objectives])
         self.study = optuna.load_study(storage=storage, study_name=name)
         self.study_id = storage.get_study_id_from_name(name)
+        _rename_settings(self.study)
         self.agree("objectives", [objective.name for objective in objectives])
-        self.agree("constraints", {window.name: [window.low, window.high] for window in windows})
+        self.agree("constraints", {each.name: [each.low, each.high] for each in constraints})
         if not worker:
             with warnings.catch_warnings():  # it only names axes in optuna-dashboard
                 warnings.simplefilter("ignore", ExperimentalWarning)
@@ -213,9 +210,9 @@ class SearchStudy:
     def _add_trial(self, key: Key, architecture: Architecture, costs: Mapping[str, float]) -> int:
         """Add a running trial and return its number."""
         constraints = {}
-        for window in self.windows:  # Optuna's constraints hold at 0 and below
-            constraints[f"{window.name} too low"] = window.low - costs[window.name]
-            constraints[f"{window.name} too high"] = costs[window.name] - window.high
+        for each in self.constraints:  # Optuna's constraints hold at 0 and below
+            constraints[f"{each.name} too low"] = each.low - costs[each.name]
+            constraints[f"{each.name} too high"] = costs[each.name] - each.high
         attributes = key._asdict() | {
             "architecture": architecture.to_json(),
             "owner": self.owner,
@@ -228,131 +225,6 @@ class SearchStudy:
         return self.storage.get_trial_id_from_study_id_trial_number(self.study_id, number)
 
 
-@dataclass(frozen=True)
-class Round:
-    """Architectures that are evaluated together, before anything that depends on them.
-
-    Args:
-        origin: What proposes them.
-        generation: Which round of this origin, from 0.
-        propose: Makes them from the records of all rounds before.
-    """
-
-    origin: str
-    generation: int
-    propose: Callable[[Sequence[Record]], Sequence[Architecture]]
-
-
-@dataclass(frozen=True)
-class Search:
-    """One process's part of a search.
-
-    Args:
-        study: The shared memory.
-        evaluate: Scores architectures, comparing them after each batch of images with some finished candidates.
-        costs: What an architecture costs, by name.
-        batch: Most architectures to evaluate at once.
-        early_stop: Whether candidates that are clearly dominated after some images stop there.
-        parents: Of a single objective, how many candidates a new one must not be worse than all of.
-    """
-
-    study: SearchStudy
-    evaluate: Callable[[Sequence[Architecture], Rivals], Sequence[Result]]
-    costs: Costs
-    batch: int = 8
-    early_stop: bool = True
-    parents: int = 10
-
-    def run(self, rounds: Iterable[Round], report: Callable[[Sequence[Record]], None] = lambda _: None) -> None:
-        """Work until all rounds are finished, whoever else does.
-
-        Args:
-            rounds: The rounds in their order.
-            report: Told all records whenever there may be new ones.
-        """
-        earlier: list[Record] = []
-        for each in rounds:
-            architectures = each.propose(earlier)
-            work = {Key(each.origin, each.generation, slot): one for slot, one in enumerate(architectures)}
-            rivals = self._rivals([record for record in earlier if record.key.origin == each.origin])
-            earlier += self._finish(work, rivals, report)
-
-    def _finish(
-        self, work: Mapping[Key, Architecture], rivals: Rivals, report: Callable[[Sequence[Record]], None]
-    ) -> list[Record]:
-        """See to it that all architectures are evaluated; return their records by slot."""
-        while True:
-            records = self.study.records()
-            report(records)
-            known = {record.key: record for record in records if record.key in work}
-            if len(known) == len(work) and all(record.state != TrialState.RUNNING for record in known.values()):
-                return [known[key] for key in work]
-            # This process evaluates nothing just now: what is its own is of one that died with the same number.
-            left = [record for record in known.values() if record.is_left() or self._is_own(record)]
-            left = [] if self.study.worker else left
-            for record in left:
-                self.study.fail(record.number)
-            mine = self.study.claim(self._some(work, known), self.costs)
-            if mine:
-                self._evaluate(self._reuse(mine, records), rivals)
-            elif not left:
-                time.sleep(self.study.poll)
-
-    def _some(self, work: Mapping[Key, Architecture], known: Mapping[Key, Record]) -> dict[Key, Architecture]:
-        """Choose some of the work that nobody does: similar architectures, which evaluate faster together."""
-        free = sorted((key for key in work if key not in known), key=lambda key: work[key].to_json())
-        if not free:
-            return {}
-        processes = {record.owner for record in known.values()} | {self.study.owner}
-        size = min(self.batch, ceil(len(free) / len(processes)))  # to finish together
-        start = size * SystemRandom().randrange(ceil(len(free) / size))  # rarely what another process chooses
-        return {key: work[key] for key in free[start : start + size]}
-
-    def _is_own(self, record: Record) -> bool:
-        return record.state == TrialState.RUNNING and record.owner == self.study.owner
-
-    def _reuse(self, mine: Sequence[Record], records: Sequence[Record]) -> list[Record]:
-        """Finish what the study has evaluated elsewhere (in a search that was lengthened) and return the rest."""
-        known = {record.candidate.architecture: record for record in records if record.state == TrialState.COMPLETE}
-        new = []
-        for record in mine:
-            if old := known.get(record.candidate.architecture):
-                self.study.finish(record, old.candidate.values, old.course, complete=True)
-            else:
-                new.append(record)
-        return new
-
-    def _evaluate(self, mine: Sequence[Record], rivals: Rivals) -> None:
-        if not mine:
-            return
-        try:
-            architectures = [record.candidate.architecture for record in mine]
-            for record, result in zip(mine, self.evaluate(architectures, rivals), strict=True):
-                values = self.costs(record.candidate.architecture) | result.tasks | {"delta_m": result.delta_m}
-                self.study.finish(record, values, result.course, result.complete)
-        except BaseException:
-            for record in mine:
-                self.study.fail(record.number)
-            raise
-
-    def _rivals(self, records: Sequence[Record]) -> Rivals:
-        """Return what new candidates are compared with: one that is dominated is of no use."""
-        objectives = self.study.objectives
-        measured = [objective.name for objective in objectives if objective.name not in COSTS]
-        if not self.early_stop or measured != ["delta_m"]:
-            return NOBODY
-        finished = [record for record in records if record.state == TrialState.COMPLETE]
-        courses = {record.candidate.architecture: record.course for record in finished}
-        candidates = [record.candidate for record in finished]
-        if len(objectives) == 1:
-            chosen = best(candidates, objectives, self.parents)[self.parents - 1 :]
-        else:
-            chosen = front(candidates, objectives)
-        others = [objective.name for objective in objectives if objective.name in COSTS]
-        rivals = [Rival(courses[one.architecture], tuple(one.values[name] for name in others)) for one in chosen]
-        return Rivals.of(rivals, list(courses.values()))
-
-
 def read_records(study: optuna.Study) -> list[Record]:
     """Read the trials that count, in the order of the search: of each place the first trial that has not failed."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED))
@@ -363,11 +235,25 @@ def read_records(study: optuna.Study) -> list[Record]:
     return sorted(first.values(), key=lambda record: record.key)
 
 
+def completed(records: Sequence[Record], origin: str) -> list[Candidate]:
+    """Return the candidates of an origin that were evaluated on all images."""
+    return [
+        record.candidate for record in records if record.key.origin == origin and record.state == TrialState.COMPLETE
+    ]
+
+
 def _begin(storage: BaseStorage, name: str, directions: Sequence[Direction]) -> None:
     """Create a study, or keep the one of this name if it has trials."""
     if name in optuna.get_all_study_names(storage) and not optuna.load_study(storage=storage, study_name=name).trials:
         optuna.delete_study(storage=storage, study_name=name)
     optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+
+
+def _rename_settings(study: optuna.Study) -> None:
+    """Note the pruner of a study of an earlier version, which knew a margin as ``early_stop``, or False."""
+    margin = study.user_attrs.get("early_stop")
+    if margin is not None and "pruner" not in study.user_attrs:
+        study.set_user_attr("pruner", str(DominatedPruner(margin) if margin else NopPruner()))
 
 
 def open_storage(storage: str) -> BaseStorage:

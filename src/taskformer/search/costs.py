@@ -1,0 +1,70 @@
+"""What sub-networks cost: parameters, multiply-accumulates and, where a search asks for it, latency."""
+
+from __future__ import annotations  # the table of latencies is imported only where it is used
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from taskformer.errors import ConfigError
+from taskformer.models.autotaskformer import Architecture, Supernet
+from taskformer.search.objectives import Constraint
+
+if TYPE_CHECKING:
+    from taskformer.search.latency import LatencyTable
+
+#: What an architecture costs, by name.
+Costs = Callable[[Architecture], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class LatencyOptions:
+    """What latency is measured of, where an objective or a constraint needs it.
+
+    Args:
+        device: ``cpu``, ``cuda``, ...; null: where the search runs.
+        batch_size: Images at a time.
+        size: Height and width of the images; null: those of the validation images.
+    """
+
+    device: str | None = None
+    batch_size: int = 1
+    size: tuple[int, int] | None = None
+
+
+def count_costs(supernet: Supernet, size: tuple[int, int], latencies: LatencyTable | None = None) -> Costs:
+    """Return what counts the costs of a supernet's sub-networks, of each once.
+
+    Args:
+        supernet: The supernet.
+        size: Height and width of the images.
+        latencies: The table of latencies; None: they are not among the costs.
+    """
+
+    @cache
+    def costs(architecture: Architecture) -> dict[str, float]:
+        counted: dict[str, float] = {
+            "params": supernet.count_parameters(architecture),
+            "macs": supernet.count_macs(architecture, size),
+        }
+        return counted if latencies is None else counted | {"latency": latencies.predict(architecture)}
+
+    return costs
+
+
+def require_possible(constraints: Sequence[Constraint], supernet: Supernet, costs: Costs) -> None:
+    """Refuse constraints that neither the smallest nor the largest sub-network nor any between them can meet.
+
+    Raises:
+        ConfigError: Names the constraint and what there is.
+    """
+    smallest, largest = costs(supernet.space.smallest()), costs(supernet.space.largest())
+    for each in constraints:
+        low, high = smallest[each.name], largest[each.name]
+        if each.high < low or each.low > high:
+            msg = (
+                f"no sub-network has {each.name} in [{each.low:.4g}, {each.high:.4g}]: "
+                f"the smallest has {low:.4g}, the largest {high:.4g}"
+            )
+            raise ConfigError(msg)
