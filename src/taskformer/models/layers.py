@@ -1,12 +1,15 @@
-"""Layers that both heads share. All tasks run at once: their axis is folded into the batch or the channels."""
+"""What heads and decoders share."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from taskformer.errors import ConfigError
+
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -14,6 +17,32 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def near_zero(layer: Layer) -> Layer:
+    """Start a task's last layer near zero, so that no task's first loss dwarfs the others'."""
+    nn.init.trunc_normal_(layer.weight, std=0.02)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def undecayed(module: nn.Module, prefix: str = "") -> set[str]:
+    """List the parameters of a module's parts that they declare as free of weight decay.
+
+    A part declares them, as timm's models do, by a method ``no_weight_decay`` that returns their names, and then speaks
+    for all of its own parts.
+
+    Args:
+        module: The module, which itself is not asked.
+        prefix: What to put before the names.
+    """
+    names: set[str] = set()
+    for name, part in module.named_children():
+        path = f"{prefix}{name}."
+        declared: Callable[[], set[str]] | None = getattr(part, "no_weight_decay", None)
+        names |= {path + own for own in declared()} if declared else undecayed(part, path)
+    return names
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from taskformer.models.backbones import Backbone
-from taskformer.models.layers import enough_values
+from taskformer.models.layers import enough_values, undecayed
 
 
 class DenseNetwork(nn.Module):
@@ -47,5 +47,5 @@ class DenseNetwork(nn.Module):
         return {task: x.mean((2, 3)) if task in self.image_tasks else x for task, x in maps.items()}
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of the parameters that the encoder declares as free of weight decay."""
-        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+        """Return the names of the parameters that encoder and head declare as free of weight decay."""
+        return undecayed(self)

@@ -16,6 +16,7 @@ class DenseModule(MultiTaskModule):
     Args:
         tasks: Task name to its plain description; filled in from the data module.
         build_head: Builds the head, see :class:`taskformer.models.DenseNetwork`.
+        last_only: Give the head only the encoder's last map.
         backbone: Name of any timm encoder.
         weights: ``"random"``, ``"timm"`` (downloaded), ``"bundled"`` (offline, EfficientNet-Lite0) or a file.
         backbone_drop_path: Stochastic depth rate of the backbone.
@@ -29,6 +30,7 @@ class DenseModule(MultiTaskModule):
         self,
         tasks: dict[str, dict[str, Any]],
         build_head: Callable[[list[int], list[int]], nn.Module],
+        last_only: bool = False,
         backbone: str = "resnet18",
         weights: str = "random",
         backbone_drop_path: float = 0.0,
@@ -36,7 +38,8 @@ class DenseModule(MultiTaskModule):
         **kwargs: Any,
     ) -> None:
         require("[0, 1)", backbone_drop_path=backbone_drop_path)
-        network = DenseNetwork(Backbone(backbone, weights, backbone_drop_path), build_head, image_tasks(tasks))
+        encoder = Backbone(backbone, weights, backbone_drop_path, last_only)
+        network = DenseNetwork(encoder, build_head, image_tasks(tasks))
         super().__init__(tasks, network, weights=weights, **kwargs)
         self.backbone_lr_scale = not_negative("backbone_lr_scale", backbone_lr_scale)
 

@@ -65,4 +65,4 @@ class MQTransformer(DenseModule):
             cross_drop_path=cross_drop_path,
             head_dim=head_dim,
         )
-        super().__init__(tasks, build_head, **kwargs)
+        super().__init__(tasks, build_head, last_only=False, **kwargs)

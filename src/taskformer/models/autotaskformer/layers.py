@@ -11,7 +11,7 @@ Reference:
 import copy
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, Self, TypeVar
+from typing import NamedTuple, Self, TypeVar, cast
 
 import torch
 from timm.layers.drop import DropPath
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 Affine = TypeVar("Affine", nn.Linear, nn.LayerNorm, nn.Conv2d)
+Pair = tuple[int, int]
 
 
 class SlicedLinear(nn.Linear):
@@ -62,6 +63,23 @@ class SlicedNorm(nn.LayerNorm):
     def narrowed(self, width: int) -> nn.LayerNorm:
         """Copy a narrower norm out of this one."""
         return filled(nn.LayerNorm(width, eps=self.eps), self.weight[:width], self.bias[:width])
+
+
+class SlicedConv2d(nn.Conv2d):
+    """A convolution that holds every narrower one in its first rows and columns."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve ``(B, any width, h, w)``."""
+        result: Tensor = self._conv_forward(x, self.weight[:, : x.shape[1]], self.bias)
+        return result
+
+    def narrowed(self, inputs: int, outputs: int) -> nn.Conv2d:
+        """Copy a narrower convolution out of this one."""
+        kernel, stride, padding, dilation = (
+            cast(Pair, side) for side in (self.kernel_size, self.stride, self.padding, self.dilation)
+        )
+        plain = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=self.bias is not None)
+        return filled(plain, self.weight[:outputs, :inputs], None if self.bias is None else self.bias[:outputs])
 
 
 class Grid(NamedTuple):

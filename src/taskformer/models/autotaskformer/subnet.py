@@ -92,7 +92,7 @@ class Network(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of the parameters that are free of weight decay: tokens and positions, also relative."""
-        return {
+        return {f"heads.{name}" for name in self.heads.no_weight_decay()} | {
             f"{path}.{name}"
             for path, module in self.named_modules()
             if isinstance(module, Stem | RelativePositions)

@@ -40,7 +40,7 @@ class Supernet(Network):
         space: Sizes of the weights, copies, and where architectures are drawn from. Any architecture that fits the
             weights runs, whether its sizes are among the choices or not.
         tasks: Task name to output channels, in the order of the sharing genes.
-        head: Kind of the dense heads, see :data:`~taskformer.models.autotaskformer.heads.HEADS`.
+        head: Kind of the dense heads, see :func:`~taskformer.models.autotaskformer.heads.head_kinds`.
         image_tasks: Those of the tasks that have one answer for the whole image.
         image_size: Height and width that positions are stored for; any other size gets them resampled.
         patch_size: Side of a patch in pixels.
