@@ -285,9 +285,7 @@ def test_augmented_batches_are_the_same_with_and_without(root, folder, workers):
 
 
 def module(root, folder, **options):
-    data = RoomsDataModule(str(root), batch_size=1, **options)
-    data.cache_dir = str(folder)  # the rooms decode too fast to offer it as an argument
-    return data
+    return RoomsDataModule(str(root), batch_size=1, cache_dir=str(folder), **options)
 
 
 def test_a_data_module_builds_and_uses_its_cache(root, folder):

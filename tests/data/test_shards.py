@@ -199,4 +199,4 @@ def test_without_litdata_the_extra_is_named(root, tmp_path, monkeypatch):
     with pytest.raises(MissingExtraError, match=r"taskformer\[stream\]"):
         write_shards(module(root), tmp_path)
     with pytest.raises(MissingExtraError, match=r"taskformer\[stream\]"):
-        ShardedDataset(str(tmp_path), "train", {}, lambda key, files: None)
+        ShardedDataset(str(tmp_path), "train", {}, decode=lambda key, files: None)

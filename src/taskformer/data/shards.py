@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from numpy.typing import NDArray
 
-from taskformer.data.datasets.base import MultiTaskDataset, OnError, Sample
+from taskformer.data.datasets.base import MultiTaskDataset, Sample
 from taskformer.data.images import File
 from taskformer.errors import (
     ConfigError,
@@ -32,7 +32,7 @@ from taskformer.errors import (
 from taskformer.files import write_json
 from taskformer.parallel import default_workers, run_jobs
 from taskformer.seeds import run_seed
-from taskformer.tasks import Task, build_tasks
+from taskformer.tasks import build_tasks
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -204,11 +204,9 @@ class ShardedDataset(MultiTaskDataset):
     Args:
         url: Folder or address of the shards; the split is a folder in it.
         split: Part of the data set.
-        tasks: The tasks to load, among those that were packed.
+        *args: What else :class:`MultiTaskDataset` takes; the tasks must be among those that were packed.
         decode: The data set's :meth:`MultiTaskDataset.decode`.
-        transform: See :class:`MultiTaskDataset`.
-        size: See :class:`MultiTaskDataset`.
-        on_error: See :class:`MultiTaskDataset`.
+        **kwargs: The same as ``args``, by name.
 
     Raises:
         MissingExtraError: If litdata is not installed.
@@ -220,15 +218,13 @@ class ShardedDataset(MultiTaskDataset):
         self,
         url: str,
         split: str,
-        tasks: Mapping[str, Task],
+        *args: Any,
         decode: Callable[[str, Mapping[str, File]], NDArray[Any] | None],
-        transform: Callable[[Sample], Sample] | None = None,
-        size: tuple[int, int] | None = None,
-        on_error: OnError = "raise",
+        **kwargs: Any,
     ) -> None:
         self.url = f"{url.rstrip('/')}/{split}"
         self._decode = decode
-        super().__init__(url, split, tasks, transform, size, on_error)
+        super().__init__(url, split, *args, **kwargs)
 
     def _ids(self) -> "ShardIds":
         self._records = _open(self.url)

@@ -61,6 +61,7 @@ from taskformer.data.geometry import (
 )
 from taskformer.data.memory import keep_freed_memory
 from taskformer.errors import ConfigError, InvalidTargetError, UnknownNameError, require
+from taskformer.normalisation import normalise_bytes
 from taskformer.tasks import IGNORE_INDEX, Task
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the internet for a newer version
@@ -71,19 +72,14 @@ Transform: TypeAlias = A.BasicTransform | A.BaseCompose
 
 Sample: TypeAlias = dict[str, Any]
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 #: The mean colour as 8-bit RGB: what padding looks like, close to 0 after normalisation.
 MEAN_COLOR = (124, 116, 104)
 
 #: Sides of an image, in pixels: OpenCV counts them in 16 bits.
 SIDE = "[1, 32767]"
 
-#: All 8-bit values, and what each is after normalisation, one row per channel.
+#: All 8-bit values.
 _LEVELS = np.arange(256, dtype=np.float32)
-_NORMALIZED = (_LEVELS / 255 - np.array(IMAGENET_MEAN, np.float32)[:, None]) / np.array(IMAGENET_STD, np.float32)[
-    :, None
-]
 
 _TWINS = {
     "HorizontalFlip": "RandomHorizontalFlip",
@@ -529,7 +525,7 @@ class TaskCompose:
             name: self._to_tensor(name, moved[name]) if name in moved else task.invalid(*size)
             for name, task in self.tasks.items()
         }
-        return {"image": normalize(moved["image"]), "targets": tensors, "meta": dict(sample["meta"])}
+        return {"image": normalise_bytes(moved["image"]), "targets": tensors, "meta": dict(sample["meta"])}
 
     def _has_pixels(self, name: str) -> bool:
         """Whether the target is a map that moves with the image, and not one label for all of it."""
@@ -558,21 +554,6 @@ class TaskCompose:
         if kind is not None:
             target = np.atleast_3d(target).transpose(2, 0, 1)
         return torch.from_numpy(np.array(target, dtype=np.float32, order="C"))
-
-
-def normalize(image: Array) -> Tensor:
-    """Turn uint8 RGB ``(H, W, 3)`` into a float32 tensor ``(3, H, W)``, normalised with ImageNet's mean and deviation.
-
-    Raises:
-        InvalidTargetError: If the image is anything else, for instance already normalised by the pipeline.
-    """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        msg = f"images must stay uint8 RGB (H, W, 3), they are normalised last; got {image.dtype} {image.shape}"
-        raise InvalidTargetError(msg)
-    normalized = np.empty((3, *image.shape[:2]), dtype=np.float32)
-    for plane, table, place in zip(cv2.split(image), _NORMALIZED, normalized, strict=True):
-        cv2.LUT(plane, table, dst=place)
-    return torch.from_numpy(normalized)
 
 
 def worker_init(worker_id: int) -> None:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from taskformer.data.datasets.base import Sample
+from taskformer.normalisation import denormalise, normalise
 from taskformer.tasks import Task
 
 #: What the tasks are, for :func:`taskformer.tasks.build_tasks`.
@@ -26,8 +26,6 @@ SPECS: dict[str, dict[str, Any]] = {
 }
 CLEAN = "autoencoding"
 NOISE_DEVIATION = 0.1
-_MEAN = torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1)
-_STD = torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1)
 _LUMA = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
 
 
@@ -56,13 +54,13 @@ class ImageVariants:
         image = sample["image"]
         stand_in = next(target for name, target in sample["targets"].items() if name in SPECS)
         inside = torch.isfinite(stand_in[:1])  # (1, H, W): not padding
-        pixels = image * _STD + _MEAN
+        pixels = denormalise(image)
         random = torch.Generator().manual_seed(self._seed(sample["meta"]))
         chosen = self._choose(random)
         targets = {name: task.invalid(*image.shape[-2:]) for name, task in self.tasks.items()}
         if chosen is not None:
             spoilt, target = SPOIL[chosen](pixels, random)
-            image = (spoilt - _MEAN) / _STD
+            image = normalise(spoilt)
             targets[chosen] = torch.where(inside, target, torch.nan)
         else:
             targets |= {name: target for name, target in sample["targets"].items() if name not in SPECS}

@@ -13,6 +13,7 @@ from taskformer.data.datasets.base import IMAGE, Sample
 from taskformer.datatools.selection import spread
 from taskformer.errors import ConfigError
 from taskformer.files import replacing
+from taskformer.normalisation import denormalise
 from taskformer.tasks import Task, build_tasks
 from taskformer.tasks.colors import INVALID_COLOR, Picture, contact_sheet, unit_to_byte
 
@@ -86,8 +87,6 @@ def _draw_raw(tasks: Mapping[str, Task], sample: Sample) -> list[Picture]:
 
 def _draw_augmented(tasks: Mapping[str, Task], sample: Sample) -> list[Picture]:
     """Draw the tensors that training gets."""
-    from taskformer.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-
-    image = sample[IMAGE].permute(1, 2, 0).numpy() * IMAGENET_STD + IMAGENET_MEAN
+    image = denormalise(sample[IMAGE]).permute(1, 2, 0).numpy()
     pictures = (task.colorize(sample["targets"][name].numpy()) for name, task in tasks.items())
     return [unit_to_byte(image), *pictures]

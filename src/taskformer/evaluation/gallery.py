@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taskformer.modules.base import MEAN, STD, MultiTaskModule
-from taskformer.tasks.colors import Picture
+from taskformer.modules.base import MultiTaskModule
+from taskformer.normalisation import denormalise
+from taskformer.tasks.colors import Picture, unit_to_byte
 
 
 def column_names(module: MultiTaskModule) -> list[str]:
@@ -23,8 +24,7 @@ def draw_sample(module: MultiTaskModule, sample: dict[str, Any]) -> list[Picture
     module.eval()
     predictions = module.decode(module(image.unsqueeze(0).to(module.device)))
     module.train(training)
-    pixels = ((image.cpu() * STD + MEAN).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    pictures: list[Picture] = [pixels]
+    pictures: list[Picture] = [unit_to_byte(denormalise(image.cpu()).permute(1, 2, 0).numpy())]
     for name, task in module.tasks.items():
         if task.geometry != "image":
             pictures.append(task.colorize(sample["targets"][name].cpu().numpy()))

@@ -17,11 +17,11 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from taskformer.errors import ConfigError, TaskformerError, UnknownNameError, WeightsError
 from taskformer.models.weights import BUNDLED, FAULTS, load_weights
+from taskformer.normalisation import MEAN, STD
 
 #: Maps finer than this cost more than they help, those after the fourth are too coarse.
 FINEST_STRIDE, MAX_LEVELS = 4, 4
@@ -239,7 +239,7 @@ def _levels(encoder: Any, name: str) -> list[dict[str, Any]]:
 
 def _renormalisation(config: Any) -> tuple[Tensor, Tensor]:
     """Scale and shift ``(3, 1, 1)`` from ImageNet's mean and deviation to those the weights were trained with."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     own_mean, own_std = (torch.tensor(config.get(key) or default).view(3, 1, 1) for key, default in (
-        ("mean", IMAGENET_DEFAULT_MEAN), ("std", IMAGENET_DEFAULT_STD)))  # fmt: skip
+        ("mean", MEAN), ("std", STD)))  # fmt: skip
     return std / own_std, (mean - own_mean) / own_std

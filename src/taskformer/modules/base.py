@@ -8,7 +8,6 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
@@ -29,6 +28,7 @@ from taskformer.modules.optimisation import (
 from taskformer.modules.prediction import decode_at
 from taskformer.modules.recipe import training_recipe
 from taskformer.modules.schedules import PolyLR
+from taskformer.normalisation import normalise_bytes
 from taskformer.pictures import Photograph, as_rgb
 from taskformer.seeds import derive
 from taskformer.tasks import Stage, build_tasks
@@ -36,8 +36,6 @@ from taskformer.tasks.improvement import improvements
 
 #: Arguments of constructors that are no plain values, and so no hyper-parameters.
 BUILDERS = ("network", "build_head", "balancing", "optimizer", "lr_scheduler")
-MEAN = torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1)
-STD = torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1)
 #: Largest ratio of the sides of what the network sees of a photograph.
 MAX_ASPECT = 16
 
@@ -202,8 +200,7 @@ class MultiTaskModule(LightningModule):
             CorruptFileError: If it is a file that is no picture.
             DatasetNotFoundError: If there is no such file.
         """
-        tensor = torch.from_numpy(as_rgb(image).copy()).permute(2, 0, 1).float().div_(255)
-        normalised = tensor.sub_(MEAN).div_(STD).unsqueeze(0).to(self.device)  # (1, 3, H, W)
+        normalised = normalise_bytes(as_rgb(image)).unsqueeze(0).to(self.device)  # (1, 3, H, W)
         height, width = normalised.shape[-2:]
         zoom = min(self.train_size.tolist()) / max(min(height, width), max(height, width) / MAX_ASPECT) or 1.0
         size = (max(1, round(height * zoom)), max(1, round(width * zoom)))

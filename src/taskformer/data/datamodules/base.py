@@ -42,15 +42,21 @@ WORKERS_PER_PROCESSOR = 16
 class MultiTaskDataModule(LightningDataModule, ABC):
     """A data set with its splits, tasks and augmentations. Subclasses name what they offer and build :meth:`dataset`.
 
+    The options below are those of every data module: a subclass states its own and hands the others on by
+    ``super().__init__(root, tasks, **kwargs)``, where the command line finds them too.
+
     Args:
         root: The data set's folder, relative to the current one.
         tasks: Names of the tasks to use; ``None`` uses all that the data set offers.
         batch_size: Images per batch and device.
         num_workers: Loader processes; 0 loads in the main one.
-        train_transforms: Augmentations of the training split, from :mod:`taskformer.data.transforms` and photometric
-            ones from albumentations. Normalisation and conversion to tensors always follow.
-        eval_transforms: What is done to images outside training, e.g. padding to a common size.
-        size: Height and width that images and maps are resized to when they are loaded; None keeps theirs.
+        train_transforms: Augmentations of the training split, from :mod:`taskformer.data.transforms`; photometric ones
+            of albumentations too, by class path, e.g. ``albumentations.ColorJitter``. Normalisation and conversion to
+            tensors always follow.
+        eval_transforms: What is done to images outside training. Images of different sizes need a ``Pad`` or ``Resize``
+            to one size here, or ``size``, for results that do not depend on the batch size.
+        size: Height and width that images and maps are resized to when they are loaded, with the same depth; None keeps
+            theirs.
         on_error: What a missing or broken file does: ``raise`` stops at once, ``skip`` logs it once and goes on.
         cache_dir: Folder for decoded samples, built once and read instead of the files; None reads the files.
         cache_gb: Largest size of the cached samples of one split in gigabytes; the rest is read from the files.

@@ -8,29 +8,20 @@ from taskformer.data.datamodules.base import MultiTaskDataModule
 from taskformer.data.datasets.cityscapes import Cityscapes, SemsegClasses, find_layout, semseg_labels
 
 if TYPE_CHECKING:
-    from taskformer.data.datasets.base import OnError
-    from taskformer.data.transforms import Transform
     from taskformer.tasks import Task
 
 
 class CityscapesDataModule(MultiTaskDataModule):
     """Street scenes (1024x2048) from the owners' packages, or the 256x512 arrays of MTAN and AdaShare.
 
+    Their ``size`` is usually [256, 512].
+
     Args:
         root: The data set's folder, relative to the current one.
         tasks: Any of ``semseg``, ``depth`` (metres) and ``inverse_depth`` (1/m); ``None`` uses all that there are
             files for. The preprocessed arrays have no ``depth``, and their ``inverse_depth`` no unit.
-        batch_size: Images per batch and device.
-        num_workers: Loader processes; 0 loads in the main one.
-        train_transforms: Augmentations of the training split, see :class:`MultiTaskDataModule`.
-        eval_transforms: What is done to images outside training.
-        size: Height and width that images and maps are resized to when they are loaded, usually [256, 512]; None keeps
-            the images' own. Depth stays the same.
-        on_error: What a missing or broken file does: ``raise`` stops at once, ``skip`` logs it once and goes on.
-        cache_dir: Folder for decoded samples, see :class:`MultiTaskDataModule`.
-        cache_gb: Largest size of the cached samples of one split in gigabytes.
-        holdout: Share of the training images that validate instead of ``val``, see :class:`MultiTaskDataModule`.
         semseg_classes: 19 classes, their 7 categories, or 2: background and foreground (humans and vehicles).
+        **kwargs: The options that all data modules share, see :class:`MultiTaskDataModule`.
     """
 
     name = "cityscapes"
@@ -41,33 +32,14 @@ class CityscapesDataModule(MultiTaskDataModule):
         self,
         root: str = "data/cityscapes",
         tasks: list[str] | None = None,
-        batch_size: int = 8,
-        num_workers: int = 0,
-        train_transforms: list[Transform] | None = None,
-        eval_transforms: list[Transform] | None = None,
-        size: tuple[int, int] | None = None,
-        on_error: OnError = "raise",
-        cache_dir: str | None = None,
-        cache_gb: float = 20.0,
-        holdout: float = 0.0,
+        *,
         semseg_classes: SemsegClasses = 19,
+        **kwargs: Any,
     ) -> None:
         # What there is depends on the number of classes and on the files.
         self.semseg_classes: SemsegClasses = semseg_classes
         self._layout = find_layout(root, semseg_classes)
-        super().__init__(
-            root,
-            tasks if tasks is not None else self.available() or None,
-            batch_size,
-            num_workers,
-            train_transforms,
-            eval_transforms,
-            size,
-            on_error,
-            cache_dir,
-            cache_gb,
-            holdout,
-        )
+        super().__init__(root, tasks if tasks is not None else self.available() or None, **kwargs)
 
     def task_offers(self) -> dict[str, dict[str, Any]]:
         """Return the tasks of the official files, or of the arrays if these are there."""
@@ -88,4 +60,5 @@ class CityscapesDataModule(MultiTaskDataModule):
 
     def dataset(self, split: str, tasks: dict[str, Task], transform: Any) -> Cityscapes:
         """Build one split."""
-        return Cityscapes(self.root, split, tasks, transform, self.size, self.on_error, self.semseg_classes)
+        options = (transform, self.size, self.on_error)
+        return Cityscapes(self.root, split, tasks, *options, semseg_classes=self.semseg_classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import textwrap
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ Specs = dict[str, dict[str, Any]]
 class CombinedDataModule(MultiTaskDataModule):
     """Data sets with different tasks in one training: each image counts for the tasks that its data set has labels for.
 
+    The options that all data modules share hold for every part if they are given here; otherwise the parts keep theirs.
     Training batches hold images of all parts; where the parts' pipelines give different sizes they are padded to the
     largest of the batch, so crop all parts alike. An evaluation batch holds images of one part only, and a metric is
     computed over all parts that have its task.
@@ -31,8 +33,7 @@ class CombinedDataModule(MultiTaskDataModule):
             ``semseg`` of the second part a task of its own. None changes none.
         repeat: For each part, how often an epoch has its training images. None: once.
         tasks: Any tasks of the parts, by their new names; None uses all. Parts with none of them are left out.
-        batch_size: Images per batch and device.
-        num_workers: Loader processes; 0 loads in the main one.
+        **kwargs: The options that all data modules share, see :class:`MultiTaskDataModule`.
 
     Raises:
         ConfigError: If the parts mean different things by the same name.
@@ -47,20 +48,21 @@ class CombinedDataModule(MultiTaskDataModule):
         rename: list[dict[str, str]] | None = None,
         repeat: list[int] | None = None,
         tasks: list[str] | None = None,
-        batch_size: int = 8,
-        num_workers: int = 0,
+        **kwargs: Any,
     ) -> None:
         require("[1, inf)", repeat=repeat)
         renames = _per_part("rename", rename, parts, default={})
         repeats = _per_part("repeat", repeat, parts, default=1)
         self._offers = merge_tasks(parts, renames)
-        super().__init__(" + ".join(part.root for part in parts), tasks, batch_size, num_workers)
+        super().__init__(" + ".join(part.root for part in parts), tasks, **kwargs)
+        shared = inspect.signature(MultiTaskDataModule.__init__).parameters
+        given = {name: value for name, value in kwargs.items() if value != shared[name].default}
         self.parts: list[MultiTaskDataModule] = []
         self._renames: list[dict[str, str]] = []
         self._repeats: list[int] = []
         for part, names, count in zip(parts, renames, repeats, strict=True):
             part.task_names = [name for name in part.task_names if names.get(name, name) in self.task_names]
-            part.num_workers = num_workers
+            vars(part).update(given, num_workers=self.num_workers)
             if part.task_names:
                 self.parts.append(part)
                 self._renames.append(names)

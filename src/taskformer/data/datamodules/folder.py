@@ -10,8 +10,6 @@ from taskformer.errors import ConfigError, UnknownNameError, require
 from taskformer.tasks import build_tasks
 
 if TYPE_CHECKING:
-    from taskformer.data.datasets.base import OnError
-    from taskformer.data.transforms import Transform
     from taskformer.pictures import Orientation
     from taskformer.tasks import Task
 
@@ -33,16 +31,7 @@ class FolderDataModule(MultiTaskDataModule):
         orientation: What the orientation tags of images turn: nothing (``stored``); the ``image``, whose labels were
             drawn on it as viewers show it; or ``both``, the image and its labels, which fit its stored pixels.
         tasks: Any of the names in ``labels``; None uses all.
-        batch_size: Images per batch and device.
-        num_workers: Loader processes; 0 loads in the main one.
-        train_transforms: Augmentations of the training split, see :class:`MultiTaskDataModule`.
-        eval_transforms: What is done to images outside training; images of different sizes need a ``Pad`` or
-            ``Resize`` to one size here, or ``size``, for results that do not depend on the batch size.
-        size: Height and width that images and maps are resized to when they are loaded; None keeps theirs.
-        on_error: What a missing or broken file does: ``raise`` stops at once, ``skip`` logs it once and goes on.
-        cache_dir: Folder for decoded samples, built once and read instead of the files; None reads the files.
-        cache_gb: Largest size of the cached samples of one split in gigabytes; the rest is read from the files.
-        holdout: Share of the training images that validate instead of ``val``, see :class:`MultiTaskDataModule`.
+        **kwargs: The options that all data modules share, see :class:`MultiTaskDataModule`.
 
     Raises:
         ConfigError: If labels or splits contradict themselves.
@@ -56,18 +45,11 @@ class FolderDataModule(MultiTaskDataModule):
         image: str,
         labels: dict[str, Label],
         splits: dict[str, float | str] | None = None,
+        *,
         border: int = 0,
         orientation: Orientation = "stored",
         tasks: list[str] | None = None,
-        batch_size: int = 8,
-        num_workers: int = 0,
-        train_transforms: list[Transform] | None = None,
-        eval_transforms: list[Transform] | None = None,
-        size: tuple[int, int] | None = None,
-        on_error: OnError = "raise",
-        cache_dir: str | None = None,
-        cache_gb: float = 20.0,
-        holdout: float = 0.0,
+        **kwargs: Any,
     ) -> None:
         self.image = image
         self.labels = labels
@@ -81,19 +63,7 @@ class FolderDataModule(MultiTaskDataModule):
             if split not in SPLITS:
                 kind = "split in splits"
                 raise UnknownNameError(kind, split, SPLITS)
-        super().__init__(
-            root,
-            tasks,
-            batch_size,
-            num_workers,
-            train_transforms,
-            eval_transforms,
-            size,
-            on_error,
-            cache_dir,
-            cache_gb,
-            holdout,
-        )
+        super().__init__(root, tasks, **kwargs)
         build_tasks(self.task_specs)  # a wrong option is better found now than when the model is built
 
     def task_offers(self) -> dict[str, dict[str, Any]]:

@@ -17,8 +17,6 @@ from taskformer.data.datasets.nyud import (
 )
 
 if TYPE_CHECKING:
-    from taskformer.data.datasets.base import OnError
-    from taskformer.data.transforms import Transform
     from taskformer.tasks import Task
 
 
@@ -29,19 +27,11 @@ class NYUDDataModule(MultiTaskDataModule):
         root: The data set's folder, relative to the current one.
         tasks: Any of ``semseg``, ``depth``, ``normals`` and ``edges``; ``None`` uses those that there are files
             for: AdaShare's layout has no ``edges``.
-        batch_size: Images per batch and device.
-        num_workers: Loader processes; 0 loads in the main one.
-        train_transforms: Augmentations of the training split, see :class:`MultiTaskDataModule`.
-        eval_transforms: What is done to images outside training.
-        size: Height and width that images and maps are resized to when they are loaded; None keeps theirs.
-        on_error: What a missing or broken file does: ``raise`` stops at once, ``skip`` logs it once and goes on.
-        cache_dir: Folder for decoded samples, see :class:`MultiTaskDataModule`.
-        cache_gb: Largest size of the cached samples of one split in gigabytes.
-        holdout: Share of the training images that validate instead of ``val``, see :class:`MultiTaskDataModule`.
         semseg_classes: 40 classes, or the 13 groups of them.
         layout: ``a`` (425x560, png), ``b`` (480x640, jpg), ``adashare``, or ``auto`` to look at the files.
         normal_axes: For x (right), y (down) and z (into the scene) the stored channel that holds it, 1 to 3, negative
             if it has the other sign; None for the layout's own, see :class:`taskformer.data.datasets.NYUD`.
+        **kwargs: The options that all data modules share, see :class:`MultiTaskDataModule`.
     """
 
     name = "nyud"
@@ -57,36 +47,17 @@ class NYUDDataModule(MultiTaskDataModule):
         self,
         root: str = "data/nyud",
         tasks: list[str] | None = None,
-        batch_size: int = 8,
-        num_workers: int = 0,
-        train_transforms: list[Transform] | None = None,
-        eval_transforms: list[Transform] | None = None,
-        size: tuple[int, int] | None = None,
-        on_error: OnError = "raise",
-        cache_dir: str | None = None,
-        cache_gb: float = 20.0,
-        holdout: float = 0.0,
+        *,
         semseg_classes: SemsegClasses = 40,
         layout: LayoutName = "auto",
         normal_axes: Axes | None = None,
+        **kwargs: Any,
     ) -> None:
         self.semseg_classes: SemsegClasses = semseg_classes  # the tasks on offer depend on it
         self.layout: LayoutName = layout
         self.normal_axes = normal_axes
         self.root = root
-        super().__init__(
-            root,
-            self.available() or None if tasks is None else tasks,
-            batch_size,
-            num_workers,
-            train_transforms,
-            eval_transforms,
-            size,
-            on_error,
-            cache_dir,
-            cache_gb,
-            holdout,
-        )
+        super().__init__(root, self.available() or None if tasks is None else tasks, **kwargs)
 
     def task_offers(self) -> dict[str, dict[str, Any]]:
         """Return the tasks, with the names of 40 or 13 classes."""
@@ -110,7 +81,7 @@ class NYUDDataModule(MultiTaskDataModule):
             transform,
             self.size,
             self.on_error,
-            self.semseg_classes,
-            self.layout,
-            self.normal_axes,
+            semseg_classes=self.semseg_classes,
+            layout=self.layout,
+            normal_axes=self.normal_axes,
         )

@@ -8,8 +8,6 @@ from taskformer.data.datamodules.base import MultiTaskDataModule
 from taskformer.data.datasets.rooms import CLASSES, COLORS, PARTS, Rooms
 
 if TYPE_CHECKING:
-    from taskformer.data.datasets.base import OnError
-    from taskformer.data.transforms import Transform
     from taskformer.tasks import Task
 
 
@@ -20,13 +18,7 @@ class RoomsDataModule(MultiTaskDataModule):
         root: The data set's folder, relative to the current one.
         tasks: Any of ``semseg``, ``depth``, ``normals``, ``edges``, ``saliency``, ``human_parts`` and ``reshading``;
             ``None`` uses all.
-        batch_size: Images per batch and device.
-        num_workers: Loader processes; 0 loads in the main one.
-        train_transforms: Augmentations of the training split, see :class:`MultiTaskDataModule`.
-        eval_transforms: What is done to images outside training.
-        size: Height and width that images and maps are resized to when they are loaded; None keeps theirs.
-        on_error: What a missing or broken file does: ``raise`` stops at once, ``skip`` logs it once and goes on.
-        holdout: Share of the training images that validate instead of ``val``, see :class:`MultiTaskDataModule`.
+        **kwargs: The options that all data modules share, see :class:`MultiTaskDataModule`.
     """
 
     name = "rooms"
@@ -41,29 +33,8 @@ class RoomsDataModule(MultiTaskDataModule):
     }
     published: ClassVar[dict[str, int]] = {"train": 440, "val": 100, "test": 100}
 
-    def __init__(
-        self,
-        root: str = "data/rooms",
-        tasks: list[str] | None = None,
-        batch_size: int = 8,
-        num_workers: int = 0,
-        train_transforms: list[Transform] | None = None,
-        eval_transforms: list[Transform] | None = None,
-        size: tuple[int, int] | None = None,
-        on_error: OnError = "raise",
-        holdout: float = 0.0,
-    ) -> None:
-        super().__init__(
-            root,
-            tasks,
-            batch_size,
-            num_workers,
-            train_transforms,
-            eval_transforms,
-            size,
-            on_error,
-            holdout=holdout,
-        )
+    def __init__(self, root: str = "data/rooms", tasks: list[str] | None = None, **kwargs: Any) -> None:
+        super().__init__(root, tasks, **kwargs)
 
     def dataset(self, split: str, tasks: dict[str, Task], transform: Any) -> Rooms:
         """Build one split."""

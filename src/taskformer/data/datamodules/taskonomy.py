@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch.utils.data import DataLoader
 
-    from taskformer.data.datasets.base import MultiTaskDataset, OnError, Sample
+    from taskformer.data.datasets.base import MultiTaskDataset, Sample
     from taskformer.data.transforms import Transform
     from taskformer.tasks import Task
 
@@ -51,15 +51,6 @@ class TaskonomyDataModule(MultiTaskDataModule):
             ``edge_texture``, ``edge_occlusion``, ``keypoints2d``, ``keypoints3d``, ``segment_unsup2d``,
             ``segment_unsup25d`` (None uses these twelve), ``class_object``, ``class_scene``, ``vanishing_point``,
             ``room_layout``, ``autoencoding``, ``colorization``, ``denoising`` and ``inpainting``.
-        batch_size: Images per batch and device.
-        num_workers: Loader processes; 0 loads in the main one.
-        train_transforms: Augmentations of the training split, see :class:`MultiTaskDataModule`.
-        eval_transforms: What is done to images outside training.
-        size: Height and width that images and maps are resized to when they are loaded; None keeps theirs.
-        on_error: What a missing or broken file does: ``raise`` stops at once, ``skip`` logs it once and goes on.
-        cache_dir: Folder for decoded samples, see :class:`MultiTaskDataModule`.
-        cache_gb: Largest size of the cached samples of one split in gigabytes.
-        holdout: Share of the training images that validate instead of ``val``, see :class:`MultiTaskDataModule`.
         split_list: Which of the owners' lists of buildings: ``tiny`` (25 for training, 5, 5), ``medium`` (99, 20, 19),
             ``full`` (346, 67, 69) or ``fullplus`` (383, 75, 79).
         splits_file: Your own list instead, a table ``id,train,val,test`` with a 1 for each building's split.
@@ -72,6 +63,7 @@ class TaskonomyDataModule(MultiTaskDataModule):
             is read-only.
         shards: Folder or address (``s3://...``) of shards written by ``taskformer data shard``, streamed instead of
             the files; needs the extra ``stream``.
+        **kwargs: The options that all data modules share, see :class:`MultiTaskDataModule`.
 
     Raises:
         ConfigError: If augmentations move the pixels of images whose camera is a label.
@@ -95,15 +87,7 @@ class TaskonomyDataModule(MultiTaskDataModule):
         self,
         root: str = "data/taskonomy",
         tasks: list[str] | None = None,
-        batch_size: int = 8,
-        num_workers: int = 0,
-        train_transforms: list[Transform] | None = None,
-        eval_transforms: list[Transform] | None = None,
-        size: tuple[int, int] | None = None,
-        on_error: OnError = "raise",
-        cache_dir: str | None = None,
-        cache_gb: float = 20.0,
-        holdout: float = 0.0,
+        *,
         split_list: SplitList = "tiny",
         splits_file: str | None = None,
         views_file: str | None = None,
@@ -111,25 +95,13 @@ class TaskonomyDataModule(MultiTaskDataModule):
         spoilt_share: float = 0.5,
         index_dir: str | None = None,
         shards: str | None = None,
+        **kwargs: Any,
     ) -> None:
-        chosen = list(DENSE) if tasks is None else tasks
-        super().__init__(
-            root,
-            chosen,
-            batch_size,
-            num_workers,
-            train_transforms,
-            eval_transforms,
-            size,
-            on_error,
-            cache_dir,
-            cache_gb,
-            holdout,
-        )
+        super().__init__(root, list(DENSE) if tasks is None else tasks, **kwargs)
         if mask_blocks < 1 or not 0 <= spoilt_share <= 1:
             msg = f"mask_blocks must be at least 1 and spoilt_share in [0, 1], got {mask_blocks} and {spoilt_share}"
             raise ConfigError(msg)
-        if holdout and shards is not None:
+        if self.holdout and shards is not None:
             msg = "shards are read in their own order and cannot hold out images; leave out holdout or shards"
             raise ConfigError(msg)
         self.split_list: SplitList = split_list
@@ -143,7 +115,7 @@ class TaskonomyDataModule(MultiTaskDataModule):
     def available(self) -> list[str]:
         """Return the tasks that some building has a folder for, or that were packed into the shards."""
         if self.shards is not None:
-            return ShardedDataset(self.shards, "train", {}, decode).packed_tasks()
+            return ShardedDataset(self.shards, "train", {}, decode=decode).packed_tasks()
         index = open_index(Path(self.root), Path(self.index_dir) if self.index_dir else None)
         there = {domain for tails in index.tails for domain in tails}
         return [name for name in self.offers if name not in IMAGE_TASKS and FOLDERS.get(name, name) in there]
@@ -157,7 +129,7 @@ class TaskonomyDataModule(MultiTaskDataModule):
         """Build one split."""
         if self.shards is not None:
             read = partial(decode, mask_blocks=self.mask_blocks)
-            return ShardedDataset(self.shards, split, tasks, read, transform, self.size, self.on_error)
+            return ShardedDataset(self.shards, split, tasks, transform, self.size, self.on_error, decode=read)
         only = read_views(Path(self.views_file.replace("{split}", split))) if self.views_file else None
         return Taskonomy(
             self.root,
@@ -166,10 +138,10 @@ class TaskonomyDataModule(MultiTaskDataModule):
             transform,
             self.size,
             self.on_error,
-            self.buildings(split),
-            only,
-            self.mask_blocks,
-            self.index_dir,
+            buildings=self.buildings(split),
+            only=only,
+            mask_blocks=self.mask_blocks,
+            index_dir=self.index_dir,
         )
 
     def _transformed(self, split: str, steps: list[Transform]) -> MultiTaskDataset:

@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -11,11 +11,11 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from taskformer.data.datasets.base import IMAGE, MultiTaskDataset, OnError, Sample, is_list_of_paths
+from taskformer.data.datasets.base import IMAGE, MultiTaskDataset, is_list_of_paths
 from taskformer.data.images import File, read_ids, read_json, read_npy, read_plane, read_rgb
 from taskformer.data.names import folders_in, names_in
 from taskformer.errors import CorruptFileError, DatasetNotFoundError, InvalidTargetError
-from taskformer.tasks import IGNORE_INDEX, Task
+from taskformer.tasks import IGNORE_INDEX
 
 SemsegClasses: TypeAlias = Literal[19, 7, 2]
 
@@ -270,45 +270,33 @@ class Cityscapes(MultiTaskDataset):
 
     Args:
         root: The data set's folder.
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        tasks: The tasks to load, by name.
-        transform: See :class:`MultiTaskDataset`.
-        size: See :class:`MultiTaskDataset`; 256x512 is usual, 1024x2048 the images' own.
-        on_error: See :class:`MultiTaskDataset`.
+        *args: What else :class:`MultiTaskDataset` takes.
         semseg_classes: 19 classes, their 7 categories, or 2 (background, foreground).
+        **kwargs: The same, by name; a ``size`` of 256x512 is usual, 1024x2048 the images' own.
 
     Raises:
         DatasetNotFoundError: If the folder is not Cityscapes or lacks what a task needs.
         CorruptFileError: If the index of the arrays is broken.
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        split: str,
-        tasks: Mapping[str, Task],
-        transform: Callable[[Sample], Sample] | None = None,
-        size: tuple[int, int] | None = None,
-        on_error: OnError = "raise",
-        semseg_classes: SemsegClasses = 19,
-    ) -> None:
+    def __init__(self, root: str | Path, *args: Any, semseg_classes: SemsegClasses = 19, **kwargs: Any) -> None:
         layout = find_layout(root, semseg_classes)
         if layout is None:
             msg = (
-                f"Cityscapes: {root} has neither leftImg8bit/ nor train/image/, looked from {Path.cwd()}; unpack the "
-                f"packages of {DOWNLOADS} there (taskformer data prepare cityscapes) or set data.init_args.root"
+                f"Cityscapes: {root} has neither leftImg8bit/ nor train/image/, looked from {Path.cwd()}; unpack "
+                f"the packages of {DOWNLOADS} there (taskformer data prepare cityscapes) or set data.init_args.root"
             )
             raise DatasetNotFoundError(msg)
-        for task in tasks:
-            reason = layout.missing(task)
-            if reason:
-                msg = f"Cityscapes: {root} has no {task}: {reason}, or leave {task} out of data.init_args.tasks"
-                raise DatasetNotFoundError(msg)
         self._layout = layout
-        self._home = "val" if split == "test" else split  # the labels of the test images are not public
-        super().__init__(root, split, tasks, transform, size, on_error)
+        super().__init__(root, *args, **kwargs)
 
     def _ids(self) -> list[str]:
+        for task in self.tasks:
+            reason = self._layout.missing(task)
+            if reason:
+                msg = f"Cityscapes: {self.root} has no {task}: {reason}, or leave {task} out of data.init_args.tasks"
+                raise DatasetNotFoundError(msg)
+        self._home = "val" if self.split == "test" else self.split  # the labels of the test images are not public
         ids = self._layout.ids(self._home)
         if not ids:
             package = PACKAGES["leftImg8bit"]

@@ -4,7 +4,7 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from itertools import pairwise
 from operator import methodcaller
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from taskformer.data.datasets.base import IMAGE, MultiTaskDataset, OnError, Sample
+from taskformer.data.datasets.base import IMAGE, MultiTaskDataset
 from taskformer.data.geometry import decode_normals, map_kind, normal_vectors
 from taskformer.data.images import (
     ARRAY_SUFFIXES,
@@ -74,9 +74,7 @@ class Folder(MultiTaskDataset):
         root: The data set's folder.
         split: Which of ``splits``.
         tasks: The tasks to load, by name: any of ``labels``.
-        transform: See :class:`MultiTaskDataset`.
-        size: See :class:`MultiTaskDataset`.
-        on_error: See :class:`MultiTaskDataset`.
+        *args: What else :class:`MultiTaskDataset` takes.
         image: Pattern of the images' paths below the root, with ``{id}`` (which may span folders) and perhaps
             ``{split}``.
         labels: Where each task's labels are.
@@ -86,6 +84,7 @@ class Folder(MultiTaskDataset):
         orientation: What the orientation tags of images turn: nothing (``"stored"``), the image, whose labels were
             drawn on it as viewers show it (``"image"``), or the image and its labels, which fit its stored pixels
             (``"both"``).
+        **kwargs: The same as ``args``, by name.
 
     Raises:
         DatasetNotFoundError: If no image, or no label of a task, matches its pattern.
@@ -97,15 +96,13 @@ class Folder(MultiTaskDataset):
         root: str | Path,
         split: str,
         tasks: Mapping[str, Task],
-        transform: Callable[[Sample], Sample] | None = None,
-        size: tuple[int, int] | None = None,
-        on_error: OnError = "raise",
-        *,
+        *args: Any,
         image: str,
         labels: Mapping[str, Label],
         splits: Mapping[str, float | str],
         border: int = 0,
         orientation: Orientation = "stored",
+        **kwargs: Any,
     ) -> None:
         if split not in splits:
             kind = "split"
@@ -125,7 +122,7 @@ class Folder(MultiTaskDataset):
         self._decoders = {name: _Decoder(labels[name], task) for name, task in tasks.items()}
         self._border = border
         self.orientation = orientation
-        super().__init__(root, split, tasks, transform, size, on_error)
+        super().__init__(root, split, tasks, *args, **kwargs)
 
     def _ids(self) -> list[str]:
         ids = self._found() if self._has_folders or self.split in self._shares else self._listed()

@@ -1,7 +1,7 @@
 """NYUD-v2: indoor images of a depth camera, in the three layouts that multi-task code has them in."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
 from itertools import permutations, product
@@ -11,13 +11,13 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from taskformer.data.datasets.base import IMAGE, MultiTaskDataset, OnError, Sample, is_list_of_paths
+from taskformer.data.datasets.base import IMAGE, MultiTaskDataset, is_list_of_paths
 from taskformer.data.geometry import decode_normals, normal_vectors
 from taskformer.data.images import File, holds_array, read_array, read_ids, read_pixels, read_plane, read_rgb
 from taskformer.data.names import files_in, names_in
 from taskformer.data.surfaces import plane_normals
 from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, InvalidTargetError
-from taskformer.tasks import IGNORE_INDEX, Task
+from taskformer.tasks import IGNORE_INDEX
 
 SemsegClasses: TypeAlias = Literal[40, 13]
 LayoutName: TypeAlias = Literal["auto", "a", "b", "adashare"]
@@ -154,15 +154,12 @@ class NYUD(MultiTaskDataset):
 
     Args:
         root: The data set's folder.
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        tasks: The tasks to load, by name.
-        transform: See :class:`MultiTaskDataset`.
-        size: See :class:`MultiTaskDataset`.
-        on_error: See :class:`MultiTaskDataset`.
+        *args: What else :class:`MultiTaskDataset` takes.
         semseg_classes: 40 classes, or the 13 groups of them.
         layout: ``"a"``, ``"b"``, ``"adashare"``, or ``"auto"`` to look at the files.
         normal_axes: For x (right), y (down) and z (into the scene) the stored channel that holds it, 1 to 3, negative
             if it has the other sign; None for the layout's own.
+        **kwargs: The same, by name.
 
     Raises:
         DatasetNotFoundError: If the folder is not NYUD-v2, or lacks a split or a task.
@@ -173,20 +170,17 @@ class NYUD(MultiTaskDataset):
     def __init__(
         self,
         root: str | Path,
-        split: str,
-        tasks: Mapping[str, Task],
-        transform: Callable[[Sample], Sample] | None = None,
-        size: tuple[int, int] | None = None,
-        on_error: OnError = "raise",
+        *args: Any,
         semseg_classes: SemsegClasses = 40,
         layout: LayoutName = "auto",
         normal_axes: Axes | None = None,
+        **kwargs: Any,
     ) -> None:
         name = find_layout(root) if layout == "auto" else layout
         if name is None:
             msg = (
-                f"NYUD: {root} has neither images/*.png, images/*.jpg nor img/*.png, looked from {Path.cwd()}; write "
-                "it with `taskformer data prepare nyud`, or point data.init_args.root to the data set's folder"
+                f"NYUD: {root} has neither images/*.png, images/*.jpg nor img/*.png, looked from {Path.cwd()}; "
+                "write it with `taskformer data prepare nyud`, or point data.init_args.root to the data set's folder"
             )
             raise DatasetNotFoundError(msg)
         if normal_axes is not None and sorted(map(abs, normal_axes)) != [1, 2, 3]:
@@ -197,13 +191,13 @@ class NYUD(MultiTaskDataset):
         self.axes = normal_axes or self.layout.axes
         self._labels = label_table(self.layout.first_label, semseg_classes)
         self._listed: dict[str, dict[str, Path]] = {}
-        for task in tasks:
-            if reason := missing(root, self.layout, task):
-                msg = f"NYUD: {root} has no labels for {task!r}: {reason}; leave it out of data.init_args.tasks"
-                raise DatasetNotFoundError(msg)
-        super().__init__(root, split, tasks, transform, size, on_error)
+        super().__init__(root, *args, **kwargs)
 
     def _ids(self) -> list[str]:
+        for task in self.tasks:
+            if reason := missing(self.root, self.layout, task):
+                msg = f"NYUD: {self.root} has no labels for {task!r}: {reason}; leave it out of data.init_args.tasks"
+                raise DatasetNotFoundError(msg)
         split = "val" if self.split == "test" else self.split
         if self.layout_name != "adashare":
             ids = self._read_list(self.root / "gt_sets" / f"{split}.txt")

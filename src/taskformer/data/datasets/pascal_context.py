@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,12 +11,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from taskformer.data.datasets.base import IMAGE, MultiTaskDataset, OnError, Sample
+from taskformer.data.datasets.base import IMAGE, MultiTaskDataset
 from taskformer.data.geometry import decode_normals
 from taskformer.data.images import File, read_ids, read_mat, read_plane, read_rgb
 from taskformer.data.names import existing
 from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError
-from taskformer.tasks import IGNORE_INDEX, Task
+from taskformer.tasks import IGNORE_INDEX
 
 _TABLE = json.loads(resources.files("taskformer.data").joinpath("tables/pascal_context.json").read_text("utf-8"))
 
@@ -79,15 +79,11 @@ class PASCALContext(MultiTaskDataset):
     them, but pictures and mixtures with other data do; ``taskformer data verify`` says if z points the wrong way.
 
     Args:
-        root: The data set's folder.
-        split: ``"train"`` or ``"val"``.
-        tasks: The tasks to load, by name.
-        transform: See :class:`MultiTaskDataset`.
-        size: See :class:`MultiTaskDataset`.
-        on_error: See :class:`MultiTaskDataset`.
+        *args: What :class:`MultiTaskDataset` takes.
         people_only: Whether images that show no person are left out.
         normal_axes: For x (right), y (down) and z (into the scene) the stored channel that holds it, 1 to 3, negative
             if it has the other sign.
+        **kwargs: The same, by name.
 
     Raises:
         DatasetNotFoundError: If the list of images or the folder of a task is not there.
@@ -98,22 +94,14 @@ class PASCALContext(MultiTaskDataset):
     may_be_empty: ClassVar[frozenset[str]] = frozenset({"normals"})
 
     def __init__(
-        self,
-        root: str | Path,
-        split: str,
-        tasks: Mapping[str, Task],
-        transform: Callable[[Sample], Sample] | None = None,
-        size: tuple[int, int] | None = None,
-        on_error: OnError = "raise",
-        people_only: bool = False,
-        normal_axes: tuple[int, int, int] = NORMAL_AXES,
+        self, *args: Any, people_only: bool = False, normal_axes: tuple[int, int, int] = NORMAL_AXES, **kwargs: Any
     ) -> None:
         if sorted(map(abs, normal_axes)) != [1, 2, 3]:
             msg = f"normal_axes must name the channels 1, 2 and 3 once each, negative where negated; got {normal_axes}"
             raise ConfigError(msg)
         self.people_only = people_only
         self.normal_axes = normal_axes
-        super().__init__(root, split, tasks, transform, size, on_error)
+        super().__init__(*args, **kwargs)
 
     def _ids(self) -> list[str]:
         ids = self._read_list(self.root / "ImageSets" / "Context" / f"{self.split}.txt")

@@ -1,17 +1,16 @@
 """The rendered rooms that come with the package."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from taskformer.data.datasets.base import MultiTaskDataset, OnError, Sample
+from taskformer.data.datasets.base import MultiTaskDataset
 from taskformer.data.geometry import decode_normals
 from taskformer.data.images import File, read_ids, read_pixels, read_plane, read_rgb
 from taskformer.errors import ConfigError, CorruptFileError
-from taskformer.tasks import Task
 
 CLASSES = (
     *("wall", "floor", "ceiling", "window", "door", "bed", "sofa", "chair"),
@@ -38,44 +37,13 @@ class Rooms(MultiTaskDataset):
     """Small rendered rooms with exact labels: ``semseg``, ``depth``, ``normals``, ``edges`` and more.
 
     Layout: ``rooms.json`` (classes, palette, units), ``{train,val,test}.json`` (a list of images), and one folder per
-    map with ``ID.png`` (``image/ID.jpg``).
-
-    Args:
-        root: The data set's folder.
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        tasks: The tasks to load, by name: any that ``data.RoomsDataModule`` offers.
-        transform: See :class:`MultiTaskDataset`.
-        size: See :class:`MultiTaskDataset`.
-        on_error: See :class:`MultiTaskDataset`.
+    map with ``ID.png`` (``image/ID.jpg``). The arguments are those of :class:`MultiTaskDataset`.
 
     Raises:
         DatasetNotFoundError: If the files are not there.
         CorruptFileError: If ``rooms.json`` or the list of images is broken.
         ConfigError: If ``rooms.json`` names other classes than this version of the package.
     """
-
-    def __init__(
-        self,
-        root: str | Path,
-        split: str,
-        tasks: Mapping[str, Task],
-        transform: Callable[[Sample], Sample] | None = None,
-        size: tuple[int, int] | None = None,
-        on_error: OnError = "raise",
-    ) -> None:
-        super().__init__(root, split, tasks, transform, size, on_error)
-        path = self.root / "rooms.json"
-        try:
-            info = self._read_json(path)
-            classes, self._units_per_metre = tuple(info["classes"]), float(info["depth_units_per_m"])
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, CorruptFileError):
-                raise
-            msg = f"{path} must give the 'classes' and 'depth_units_per_m' of the rooms ({error!r}); get the file again"
-            raise CorruptFileError(msg) from error
-        if classes != CLASSES:
-            msg = f"{path} has the classes {list(classes)}, this version expects {list(CLASSES)}"
-            raise ConfigError(msg)
 
     def _ids(self) -> list[str]:
         path = self.root / f"{self.split}.json"
@@ -85,7 +53,24 @@ class Rooms(MultiTaskDataset):
         ):
             msg = f"{path} must be a list of images, each with its 'id'; get the file again"
             raise CorruptFileError(msg)
+        self._units_per_metre = self._read_units()
         return [record["id"] for record in self._records]
+
+    def _read_units(self) -> float:
+        """Read the units of depth from ``rooms.json``, whose classes must be ours."""
+        path = self.root / "rooms.json"
+        try:
+            info = self._read_json(path)
+            classes, units = tuple(info["classes"]), float(info["depth_units_per_m"])
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, CorruptFileError):
+                raise
+            msg = f"{path} must give the 'classes' and 'depth_units_per_m' of the rooms ({error!r}); get the file again"
+            raise CorruptFileError(msg) from error
+        if classes != CLASSES:
+            msg = f"{path} has the classes {list(classes)}, this version expects {list(CLASSES)}"
+            raise ConfigError(msg)
+        return units
 
     def files(self, index: int) -> dict[str, Path]:
         """Return the image and one PNG per task."""

@@ -45,13 +45,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from taskformer.data.datasets.base import IMAGE, MultiTaskDataset, OnError, Sample
+from taskformer.data.datasets.base import IMAGE, MultiTaskDataset
 from taskformer.data.datasets.taskonomy_index import Views, domain_folder, open_index
 from taskformer.data.geometry import decode_normals, invalid_value
 from taskformer.data.images import File, read_ids, read_json, read_npy, read_pixels, read_plane, read_rgb
 from taskformer.data.names import examples
 from taskformer.errors import CorruptFileError, DatasetNotFoundError
-from taskformer.tasks import Task
 
 #: The semantic classes: the background, and COCO's that Taskonomy kept.
 CLASSES = (
@@ -94,16 +93,12 @@ class Taskonomy(MultiTaskDataset):
     are found once and kept in an index, see :func:`taskformer.data.datasets.taskonomy_index.open_index`.
 
     Args:
-        root: The data set's folder.
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        tasks: The tasks to load, by name: any that ``data.TaskonomyDataModule`` offers.
-        transform: See :class:`MultiTaskDataset`.
-        size: See :class:`MultiTaskDataset`.
-        on_error: See :class:`MultiTaskDataset`.
+        *args: What :class:`MultiTaskDataset` takes.
         buildings: Names of the split's buildings.
         only: If given, the points and views of each building to keep.
         mask_blocks: Blocks of this many pixels squared are invalid as a whole if one of their pixels is; 4 in MultiMAE.
         index_dir: Folder of the index, see :func:`open_index`.
+        **kwargs: The same, by name.
 
     Raises:
         DatasetNotFoundError: If there is no view of these buildings.
@@ -111,22 +106,18 @@ class Taskonomy(MultiTaskDataset):
 
     def __init__(
         self,
-        root: str | Path,
-        split: str,
-        tasks: Mapping[str, Task],
-        transform: Callable[[Sample], Sample] | None = None,
-        size: tuple[int, int] | None = None,
-        on_error: OnError = "raise",
+        *args: Any,
         buildings: Sequence[str] = (),
         only: dict[str, set[tuple[int, int]]] | None = None,
         mask_blocks: int = 1,
         index_dir: str | Path | None = None,
+        **kwargs: Any,
     ) -> None:
         self.buildings = list(buildings)
         self.only = only
         self.mask_blocks = mask_blocks
         self.index_dir = Path(index_dir) if index_dir else None
-        super().__init__(root, split, tasks, transform, size, on_error)
+        super().__init__(*args, **kwargs)
 
     def _ids(self) -> Views:
         self._views = Views(open_index(self.root, self.index_dir), self.buildings, self.only)
