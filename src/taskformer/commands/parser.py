@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse._actions import ActionConfigFile
 from jsonargparse._typehints import ActionTypeHint  # what add_subclass_arguments adds
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_info
@@ -78,11 +79,11 @@ class ConfigFile(ActionConfigFile):
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Apply a file to what the earlier ones say."""
         earlier = cfg.clone()
-        super().__call__(parser, cfg, values, option_string)
+        super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
         if not any(_differ(earlier.get(key), cfg.get(key)) for key in CLASSES):
             return
         alone = Namespace({self.dest: []})
-        super().__call__(parser, alone, values, option_string)
+        super().__call__(parser, alone, values, option_string)  # type: ignore[no-untyped-call]
         for key in CLASSES:
             if _differ(earlier.get(key), cfg.get(key)):
                 cfg[key] = alone[key]
@@ -96,14 +97,14 @@ class ClassChoice(ActionTypeHint):
         """Apply a flag to what the files and earlier flags say."""
         _, cfg, _, flag = args
         earlier = cfg.clone().get(self.dest)
-        super().__call__(*args, **kwargs)
+        super().__call__(*args, **kwargs)  # type: ignore[no-untyped-call]
         if flag not in self.option_strings or not _differ(earlier, cfg.get(self.dest)):
             return
         before, after = (_descriptions(spec.class_path) for spec in (earlier, cfg[self.dest]))
         dropped = {name for name in _settings(earlier) if before.get(name) != after.get(name)}
         kept = {name: value for name, value in _settings(earlier).items() if name not in dropped}
         cfg[self.dest] = Namespace(class_path=earlier.class_path, init_args=Namespace(kept))
-        super().__call__(*args, **kwargs)
+        super().__call__(*args, **kwargs)  # type: ignore[no-untyped-call]
         _report(self.dest, earlier, cfg[self.dest], dropped)
 
 
