@@ -127,7 +127,8 @@ def _flags(parser: ArgumentParser) -> set[str]:
 def _class_settings(parser: ArgumentParser) -> set[str]:
     """Names of the settings of every class that a setting of a parser or its subcommands may be, e.g. a model's."""
     types = [getattr(action, "_typehint", None) for one in _parsers(parser) for action in one._actions]
-    classes = [cls for base in types if isinstance(base, type) for cls in subclasses(base)]
+    bases = [base for base in types if isinstance(base, type) and base.__module__ != "builtins"]
+    classes = [cls for base in bases for cls in subclasses(base)]
     return {name for cls in classes for name in inspect.signature(cls).parameters}
 
 

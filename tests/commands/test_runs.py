@@ -27,7 +27,8 @@ def test_a_run_stands_for_its_configuration_and_what_is_said_now_comes_later(run
     resumed = spell_out(["fit", "--trainer.max_epochs=9", "--resume", "runs/first"])
     assert resumed == ["fit", *place, "--resume=runs/first", last, "--trainer.max_epochs=9"]
     assert spell_out(["test", "runs/first", "--ckpt=last"]) == ["test", *place, "--ckpt=last"]
-    assert spell_out(["fit", "--config", "a.yaml"]) == ["fit", "--config", "a.yaml"]
+    assert spell_out(["validate", "--json", "x.json", "runs/first"]) == ["validate", *place, "--json=x.json"]
+    assert spell_out(["fit", "--config", "a.yaml"]) == ["fit", "--config=a.yaml"]
 
 
 def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(run):

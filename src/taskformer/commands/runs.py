@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from taskformer.callbacks.checkpoints import BEST, LAST
+from taskformer.commands.parser import joined
 from taskformer.errors import ConfigError, WeightsError
 from taskformer.files import remove_unfinished
 
@@ -23,16 +24,19 @@ INITIAL = "initial"
 def spell_out(argv: Sequence[str]) -> list[str]:
     """Write ``fit --resume RUN``, ``test RUN``, ``validate RUN`` and ``search RUN`` as the flags that they stand for.
 
-    The run's configuration comes first, so that what else the command line says wins.
+    Each flag becomes one word. The run's configuration comes first, so that what else the command line says wins.
     """
-    command, *rest = argv
-    run: str | None = None
-    if command == "fit":
-        run, rest = _take_option(rest, "--resume")
-    elif command in ("test", "validate", "search") and rest[:1] and not rest[0].startswith("-"):
-        run, rest = rest[0], rest[1:]
-    if run is None:
-        return list(argv)
+    command, words = argv[0], joined(argv[1:])
+    given = {
+        "fit": [word for word in words if word.startswith("--resume=")],
+        "test": [word for word in words if not word.startswith("-")],
+    }
+    given["validate"] = given["search"] = given["test"]
+    if not given.get(command):
+        return [command, *words]
+    run = given[command][-1]
+    words.remove(run)
+    run = run.removeprefix("--resume=")
     folder = Path(run)
     config = folder / "config.yaml"
     if not config.is_file():
@@ -46,23 +50,7 @@ def spell_out(argv: Sequence[str]) -> list[str]:
         last = folder / "checkpoints" / LAST
         # A run that was stopped before its first checkpoint goes on from its beginning.
         place += [f"--resume={run}", *([f"--ckpt_path={last}"] if last.is_file() else [])]
-    return [command, f"--config={config}", *place, *rest]
-
-
-def _take_option(words: Sequence[str], name: str) -> tuple[str | None, list[str]]:
-    """Take an option and its value out of a command line."""
-    left: list[str] = []
-    value: str | None = None
-    pending = list(words)
-    while pending:
-        word = pending.pop(0)
-        if word == name and pending:
-            value = pending.pop(0)
-        elif word.startswith(f"{name}="):
-            value = word.partition("=")[2]
-        else:
-            left.append(word)
-    return value, left
+    return [command, f"--config={config}", *place, *words]
 
 
 def find_checkpoint(folder: Path, which: str) -> Path | None:

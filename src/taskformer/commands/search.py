@@ -37,8 +37,8 @@ def main(argv: list[str]) -> None:
         importlib.import_module("taskformer.commands.pick").main(argv[1:])
         return
     silence_lightning()
-    _, *words = runs.spell_out(argv)
-    cli = SearchCLI(spell_out(words))
+    _, *words = runs.spell_out(["search", *spell_out(argv[1:])])
+    cli = SearchCLI(words)
     settings = cli.settings()
     evaluations = settings["generations"] * settings["population"] * (2 if settings["references"] else 1)
     with SearchProgress(evaluations, visible=cli.config.trainer.enable_progress_bar is not False) as progress:

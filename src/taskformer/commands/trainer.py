@@ -17,12 +17,12 @@ from taskformer.callbacks import Checkpoints, Curves, Gallery, Predictions, Resu
 from taskformer.callbacks.checkpoints import BEST, LAST, WholeCheckpoints
 from taskformer.commands.devices import require_possible
 from taskformer.commands.loops import EpochLoop
+from taskformer.commands.parser import TrainingParser, in_order, joined
 from taskformer.commands.runs import INITIAL, Claim, find_checkpoint, go_on_after_requeue, name_run, spell_out
 from taskformer.data import MultiTaskDataModule
 from taskformer.errors import ConfigError
 from taskformer.files import read_checkpoint
 from taskformer.modules import MultiTaskModule
-from taskformer.parsing import OneSentence
 
 # LightningCLI calls functions that jsonargparse has renamed; that is between the two of them, not for our users.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -61,10 +61,6 @@ def from_config(*configs: str | Path, overrides: Sequence[str] = ()) -> tuple[Mu
     return cli.model, cli.datamodule
 
 
-class TrainingParser(OneSentence, LightningArgumentParser):
-    """LightningCLI's parser, with errors of one sentence."""
-
-
 class TaskformerCLI(LightningCLI):
     """LightningCLI with linked tasks, run folders, results table and gallery.
 
@@ -77,8 +73,9 @@ class TaskformerCLI(LightningCLI):
         self._claims: list[Claim] = []
         #: Optimizer steps of the checkpoint that the command starts from.
         self.steps_done = 0
+        self._command, words = (args[:1], spell_out(args)[1:]) if run else ([], joined(args))
         try:
-            self._run(spell_out(args) if run else args, run)
+            self._run([*self._command, *in_order(words)], run)
         finally:
             for claim in self._claims:
                 claim.release()
@@ -99,12 +96,13 @@ class TaskformerCLI(LightningCLI):
             run=run,
         )
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Name the Trainer methods that are commands, and their arguments that are no flags."""
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning's is the same for all
+        """Name the Trainer's method that is the command, and its arguments that are no flags.
+
+        The others need no parser: to build one takes a while.
+        """
         commands = LightningCLI.subcommands()
-        del commands["predict"]  # `taskformer predict` takes photographs, see predict.py
-        return commands
+        return {name: commands[name] for name in self._command}
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         """Leave tables to :class:`ResultsTable`, not to Lightning's own print of every logged number."""

@@ -1,0 +1,150 @@
+"""The command line of ``fit``, ``validate`` and ``test``: flags in any order, and one class in place of another.
+
+Configuration files come first, in their order, and flags win over them. A later file whose ``model`` or ``data`` has
+another class replaces the whole block. ``--model NAME`` and ``--data NAME`` change the class and keep those settings
+that both classes describe alike, such as the optimizer. Either way a line says what is left out.
+"""
+
+import pydoc
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse._actions import ActionConfigFile
+from jsonargparse._typehints import ActionTypeHint  # what add_subclass_arguments adds
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities import rank_zero_info
+
+from taskformer.parsing import OneSentence
+
+FLAG = re.compile(r"--\w|-[a-z]\b")
+#: Flags without a value.
+BARE = ("-h", "--help", "--print_config")
+#: The settings that are a class of which there are many.
+CLASSES = ("model", "data")
+
+
+def joined(words: Iterable[str]) -> list[str]:
+    """Write each flag and its value as one word; what is neither stays as it is.
+
+    Example:
+        >>> joined(["--lr", "-1", "runs/demo", "-c", "x.yaml", "--y=2"])
+        ['--lr=-1', 'runs/demo', '--config=x.yaml', '--y=2']
+    """
+    result: list[str] = []
+    for word in words:
+        last = result[-1] if result else ""
+        if FLAG.match(last) and "=" not in last and last not in BARE and not FLAG.match(word):
+            result[-1] = f"{last}={word}"
+        else:
+            result.append(re.sub("^-c(?==|$)", "--config", word))
+    return result
+
+
+def in_order(words: Sequence[str]) -> list[str]:
+    """Sort flags so that the order in which they were given does not matter, but for flags of the same name.
+
+    Files come first, and what is chosen as a whole before its parts. Parts of what is appended to a list stay behind
+    it, because they are those of the last item.
+
+    Args:
+        words: Flags as :func:`joined` writes them.
+
+    Example:
+        >>> in_order(["--model.lr=1", "--model=X", "--config=x.yaml"])
+        ['--config=x.yaml', '--model=X', '--model.lr=1']
+        >>> in_order(["--list+=A", "--list.x=1", "--list+=B", "--list.x=2"])
+        ['--list+=A', '--list.x=1', '--list+=B', '--list.x=2']
+    """
+    lists = [_key(word).removesuffix("+") for word in words if _key(word).endswith("+")]
+
+    def depth(word: str) -> int:
+        key = _key(word)
+        if key == "--config":
+            return -1
+        return min(name.count(".") for name in (key, *lists) if f"{key}.".startswith(f"{name}.") or name == key)
+
+    return sorted(words, key=depth)
+
+
+def _key(word: str) -> str:
+    """Name of a flag, the same whether or not it spells out that a setting is one of a class."""
+    return word.partition("=")[0].replace(".init_args.", ".").removesuffix(".class_path")
+
+
+class ConfigFile(ActionConfigFile):
+    """``--config``: a file whose model or data set has another class replaces the earlier block."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Apply a file to what the earlier ones say."""
+        earlier = cfg.clone()
+        super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
+        if not any(_differ(earlier.get(key), cfg.get(key)) for key in CLASSES):
+            return
+        alone = Namespace({self.dest: []})
+        super().__call__(parser, alone, values, option_string)  # type: ignore[no-untyped-call]
+        for key in CLASSES:
+            if _differ(earlier.get(key), cfg.get(key)):
+                cfg[key] = alone[key]
+                _report(key, earlier[key], cfg[key], _settings(earlier[key]))
+
+
+class ClassChoice(ActionTypeHint):
+    """``--model`` and ``--data``: another class keeps the settings that both describe alike."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        """Apply a flag to what the files and earlier flags say."""
+        _, cfg, _, flag = args
+        earlier = cfg.clone().get(self.dest)
+        super().__call__(*args, **kwargs)  # type: ignore[no-untyped-call]
+        if flag not in self.option_strings or not _differ(earlier, cfg.get(self.dest)):
+            return
+        before, after = (_descriptions(spec.class_path) for spec in (earlier, cfg[self.dest]))
+        dropped = {name for name in _settings(earlier) if before.get(name) != after.get(name)}
+        kept = {name: value for name, value in _settings(earlier).items() if name not in dropped}
+        cfg[self.dest] = Namespace(class_path=earlier.class_path, init_args=Namespace(kept))
+        super().__call__(*args, **kwargs)  # type: ignore[no-untyped-call]
+        _report(self.dest, earlier, cfg[self.dest], dropped)
+
+
+class TrainingParser(OneSentence, LightningArgumentParser):
+    """LightningCLI's parser, with errors of one sentence and classes that take each other's place."""
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> Any:
+        """Add an argument; ``--config`` is ours."""
+        if kwargs.get("action") is ActionConfigFile:
+            kwargs["action"] = ConfigFile
+        return super().add_argument(*args, **kwargs)
+
+    def add_subclass_arguments(self, *args: Any, **kwargs: Any) -> Any:
+        """Add a setting that is one class of many."""
+        added = super().add_subclass_arguments(*args, **kwargs)
+        for action in self._actions:
+            if action.dest in CLASSES and type(action) is ActionTypeHint:
+                action.__class__ = ClassChoice  # jsonargparse makes its own, whatever it is given
+        return added
+
+
+def _differ(earlier: Any, later: Any) -> bool:
+    """Tell whether a setting had a class and has another now."""
+    return bool(earlier and later) and earlier.class_path != later.class_path
+
+
+def _settings(spec: Namespace) -> dict[str, Any]:
+    """Return what has been set of a class, by name."""
+    return dict(vars(spec.get("init_args") or Namespace()))
+
+
+def _descriptions(class_path: str) -> dict[str, tuple[Any, ...]]:
+    """Return how a class describes each of its settings: text, type and default."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(pydoc.locate(class_path), fail_untyped=False)
+    return {each.dest: (each.help, getattr(each, "_typehint", None), each.default) for each in parser._actions}
+
+
+def _report(key: str, earlier: Namespace, later: Namespace, dropped: Iterable[str]) -> None:
+    """Say which settings of an earlier class are left out."""
+    if names := sorted(set(dropped) - set(_settings(later))):
+        old, new = (spec.class_path.rsplit(".", 1)[-1] for spec in (earlier, later))
+        rank_zero_info(f"{key}: {new} takes the place of {old}, whose settings are left out: {', '.join(names)}")
