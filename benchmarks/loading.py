@@ -24,8 +24,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-import yaml
-from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.seed import pl_worker_init_function
 from numpy.typing import NDArray
 from PIL import Image
@@ -34,6 +32,7 @@ from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
 from taskformer.data import MultiTaskDataModule
+from taskformer.data.configured import data_module as configured
 from taskformer.data.images import write_npy, write_png
 from taskformer.data.surfaces import plane_normals
 from taskformer.datatools.miniature.nyud import write_nyud
@@ -212,15 +211,8 @@ def write_photo(root: Path, name: str, photos: Path, file: str) -> None:
 
 def data_module(root: Path, workers: int, cache_dir: Path | None = None) -> MultiTaskDataModule:
     """Build the data module of ``configs/data/nyud.yaml`` on another folder."""
-    config = yaml.safe_load((ROOT / "configs" / "data" / "nyud.yaml").read_text())
-    config["data"]["init_args"] |= {
-        "root": str(root),
-        "num_workers": workers,
-        "cache_dir": str(cache_dir) if cache_dir else None,
-    }
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--data", type=MultiTaskDataModule)
-    module: MultiTaskDataModule = parser.instantiate(parser.parse_object(config)).data
+    cache = str(cache_dir) if cache_dir else None
+    module = configured(ROOT / "configs" / "data" / "nyud.yaml", root=str(root), num_workers=workers, cache_dir=cache)
     module.prepare_data()
     module.setup("fit")
     return module

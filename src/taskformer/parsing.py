@@ -6,8 +6,10 @@ Every parser of ours is a :class:`Parser`, or has :class:`OneSentence` among its
 import inspect
 import re
 import sys
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ArgumentParser
 
 from taskformer.errors import ConfigError, UnknownNameError, suggest
@@ -61,6 +63,56 @@ class Parser(OneSentence):
         # A part of a configuration has a parser without a program's name.
         where = f"; see `{self.prog} --help`" if self.prog.startswith("taskformer") else ""
         raise ConfigError(f"{explain(message, self)}{where}") from ex
+
+
+def read_layers(path: str | Path, above: tuple[Path, ...] = ()) -> Any:
+    """Read a YAML file on top of the files that it names as its ``base``, so that it says only what differs from them.
+
+    Names are relative to the file; later ones win over earlier ones. Settings are taken one by one, lists and settings
+    of another class as a whole.
+
+    Args:
+        path: The YAML file.
+        above: Files that lie on top of it.
+
+    Returns:
+        What the file holds, without ``base``.
+
+    Raises:
+        ConfigError: If a base is missing or lies on top of itself.
+        OSError: If the file cannot be read.
+        yaml.YAMLError: If it is no YAML.
+    """
+    file = Path(path)
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or "base" not in content:
+        return content
+    layers = content.pop("base")
+    result: Any = {}
+    for name in [layers] if isinstance(layers, str) else layers:
+        base = file.parent / name
+        if not base.is_file() or base.resolve() in (file.resolve(), *above):
+            why = "does not exist" if not base.is_file() else "lies on top of itself"
+            msg = f"{file} is based on {name}, which {why}; `base` lists YAML files relative to {file.name}"
+            raise ConfigError(msg)
+        result = laid_on(result, read_layers(base, (*above, file.resolve())))
+    return laid_on(result, content)
+
+
+def laid_on(below: Any, above: Any) -> Any:
+    """Lay settings on others.
+
+    Example:
+        >>> laid_on({"class_path": "A", "init_args": {"x": 1, "y": 2}}, {"init_args": {"y": 3}})
+        {'class_path': 'A', 'init_args': {'x': 1, 'y': 3}}
+        >>> laid_on({"class_path": "A", "init_args": {"x": 1}}, {"class_path": "B"})
+        {'class_path': 'B'}
+    """
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    if "class_path" in above and above["class_path"] != below.get("class_path"):
+        return above
+    return below | {key: laid_on(below.get(key), value) for key, value in above.items()}
 
 
 def explain(message: str, parser: ArgumentParser) -> str:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-import yaml
 from PIL import Image
 
 import taskformer
 from taskformer.cli import main
+from taskformer.data.configured import data_module
 from taskformer.data.datamodules.nyud import NYUDDataModule
 from taskformer.data.datasets.nyud import CENTER, FOCAL, NYUD, class_names, label_table, official_split, table
 from taskformer.data.images import write_npy, write_png
@@ -458,7 +458,7 @@ def test_configs_give_the_published_sizes(miniatures, name, window, evaluated):
     assert model.tasks["semseg"].channels == (13 if name == "nyud_13" else 40)
     for task, target in batch["targets"].items():
         assert torch.isfinite(target.float()).any(), task
-    assert yaml.safe_load((CONFIGS / "data" / f"{name}.yaml").read_text())["data"]["init_args"]["root"] == "data/nyud"
+    assert data_module(CONFIGS / "data" / f"{name}.yaml").root == "data/nyud"
 
 
 def test_adashares_zoom_leaves_depth_alone(miniatures):

@@ -14,6 +14,7 @@ from scipy.io import loadmat
 
 import taskformer
 from taskformer.cli import main
+from taskformer.data.configured import data_module
 from taskformer.data.datamodules.pascal_context import PASCALContextDataModule
 from taskformer.data.datasets.pascal_context import (
     CLASSES,
@@ -410,8 +411,7 @@ def test_nothing_is_written_to_the_data_set(root):
 
 @pytest.mark.parametrize("name", ["pascal_context", "pascal_context_mtinet"])
 def test_the_recipes_give_one_size_and_valid_targets(root, name):
-    settings = yaml.safe_load((ROOT / "configs" / "data" / f"{name}.yaml").read_text())["data"]["init_args"]
-    assert settings["tasks"] == list(TASKS)
+    assert data_module(ROOT / "configs" / "data" / f"{name}.yaml").task_names == list(TASKS)
     module = configured(root, name)
     module.setup("fit")
     for batch in (next(iter(module.train_dataloader())), next(iter(module.val_dataloader()))):

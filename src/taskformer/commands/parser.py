@@ -8,15 +8,17 @@ that both classes describe alike, such as the optimizer. Either way a line says 
 import pydoc
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse._actions import ActionConfigFile
 from jsonargparse._typehints import ActionTypeHint  # what add_subclass_arguments adds
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_info
 
-from taskformer.parsing import OneSentence
+from taskformer.parsing import OneSentence, read_layers
 
 FLAG = re.compile(r"--\w|-[a-z]\b")
 #: Flags without a value.
@@ -74,10 +76,11 @@ def _key(word: str) -> str:
 
 
 class ConfigFile(ActionConfigFile):
-    """``--config``: a file whose model or data set has another class replaces the earlier block."""
+    """``--config``: a file on its ``base``; a model or data set of another class replaces the earlier block."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Apply a file to what the earlier ones say."""
+        values = _on_its_base(values)
         earlier = cfg.clone()
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
         if not any(_differ(earlier.get(key), cfg.get(key)) for key in CLASSES):
@@ -124,6 +127,16 @@ class TrainingParser(OneSentence, LightningArgumentParser):
             if action.dest in CLASSES and type(action) is ActionTypeHint:
                 action.__class__ = ClassChoice  # jsonargparse makes its own, whatever it is given
         return added
+
+
+def _on_its_base(value: str) -> str:
+    """Return the text of a file and its base where it has one; what else a configuration may be stays as it is."""
+    path = Path(value)
+    try:
+        based = path.is_file() and re.search("^base:", path.read_text(encoding="utf-8"), re.MULTILINE)
+    except (OSError, ValueError):  # no file, or none of text, which jsonargparse reports
+        return value
+    return str(yaml.safe_dump(read_layers(path))) if based else value
 
 
 def _differ(earlier: Any, later: Any) -> bool:

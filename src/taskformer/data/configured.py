@@ -7,7 +7,7 @@ import yaml
 
 from taskformer.data.datamodules import MultiTaskDataModule, data_modules
 from taskformer.errors import ConfigError, UnknownNameError
-from taskformer.parsing import Parser
+from taskformer.parsing import Parser, read_layers
 
 
 def data_module(source: str | Path, **chosen: Any) -> MultiTaskDataModule:
@@ -55,7 +55,7 @@ def _file(source: str | Path) -> Path:
 def _from_yaml(path: Path, chosen: dict[str, Any]) -> MultiTaskDataModule:
     """Build the data module of a configuration's ``data`` block."""
     try:
-        block = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]
+        block = read_layers(path)["data"]
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
         msg = f"{path} is no YAML file with a `data` block ({type(error).__name__}: {' '.join(str(error).split())})"
         raise ConfigError(msg) from error
