@@ -13,6 +13,7 @@ from PIL import Image
 from taskformer.cli import main
 from taskformer.commands import data
 from taskformer.datatools.miniature import writer
+from taskformer.datatools.prepare import PREPARED
 
 ROOT = Path(__file__).parent.parent.parent
 SET_COMMANDS = ("verify", "preview", "stats", "shard")
@@ -52,7 +53,7 @@ def test_help_answers_without_importing_torch(args):
 
 @pytest.mark.parametrize("args", [
     *([command] for command in (*SET_COMMANDS, "render")),
-    *([command, name] for command in ("prepare", "miniature") for name in data.PREPARED),
+    *([command, name] for command in ("prepare", "miniature") for name in PREPARED),
 ])  # fmt: skip
 def test_every_option_is_explained(args, capsys):
     with pytest.raises(SystemExit) as done:
@@ -153,7 +154,7 @@ def test_previews_are_drawn(nyud, tmp_path, capsys):
         assert sheet.size[0] == 5 * 52 - 2
 
 
-@pytest.mark.parametrize("name", data.PREPARED)
+@pytest.mark.parametrize("name", PREPARED)
 def test_miniatures_are_written_and_right(name, tmp_path, capsys):
     main(["data", "miniature", name, f"--out={tmp_path / 'x'}"])
     assert capsys.readouterr().out == f"wrote {tmp_path / 'x'}\n"

@@ -10,9 +10,9 @@ import pytest
 
 import taskformer
 from taskformer.cli import main
-from taskformer.commands.data import PREPARED
 from taskformer.data.images import write_jpg, write_npy, write_png
 from taskformer.datatools.miniature import writer
+from taskformer.datatools.prepare import PREPARED
 from taskformer.datatools.verify import verify
 
 ROOT = Path(__file__).parents[2]

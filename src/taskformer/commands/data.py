@@ -3,7 +3,6 @@
 What a command needs is imported when it runs, so that ``--help`` answers at once.
 """
 
-import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +17,6 @@ from taskformer.parsing import Parser
 
 if TYPE_CHECKING:
     from taskformer.data import MultiTaskDataModule
-
-#: The data sets that are prepared from what their owners publish.
-PREPARED = ("nyud", "pascal_context", "cityscapes", "taskonomy")
 
 
 def main(argv: list[str]) -> None:
@@ -38,10 +34,13 @@ def _render(args: list[str]) -> None:
 
 
 def _prepare(args: list[str]) -> None:
+    from taskformer.datatools.prepare import PREPARED, preparer
+
     texts = {name: f"explained by `taskformer data prepare {name} --help`" for name in PREPARED}
     name, rest = _choose(args, "taskformer data prepare", "data set", texts)
-    prepare = getattr(importlib.import_module(f"taskformer.datatools.prepare.{name}"), f"prepare_{name}")
-    auto_cli(prepare, args=rest, prog=f"taskformer data prepare {name}", as_positional=False, parser_class=Parser)
+    auto_cli(
+        preparer(name), args=rest, prog=f"taskformer data prepare {name}", as_positional=False, parser_class=Parser
+    )
 
 
 def _miniature(args: list[str]) -> None:

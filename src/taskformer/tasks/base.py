@@ -44,16 +44,15 @@ class ClassCounts(NamedTuple):
 class Task(ABC):
     """One task: output channels, loss, metrics, decoding, colours, and what its targets may hold.
 
-        >>> import torch
-        >>> from taskformer.tasks import build_task
-        >>> task = build_task("semseg", {"classes": ["wall", "floor", "chair"]})
-        >>> output, target = torch.zeros(1, task.channels, 2, 2), torch.tensor([[[0, 1], [2, 255]]])
-        >>> print(f"{task.loss(output, target):.3f}")
-        1.099
-        >>> metrics = task.metrics()
-        >>> metrics.update(output, target)
-        >>> print(f"{metrics.compute()[task.headline]:.3f}")
-        0.111
+    >>> from taskformer.tasks import build_task
+    >>> task = build_task("semseg", {"classes": ["wall", "floor", "chair"]})
+    >>> output, target = torch.zeros(1, task.channels, 2, 2), torch.tensor([[[0, 1], [2, 255]]])
+    >>> print(f"{task.loss(output, target):.3f}")
+    1.099
+    >>> metrics = task.metrics()
+    >>> metrics.update(output, target)
+    >>> print(f"{metrics.compute()[task.headline]:.3f}")
+    0.111
 
     Invalid pixels are 255 in integer targets and NaN in float targets; losses and metrics ignore them, and a batch
     without a valid pixel gives a loss of exactly 0 that still has a gradient path.

@@ -25,6 +25,10 @@ from taskformer.tasks.registry import register
 class Classification(ImageLevelTask):
     """What an image shows; outputs ``(B, K)`` logits, targets ``(B, K)`` float32 that sum to 1, NaN without label.
 
+    >>> scene = Classification("scene", ["kitchen", "bath"])
+    >>> scene.decode(torch.zeros(1, 2)).tolist()
+    [[0.5, 0.5]]
+
     Args:
         name: The task's name.
         classes: Class names in the order of their ids.

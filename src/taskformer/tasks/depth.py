@@ -28,6 +28,11 @@ RATIO_UNITS = {"rmse_log": "", "abs_rel": "", "delta1": "%", "delta2": "%", "del
 class Depth(ValueMapTask):
     """Distance along the optical axis; targets ``(B, 1, H, W)`` float32 in metres, NaN (or not above 0) where invalid.
 
+    >>> depth = Depth("depth", max_depth=10.0)
+    >>> output, target = torch.tensor([3.0, 9.0]).view(1, 1, 1, 2), torch.tensor([1.0, torch.nan]).view(1, 1, 1, 2)
+    >>> depth.loss(output, target).item()
+    2.0
+
     Args:
         name: The task's name.
         max_depth: Depth in metres at the far end of the colours; losses and metrics have no cap.
@@ -87,6 +92,9 @@ class Depth(ValueMapTask):
 @register("inverse_depth")
 class InverseDepth(ValueMapTask):
     """1 / depth; targets ``(B, 1, H, W)`` float32 in 1/m: 0 infinitely far, NaN (or below 0) where invalid.
+
+    >>> InverseDepth("inverse_depth").decode(torch.tensor([-0.5, 0.25]).view(1, 1, 1, 2)).flatten().tolist()
+    [0.0, 0.25]
 
     Street scenes are learned this way because far values, the sky's among them, stay small. The default weight is the
     one AdaShare uses on Cityscapes (Sun et al., NeurIPS 2020), for values below 1.

@@ -24,6 +24,9 @@ from taskformer.tasks.value_map import ValueMapTask
 class Edges(ValueMapTask):
     """Edges; targets ``(B, 1, H, W)`` float32 in [0, 1], NaN where invalid.
 
+    >>> Edges("edges", positive_weight=0.8).decode(torch.zeros(1, 1, 1, 2)).flatten().tolist()
+    [0.5, 0.5]
+
     The defaults are those of NYUD-v2; PASCAL-Context uses a weight of 0.95 and a distance of 0.0075.
 
     Args:

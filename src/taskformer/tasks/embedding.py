@@ -24,6 +24,10 @@ from taskformer.tasks.registry import register
 class Embedding(Task):
     """Segments whose ids mean nothing but "same" and "other", e.g. superpixels; targets ``(B, H, W)`` int64, 255 none.
 
+    >>> segments = Embedding("segments", channels=8)
+    >>> segments.loss(torch.zeros(1, 8, 2, 2), torch.tensor([[[3, 3], [3, 255]]])).item()
+    0.0
+
     The network gives each pixel a point in ``channels`` dimensions, and learns to bring those of one segment within
     ``2 * pull`` of each other and the means of two segments ``2 * push`` apart (De Brabandere, Neven, Van Gool.
     Semantic Instance Segmentation with a Discriminative Loss Function. arXiv 1708.02551, equations 1-4), on a sample

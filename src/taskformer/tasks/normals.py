@@ -24,6 +24,9 @@ from taskformer.tasks.value_map import ValueMapTask
 class Normals(ValueMapTask):
     """Surface normals; targets ``(B, 3, H, W)`` float32 unit vectors, NaN where invalid.
 
+    >>> Normals("normals").decode(torch.tensor([0.0, 0.0, -5.0]).view(1, 3, 1, 1)).flatten().tolist()
+    [0.0, 0.0, -1.0]
+
     In the camera's frame x points right, y down and z into the scene.
 
     Args:

@@ -20,7 +20,8 @@ def register(name: str, **defaults: Any) -> Callable[[TaskClass], TaskClass]:
         **defaults: Options of the class that differ under this name; a spec may still set them.
 
     Example:
-        >>> @register("albedo", channels=3)
+        >>> from taskformer.tasks import Regression
+        >>> @register("albedo", channels=3)  # doctest: +SKIP
         ... class Albedo(Regression):
         ...     "Reflectance of the surface."
     """
@@ -39,6 +40,10 @@ def registered() -> list[str]:
 
 def build_tasks(specs: Mapping[str, Mapping[str, Any]]) -> dict[str, Task]:
     """Build tasks from plain specs, as they stand in configs and checkpoints.
+
+    >>> tasks = build_tasks({"depth": {"max_depth": 10.0}, "heat": {"type": "regression", "channels": 2}})
+    >>> tasks["heat"].channels
+    2
 
     Args:
         specs: Task name to options. ``type`` names the kind of task and defaults to the task's name; the other keys

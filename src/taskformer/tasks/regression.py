@@ -28,6 +28,10 @@ from taskformer.tasks.value_map import ValueMapTask
 class Regression(ValueMapTask):
     """Dense values; targets ``(B, channels, H, W)`` float32 in the unit of the data set, NaN where invalid.
 
+    >>> heat = Regression("heat", channels=1, value_range=[20.0, 40.0])
+    >>> heat.colorize(np.array([[20.0, 40.0, np.nan]])).tolist()  # purple, yellow, and dark where there is no label
+    [[[68, 1, 84], [253, 231, 37], [20, 20, 40]]]
+
     Args:
         name: The task's name.
         channels: Number of values per pixel.

@@ -21,6 +21,10 @@ from taskformer.tasks.registry import register
 class Saliency(LabelMapTask):
     """Which pixels belong to a salient object; targets ``(B, H, W)`` int64 are 0, 1, or 255 where invalid.
 
+    >>> saliency = Saliency("saliency")
+    >>> saliency.decode(torch.tensor([2.0, -1.0]).view(1, 2, 1, 1)).item(), saliency.classes
+    (0, ['background', 'salient'])
+
     Args:
         name: The task's name.
         loss_weight: Weight of the task's loss in the sum.

@@ -20,6 +20,12 @@ HUMAN_PARTS = ("background", "head", "torso", "upper arms", "lower arms", "upper
 class SemanticSegmentation(LabelMapTask):
     """Which class each pixel belongs to; targets are class ids ``(B, H, W)`` int64, 255 where invalid.
 
+    >>> import torch
+    >>> semseg = SemanticSegmentation("semseg", ["wall", "floor", "chair"])
+    >>> logits = torch.tensor([0.0, 2.0, 1.0]).view(1, 3, 1, 1)
+    >>> semseg.classes[semseg.decode(logits).item()]
+    'floor'
+
     Args:
         name: The task's name.
         classes: Class names in the order of their ids.
@@ -52,6 +58,10 @@ class SemanticSegmentation(LabelMapTask):
 @register("human_parts")
 class HumanParts(LabelMapTask):
     """Which body part each pixel belongs to; targets are part ids ``(B, H, W)`` int64, 255 where invalid.
+
+    >>> parts = HumanParts("human_parts")
+    >>> parts.channels, parts.classes[1]
+    (7, 'head')
 
     Args:
         name: The task's name.

@@ -24,6 +24,10 @@ from taskformer.tasks.value_map import medians
 class ImageVector(ImageLevelTask):
     """Numbers about the whole image; outputs and targets ``(B, channels)`` float32, NaN without label.
 
+    >>> vanishing = ImageVector("vanishing_point", channels=3)
+    >>> vanishing.colorize(np.array([-1.0, 0.0, 1.0])).shape  # a bar for each number
+    (64, 3, 3)
+
     Such numbers often describe the camera: whoever moves an image's pixels must not keep them.
 
     Args:
