@@ -27,6 +27,8 @@ DELTA_M = "val/delta_m"
 class Checkpoints(Checkpoint):
     """Write ``checkpoints/last.ckpt`` and ``checkpoints/best.ckpt`` below the run folder.
 
+    >>> trainer = Trainer(callbacks=[Checkpoints("val/semseg/mIoU")], accelerator="cpu", logger=False)
+
     The last state is written at the end of every epoch. The best is the one whose validation was best by ``monitor``;
     where no validation gave a number it is the last one. Training goes on from either exactly.
 

@@ -16,6 +16,8 @@ from taskformer.tasks.colors import contact_sheet
 class Gallery(Callback):
     """Draw a few fixed images with target and prediction of every task to ``gallery/*.png`` in the run folder.
 
+    >>> trainer = Trainer(callbacks=[Gallery(images=4)], accelerator="cpu", logger=False)
+
     Args:
         images: How many images, spread evenly over the split.
         every_n_epochs: Draw the validation images every so many epochs, 0: never; the test images are always drawn.

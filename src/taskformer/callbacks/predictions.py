@@ -14,6 +14,8 @@ from taskformer.modules.base import MultiTaskModule
 class Predictions(Callback):
     """Write the predictions of ``test`` to ``predictions/TASK/ID.png`` or ``.npy`` in the run folder.
 
+    >>> trainer = Trainer(callbacks=[Predictions(save=True)], accelerator="cpu", logger=False)
+
     Class ids are PNGs, as are probabilities (times 255, truncated) of edges and saliency; everything else is float32:
     depth ``(H, W)`` in metres, normals ``(H, W, 3)``. Maps have the size that their image was loaded with: what
     ``eval_transforms`` padded is cut off. ``taskformer evaluate`` scores the files.

@@ -21,6 +21,8 @@ from taskformer.modules.base import Batch, MultiTaskModule, Results
 class ResultsTable(Callback):
     """Print and save the metrics at the end of ``test`` and ``validate``.
 
+    >>> trainer = Trainer(callbacks=[ResultsTable(constant=True)], accelerator="cpu", logger=False)
+
     Args:
         constant: Also score the best constant prediction (majority class, mean depth, mean normal, edge prior), fitted
             to training images and evaluated on the same split: the floor that every model must beat.

@@ -50,6 +50,8 @@ class Losses(NamedTuple):
 class Stopping(Callback):
     """End a training in order: all processes, one status, and a checkpoint to go on from.
 
+    >>> trainer = Trainer(callbacks=[Checkpoints(), Stopping()], accelerator="cpu", logger=False)
+
     SIGTERM (of a cluster that wants its machine back) and Ctrl-C end it after the optimizer step that is being made, or
     after the validation: ``last.ckpt`` is written and ``taskformer fit --resume`` goes on exactly there. The second
     signal ends it at once. Under SLURM with Lightning's automatic requeueing the signal for it does the same, and puts

@@ -7,6 +7,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from rich.table import Table
 
+from taskformer.metrics.units import SHARE, factor
+
 #: What kind of fault it is: a file is missing, cannot be decoded, or has another size than its image; wrong class ids,
 #: normals or other values; an image in the wrong split; another number of images than published. Of doubts: a label is
 #: missing that others have; a map is almost without labels, or in another unit; viewers show the image turned; files
@@ -133,7 +135,7 @@ class Report:
             count = str(split.images) if split.published is None else f"{split.images} of {split.published}"
             for row, (task, summary) in enumerate(split.tasks.items()):
                 values = f"{summary.low:.4g} .. {summary.high:.4g}" if summary.valid else ""
-                share = f"{summary.valid_share * 100:.1f}" if summary.pixels else ""
+                share = f"{factor(SHARE) * summary.valid_share:.1f}" if summary.pixels else ""
                 head = (name, task, count) if row == 0 else ("", task, "")
                 table.add_row(*head, str(summary.maps), share, values)
             table.add_section()

@@ -13,6 +13,7 @@ from taskformer.data.datamodules.base import MultiTaskDataModule
 from taskformer.data.datasets.base import MultiTaskDataset
 from taskformer.datatools.selection import chosen_tasks, spread
 from taskformer.errors import CorruptFileError
+from taskformer.metrics.units import shown
 from taskformer.parallel import default_workers, run_jobs
 from taskformer.tasks import Task
 
@@ -125,7 +126,7 @@ class Statistics:
         values = _table("values", "task", *numbers)
         classes = []
         for name, record in self.as_dict()["tasks"].items():
-            share = "" if record["valid_share"] is None else _percent(record["valid_share"])
+            share = "" if record["valid_share"] is None else shown(record["valid_share"])
             overview.add_row(name, str(record["maps"]), share)
             if "mean" in record:
                 values.add_row(name, *(f"{record[key]:.3g}" for key in numbers))
@@ -149,12 +150,8 @@ def _class_table(name: str, classes: list[dict[str, Any]]) -> Table:
         title = f"{name}: the {CLASSES_SHOWN} most frequent of {len(classes)} classes, all of them with --json FILE"
     table = _table(title, "class", "id", "share %", "images")
     for number, row in numbered:
-        table.add_row(row["name"], str(number), _percent(row["share"]), str(row["images"]))
+        table.add_row(row["name"], str(number), shown(row["share"]), str(row["images"]))
     return table
-
-
-def _percent(share: float) -> str:
-    return f"{share * 100:.2f}"
 
 
 def statistics(

@@ -18,6 +18,13 @@ FITTED_TO = 100
 class ConstantPredictor:
     """Predict the same everywhere: the majority class, the mean depth, the mean normal, the share of edges.
 
+    >>> from taskformer.tasks import build_tasks
+    >>> training = [{"image": None, "targets": {"depth": torch.full((1, 4, 4), metres)}} for metres in (2.0, 4.0)]
+    >>> predictor = ConstantPredictor(build_tasks({"depth": {}}), training)
+    >>> predictor.update({"depth": torch.full((1, 1, 4, 4), 3.5)})
+    >>> predictor.results()["depth"]["rmse"]
+    0.5
+
     Args:
         tasks: The tasks by name.
         dataset: Training images; some of their targets are what the constants are fitted to.

@@ -45,6 +45,10 @@ class Reference:
 class Improvement:
     """How much better a run is than single-task runs of the same facts.
 
+    >>> references = {"depth": Reference(value=0.6, spread=0.01, seeds=3)}
+    >>> print(Improvement(Path("entry.json"), references, by_task={"depth": 5.0}, delta_m=5.0))
+    +5.00 % against entry.json (3 seeds)
+
     Attributes:
         source: File of the single-task results.
         references: They, by task.

@@ -26,6 +26,9 @@ Columns = dict[tuple[str, str], tuple[list[str], NDArray[np.float64]]]
 class Difference:
     """The first run, A, and another one in one metric of one task.
 
+    >>> Difference("B", "depth", "rmse", 2, 1.0, 1.5, 0.5, low=0.4, high=0.6, better="A").as_dict()["b"]
+    1.5
+
     Attributes:
         other: Letter of the other run.
         task: The task.

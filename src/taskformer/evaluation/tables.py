@@ -19,6 +19,14 @@ LATEX = str.maketrans({"_": r"\_", "%": r"\%", "°": r"$^\circ$", "±": r"$\pm$"
 class Scores:
     """What the tables show.
 
+    >>> from taskformer.tasks import build_tasks
+    >>> scores = Scores(build_tasks({"saliency": {}}), {"saliency": {"mIoU": 0.5, "maxF": 0.7512}}, {}, {})
+    >>> print(markdown_table(scores), end="")
+    | task | metric | value | unit | better |
+    | --- | --- | --- | --- | --- |
+    | saliency | maxF | 75.12 | % | higher |
+    | saliency | mIoU | 50.00 | % |  |
+
     Attributes:
         tasks: The tasks by name.
         results: The model's metrics.
