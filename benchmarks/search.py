@@ -3,13 +3,13 @@
 Usage: python benchmarks/search.py [--run RUN] [--population 50] [--naive 5] [--threads 1] [--json FILE]
 
 The sub-networks are those of a search for delta_m and parameters: a random generation, then one bred from it, whose
-sub-networks are alike and some of which stop early. The plain way takes one at a time, some of the same ones: it
+sub-networks are alike and some of which are pruned. The plain way takes one at a time, some of the same ones: it
 extracts the network, decodes the validation images anew and computes all metrics of ``validate``. Both run on the same
 processor in the same process; the rates are per minute of processor time, because other programs may run beside.
 
 Then the latency table is measured and compared with 30 random sub-networks that run as a whole, and the predictor's
 rank correlation is computed from both generations. Without ``--run`` the supernet is random: nothing is learned then,
-so scores, and with them the stops, mean little.
+so scores, and with them the pruning, mean little.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from taskformer.search.evolution import Evolution
 from taskformer.search.latency import LatencyTable
 from taskformer.search.objectives import Candidate, build_objectives, front
 from taskformer.search.predictor import Predictor
-from taskformer.search.pruning import Rival, Rivals
+from taskformer.search.pruning import DominatedPruner, Finished, History
 from taskformer.tasks import Task
 
 T = TypeVar("T")
@@ -88,7 +88,7 @@ def _rates(
 
     objectives = build_objectives(["delta_m", "params"], tasks)
     evolution = Evolution(supernet.space, objectives, admits=lambda _: True, population=population)
-    evaluator = Evaluator(supernet, tasks, list(data.val_dataloader()), costs=costs)
+    evaluator = Evaluator(supernet, tasks, list(data.val_dataloader()))
     first = evolution.generation(0, [], [])
     seconds, scored = _timed(lambda: evaluator.evaluate(first))
     step = len(first) // naive
@@ -102,11 +102,14 @@ def _rates(
         Candidate(each, {"delta_m": result.delta_m, "params": costs(each)[0]})
         for each, result in zip(first, scored, strict=True)
     ]
-    courses = {each: result.course for each, result in zip(first, scored, strict=True)}
-    best = [Rival(courses[one.architecture], costs(one.architecture)) for one in front(candidates, objectives)]
-    rivals = Rivals.of(best, list(courses.values()))
+    finished = {each: Finished(result.course, costs(each)) for each, result in zip(first, scored, strict=True)}
+    best = tuple(finished[one.architecture] for one in front(candidates, objectives))
+    history = History(tuple(finished.values()), best)
+    pruner = DominatedPruner()
     second = evolution.generation(1, candidates, first)
-    bred_seconds, bred = _timed(lambda: evaluator.evaluate(second, rivals))
+    bred_seconds, bred = _timed(
+        lambda: evaluator.evaluate(second, lambda each, course: pruner.prune(course, costs(each), history))
+    )
     plain_bred_seconds, _ = _timed(lambda: [_plainly(supernet, tasks, data, each) for each in second[::step]])
     whole = [
         Candidate(each, {"delta_m": result.delta_m})
@@ -123,7 +126,7 @@ def _rates(
         results[f"{name}: times the plain way"] = plains / ours
     return {
         **results,
-        "stopped early (%)": 100 * (1 - len(whole) / len(second)),
+        "pruned (%)": 100 * (1 - len(whole) / len(second)),
         "largest relative difference of a score": max(differences),
         "rank correlation of the predictor": Predictor(supernet.space).rank_correlation([*candidates, *whole]),
     }

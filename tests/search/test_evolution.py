@@ -80,10 +80,10 @@ def evolve(evolution, generations):
 
 @pytest.mark.parametrize("sharing", KINDS)
 @pytest.mark.parametrize("objectives", [[QUALITY], [QUALITY, SIZE]], ids=["one", "two"])
-def test_ten_thousand_children_are_well_formed_distinct_and_inside_the_window(sharing, objectives):
+def test_ten_thousand_children_are_well_formed_distinct_and_inside_the_limits(sharing, objectives):
     space = toy(sharing)
-    window = Constraint("params", 150, 900)
-    evolution = Evolution(space, objectives, lambda one: window.admits({"params": params(one)}), population=125)
+    limit = Constraint("params", 150, 900)
+    evolution = Evolution(space, objectives, lambda one: limit.admits({"params": params(one)}), population=125)
     generations, _ = evolve(evolution, 10)
     children = [child for generation in generations for child in generation]
     assert len(children) == 1250  # 8 x 1250 = 10,000

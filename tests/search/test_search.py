@@ -1,5 +1,6 @@
 """``taskformer.search(...)`` from Python: the same search as the command's, without a Trainer or a parser."""
 
+import json
 import subprocess
 import sys
 
@@ -46,6 +47,22 @@ def test_a_model_is_searched_where_it_is_told(model, data, tmp_path):
     # The same again evaluates nothing, and a model that was searched is as good as new.
     assert search(model, data, run_dir=tmp_path, generations=2, population=4, references=False,
                   pruner=NopPruner()).records == found.records  # fmt: skip
+
+
+def test_a_run_folder_says_model_and_data(model, data, tmp_path, small_rooms):
+    checkpoint = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
+    model.on_save_checkpoint(checkpoint)
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(checkpoint, tmp_path / "checkpoints" / "last.ckpt")
+    options = {"root": str(small_rooms), "tasks": ["semseg", "depth"], "batch_size": 2, "holdout": 0.5}
+    config = {"data": {"class_path": "taskformer.data.RoomsDataModule", "init_args": options}}
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    found = taskformer.search(tmp_path, generations=1, population=3, references=False)
+    assert found.folder == tmp_path / "search"
+    given = search(model, data, run_dir=tmp_path, study="other", generations=1, population=3, references=False)
+    assert [one.candidate for one in found.records] == [one.candidate for one in given.records]
+    by_file = search(tmp_path / "checkpoints" / "last.ckpt", generations=1, population=3, references=False)
+    assert by_file.records == found.records
 
 
 def test_constraints_and_pruners_are_objects(model, data, tmp_path):

@@ -31,7 +31,7 @@ def record(origin, generation, slot, values, state=TrialState.COMPLETE, architec
 
 @pytest.fixture(scope="module")
 def records():
-    """Three generations of two origins, each network once; some stopped early, one running."""
+    """Three generations of two origins, each network once; some pruned, one running."""
     rng, unseen = Random(0), iter(architectures())
     made = []
     for origin, generation, slot in product(("evolution", "random"), range(3), range(6)):

@@ -310,7 +310,7 @@ def test_a_study_is_continued_as_it_was_begun(alone, tmp_path):
 
 def test_a_study_without_a_trial_is_begun_anew(tmp_path):
     storage = open_storage(str(tmp_path / "study.db"))
-    SearchStudy(storage, "toy", OBJECTIVES[:1], [LIMITS])  # nothing was found inside the window, say
+    SearchStudy(storage, "toy", OBJECTIVES[:1], [LIMITS])  # nothing was found inside the constraints, say
     assert SearchStudy(storage, "toy", OBJECTIVES).study.directions == [
         optuna.study.StudyDirection.MAXIMIZE,
         optuna.study.StudyDirection.MINIMIZE,

@@ -126,9 +126,8 @@ def draw_hypervolume(path: Path, curves: Mapping[str, Curve]) -> None:
     axes = figure.subplots()
     for origin, curve in curves.items():
         color, style = (BLUE, "o-") if origin == "evolution" else (GREY, "s--")
-        axes.plot(curve.evaluations, [factor(SHARE) * share for share in curve.shares], style, color=color,
-                  markersize=5,
-                  label=MARKS[origin].label)  # fmt: skip
+        percent = [factor(SHARE) * share for share in curve.shares]
+        axes.plot(curve.evaluations, percent, style, color=color, markersize=5, label=MARKS[origin].label)
     axes.set_xlabel("networks evaluated")
     axes.set_ylabel("hyper-volume, % of the ideal")
     axes.legend(loc="lower right")

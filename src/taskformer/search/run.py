@@ -1,9 +1,8 @@
 """The door of the search: a trained supernet goes in, its best sub-networks for any budget come out."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,21 +11,22 @@ import torch
 import yaml
 
 from taskformer.data import MultiTaskDataModule
+from taskformer.data.configured import data_module
 from taskformer.errors import ConfigError, UnknownNameError, require
 from taskformer.files import inside, write_json
 from taskformer.models.autotaskformer import Architecture, Supernet
 from taskformer.modules import MultiTaskModule
 from taskformer.modules.checkpoints import load
-from taskformer.search.costs import LatencyOptions, count_costs, require_possible
+from taskformer.search.costs import Costs, LatencyOptions, count_costs, require_possible
 from taskformer.search.evaluator import Evaluator
 from taskformer.search.evolution import Evolution
-from taskformer.search.loop import LEARNABLE, Round, SearchLoop, evolution_rounds, reference_rounds
+from taskformer.search.loop import LEARNABLE, SearchLoop, evolution_rounds, reference_rounds
 from taskformer.search.objectives import COSTS, Candidate, Constraints, build_objectives, spread
 from taskformer.search.predictor import Predictor
 from taskformer.search.pruning import DOMINATED, Pruner
 from taskformer.search.references import ReferenceArchitectures
 from taskformer.search.results import SearchResult, write_results
-from taskformer.search.study import Record, SearchStudy, completed, open_storage
+from taskformer.search.study import SearchStudy, completed, open_storage
 from taskformer.tasks import Task
 
 #: The defaults of :func:`search`: no limits, and the latency of one image where the search runs.
@@ -107,9 +107,8 @@ def search(
     require_clean_selection(data, run)
     supernet = supernet_of(model)
     require_targets(data, model.tasks)
-    wanted = build_objectives(objectives, model.tasks)
-    limits = constraint.given()
     weights = require_weights(task_weights or {}, model.tasks)
+    wanted, limits = build_objectives(objectives, model.tasks), constraint.given()
     if predictor and "delta_m" not in objectives:
         msg = f"the predictor learns delta_m, which is not among the objectives {list(objectives)}; leave it out"
         raise ConfigError(msg)
@@ -119,16 +118,7 @@ def search(
     settings = {"seed": seed, "population": population, "pruner": str(pruner), "predictor": predictor}
     for name, value in (settings | {"task_weights": weights} | _facts(supernet, images)).items():
         memory.agree(name, value)
-
-    size = (images[0]["image"].shape[-2], images[0]["image"].shape[-1])
-    result = SearchResult(folder, wanted, model.tasks, [])
-    table = None
-    if "latency" in {each.name for each in wanted} | {each.name for each in limits}:
-        from taskformer.search.latency import shared_table  # torch's benchmarks look for compilers when imported
-
-        table, error = shared_table(memory, supernet, latency, size, folder)
-        result = replace(result, latency_error=error)
-    costs = count_costs(supernet, size, table)
+    costs, latency_error = _costs(memory, supernet, latency, images, folder)
     require_possible(limits, supernet, costs)
     evaluator = Evaluator(supernet, model.tasks, images, weights=weights)
     evaluator.reference = memory.shared("reference", lambda: evaluator.reference)
@@ -137,32 +127,28 @@ def search(
         return all(each.admits(costs(architecture)) for each in limits)
 
     def other_objectives(architecture: Architecture) -> list[float]:
-        values = costs(architecture)
-        return [values[each.name] for each in wanted if each.name in COSTS]
+        return [costs(architecture)[each.name] for each in wanted if each.name in COSTS]
 
     evolution = Evolution(supernet.space, wanted, admits, seed, population)
     guesses = Predictor(supernet.space, other_objectives) if predictor else None
-    rounds: Iterator[Round] = evolution_rounds(evolution, generations, guesses)
+    rounds = list(evolution_rounds(evolution, generations, guesses))
     if references:
         others = ReferenceArchitectures(supernet.space, admits, lambda one: costs(one)["params"], seed)
-        rounds = chain(rounds, reference_rounds(evolution, generations, others))
-
-    def report(records: Sequence[Record]) -> None:
-        on_progress(replace(result, records=records))
-
-    SearchLoop(memory, evaluator.evaluate, costs, batch, pruner).run(rounds, report)
-    result = replace(result, records=memory.records())
+        rounds += reference_rounds(evolution, generations, others)
+    found = SearchResult(folder, wanted, model.tasks, [], latency_error)
+    loop = SearchLoop(memory, evaluator.evaluate, costs, batch, pruner)
+    loop.run(rounds, lambda records: on_progress(replace(found, records=records)))
+    found = replace(found, records=memory.records())
     if worker:
-        return result
-    write_results(folder, result.records, wanted, model.tasks)
-    evolved = completed(result.records, "evolution")
+        return found
+    write_results(folder, found.records, wanted, model.tasks)
+    evolved = completed(found.records, "evolution")
     if guesses and len(evolved) >= LEARNABLE:
-        result = replace(result, rank_correlation=guesses.rank_correlation(evolved))
+        found = replace(found, rank_correlation=guesses.rank_correlation(evolved))
     if final:
-        scores = score_final(spread(result.front, final), supernet, model.tasks, data, weights)
-        write_json(folder / "test.json", scores)
-        result = replace(result, test=scores)
-    return result
+        found = replace(found, test=score_final(spread(found.front, final), supernet, model.tasks, data, weights))
+        write_json(folder / "test.json", found.test)
+    return found
 
 
 def run_folder_of(checkpoint: str | Path) -> Path | None:
@@ -273,22 +259,36 @@ def _opened(
     run_or_model: str | Path | MultiTaskModule, data: MultiTaskDataModule | None, run_dir: str | Path | None
 ) -> tuple[MultiTaskModule, MultiTaskDataModule, Path]:
     """Return the model, its data, and the folder in which the study's folder lies."""
+    run: Path | None = None
     if isinstance(run_or_model, MultiTaskModule):
-        model, run = run_or_model, None
+        model = run_or_model
     else:
         model = load(run_or_model, "cuda" if torch.cuda.is_available() else "cpu")
         run = Path(run_or_model) if Path(run_or_model).is_dir() else run_folder_of(run_or_model)
-    run = Path(run_dir) if run_dir is not None else run
+    if run_dir is not None:
+        run = Path(run_dir)
     if data is None and run is None:
         msg = "a model alone does not say what data it is searched on: give data, or its run folder as run_dir"
         raise ConfigError(msg)
-    return model, _data_of(run) if data is None else data, run or Path()
+    run = run or Path()
+    return model, data or data_module(run), run
 
 
-def _data_of(run: Path | None) -> MultiTaskDataModule:
-    from taskformer.data.configured import data_module
+def _costs(
+    memory: SearchStudy,
+    supernet: Supernet,
+    latency: LatencyOptions,
+    images: Sequence[Mapping[str, Any]],
+    folder: Path,
+) -> tuple[Costs, float | None]:
+    """Return what counts costs, and the error of the table of latencies if they are needed and were measured."""
+    size = (images[0]["image"].shape[-2], images[0]["image"].shape[-1])
+    if "latency" not in {each.name for each in memory.objectives} | {each.name for each in memory.constraints}:
+        return count_costs(supernet, size), None
+    from taskformer.search.latency import shared_table  # torch's benchmarks look for compilers when imported
 
-    return data_module(run)
+    table, error = shared_table(memory, supernet, latency, size, folder)
+    return count_costs(supernet, size, table), error
 
 
 def _facts(supernet: Supernet, images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
