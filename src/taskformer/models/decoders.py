@@ -317,7 +317,8 @@ def find_decoder(name: str) -> type[nn.Module]:
     try:
         decoder = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
-        msg = f"cannot import the decoder {name!r}: {error}; give one of {', '.join(DECODERS)}, or package.module.Class"
+        known = ", ".join(sorted(DECODERS))
+        msg = f"cannot import the decoder {name!r}: {error}; give one of {known}, or package.module.Class"
         raise ConfigError(msg) from error
     if not (isinstance(decoder, type) and issubclass(decoder, nn.Module)):
         msg = f"a decoder is a class of torch modules, {name!r} is {decoder!r}"

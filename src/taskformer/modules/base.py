@@ -34,8 +34,8 @@ from taskformer.seeds import derive
 from taskformer.tasks import Stage, build_tasks
 from taskformer.tasks.improvement import improvements
 
-#: Arguments of constructors that are no plain values, and so no hyper-parameters.
-BUILDERS = ("network", "build_head", "balancing", "optimizer", "lr_scheduler")
+#: Arguments of constructors that are no plain values, or that follow from others, and so no hyper-parameters.
+BUILDERS = ("network", "build_head", "last_only", "balancing", "optimizer", "lr_scheduler")
 #: Largest ratio of the sides of what the network sees of a photograph.
 MAX_ASPECT = 16
 
