@@ -6,11 +6,13 @@ Every parser of ours is a :class:`Parser`, or has :class:`OneSentence` among its
 import inspect
 import re
 import sys
+from argparse import Action
+from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from taskformer.errors import ConfigError, UnknownNameError, suggest
 
@@ -37,8 +39,28 @@ ABSTRACT = ("typing", "collections.abc")
 LISTED = 20
 
 
+class ShortHelp(DefaultHelpFormatter):
+    """Help that only counts the classes of a package that has very many for a setting, as albumentations has."""
+
+    def _get_help_string(self, action: Action) -> str:
+        text = super()._get_help_string(action)
+        return re.sub(r"(?<=known subclasses: )[\w., ]+", lambda classes: _shortened(classes[0]), text)
+
+
+def _shortened(classes: str) -> str:
+    """Name the classes of a list, but only count those of a package that has more than :data:`LISTED`."""
+    paths = classes.split(", ")
+    counts = Counter(path.split(".")[0] for path in paths)
+    many = {package: count for package, count in counts.items() if count > LISTED}
+    named = [path for path in paths if path.split(".")[0] not in many]
+    return ", ".join([*named, *(f"and {count} of {package}" for package, count in many.items())])
+
+
 class OneSentence(ArgumentParser):
     """A parser whose errors are one sentence: the reason and the nearest right name, not pages of usage."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"formatter_class": ShortHelp, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the reason as a :class:`ConfigError`."""

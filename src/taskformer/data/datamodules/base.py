@@ -135,6 +135,11 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         offered = self.task_offers()
         return {name: dict(offered[name]) for name in self.task_names}
 
+    @property
+    def dataset_options(self) -> dict[str, Any]:
+        """The options that every :class:`MultiTaskDataset` takes too, by name."""
+        return {"size": self.size, "on_error": self.on_error}
+
     def available(self) -> list[str]:
         """Return the offered tasks that there are files for; tools that look at data use all of these."""
         return list(self.task_offers())

@@ -60,5 +60,5 @@ class CityscapesDataModule(MultiTaskDataModule):
 
     def dataset(self, split: str, tasks: dict[str, Task], transform: Any) -> Cityscapes:
         """Build one split."""
-        options = (transform, self.size, self.on_error)
-        return Cityscapes(self.root, split, tasks, *options, semseg_classes=self.semseg_classes)
+        options = {"semseg_classes": self.semseg_classes, **self.dataset_options}
+        return Cityscapes(self.root, split, tasks, transform, **options)

@@ -92,11 +92,10 @@ class FolderDataModule(MultiTaskDataModule):
             split,
             tasks,
             transform,
-            self.size,
-            self.on_error,
             image=self.image,
             labels=self.labels,
             splits=self.sources,
             border=self.border,
             orientation=self.orientation,
+            **self.dataset_options,
         )

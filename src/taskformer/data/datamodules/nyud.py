@@ -79,9 +79,8 @@ class NYUDDataModule(MultiTaskDataModule):
             split,
             tasks,
             transform,
-            self.size,
-            self.on_error,
             semseg_classes=self.semseg_classes,
             layout=self.layout,
             normal_axes=self.normal_axes,
+            **self.dataset_options,
         )

@@ -66,8 +66,7 @@ class PASCALContextDataModule(MultiTaskDataModule):
             "val" if split == "test" else split,
             tasks,
             transform,
-            self.size,
-            self.on_error,
             people_only=people_only,
             normal_axes=self.normal_axes,
+            **self.dataset_options,
         )

@@ -38,4 +38,4 @@ class RoomsDataModule(MultiTaskDataModule):
 
     def dataset(self, split: str, tasks: dict[str, Task], transform: Any) -> Rooms:
         """Build one split."""
-        return Rooms(self.root, split, tasks, transform, self.size, self.on_error)
+        return Rooms(self.root, split, tasks, transform, **self.dataset_options)

@@ -129,19 +129,18 @@ class TaskonomyDataModule(MultiTaskDataModule):
         """Build one split."""
         if self.shards is not None:
             read = partial(decode, mask_blocks=self.mask_blocks)
-            return ShardedDataset(self.shards, split, tasks, transform, self.size, self.on_error, decode=read)
+            return ShardedDataset(self.shards, split, tasks, transform, decode=read, **self.dataset_options)
         only = read_views(Path(self.views_file.replace("{split}", split))) if self.views_file else None
         return Taskonomy(
             self.root,
             split,
             tasks,
             transform,
-            self.size,
-            self.on_error,
             buildings=self.buildings(split),
             only=only,
             mask_blocks=self.mask_blocks,
             index_dir=self.index_dir,
+            **self.dataset_options,
         )
 
     def _transformed(self, split: str, steps: list[Transform]) -> MultiTaskDataset:
