@@ -33,8 +33,8 @@ from taskformer.seeds import derive
 from taskformer.tasks import Stage, build_tasks
 from taskformer.tasks.improvement import improvements
 
-#: Arguments of constructors that are no plain values, and so no hyper-parameters.
-BUILDERS = ("network", "build_head", "balancing", "optimizer", "lr_scheduler")
+#: Arguments of constructors that are no plain values, or that follow from others, and so no hyper-parameters.
+BUILDERS = ("network", "build_head", "last_only", "balancing", "optimizer", "lr_scheduler")
 #: Largest ratio of the sides of what the network sees of a photograph.
 MAX_ASPECT = 16
 
@@ -273,9 +273,8 @@ class MultiTaskModule(Checkpointed):
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Split all parameters by learning rate and weight decay."""
         declared: Callable[[], set[str]] = getattr(self.network, "no_weight_decay", set)
-        parameters = dict(self.network.named_parameters())
-        spared = declared() | {name for name in parameters if name.endswith(("queries", "_pos", "_embed", "_token"))}
-        groups = parameter_groups(parameters.items(), self.lr_scales(), spared, self.weight_decay_on)
+        parameters = self.network.named_parameters()
+        groups = parameter_groups(parameters, self.lr_scales(), declared(), self.weight_decay_on)
         own = list(self.balancing.parameters())
         return [*groups, {"params": own, "lr_scale": 1.0, "weight_decay": 0.0}] if own else groups
 
