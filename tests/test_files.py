@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from taskformer.errors import WeightsError
-from taskformer.files import read_checkpoint
+from taskformer.files import read_tensors
 
 CONTENT = {"weights": torch.arange(1000.0), "facts": {"steps": [1, 2], "name": "x"}}
 
@@ -22,7 +22,7 @@ def checkpoint(tmp_path):
 
 
 def test_a_whole_checkpoint_is_read(checkpoint):
-    read = read_checkpoint(checkpoint)
+    read = read_tensors(checkpoint)
 
     assert torch.equal(read["weights"], CONTENT["weights"])
     assert read["facts"] == CONTENT["facts"]
@@ -37,7 +37,7 @@ def test_a_flipped_bit_is_never_loaded_as_another_value(checkpoint):
         damaged[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
         checkpoint.write_bytes(damaged)
         try:
-            read = read_checkpoint(checkpoint)
+            read = read_tensors(checkpoint)
         except WeightsError as error:
             assert "damaged" in str(error) or "never loaded" in str(error)  # noqa: PT017  # either, or whole
             refused += 1
@@ -52,7 +52,7 @@ def test_a_cut_checkpoint_is_refused(checkpoint):
     for length in (1, 63, len(whole) // 2, len(whole) - 1):
         checkpoint.write_bytes(whole[:length])
         with pytest.raises(WeightsError, match="damaged"):
-            read_checkpoint(checkpoint)
+            read_tensors(checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path, content, reason):
     path.write_bytes(content)
 
     with pytest.raises(WeightsError, match=reason):
-        read_checkpoint(path)
+        read_tensors(path)
 
 
 def test_a_module_a_foreign_archive_and_no_file_are_refused(tmp_path):
@@ -78,10 +78,10 @@ def test_a_module_a_foreign_archive_and_no_file_are_refused(tmp_path):
         archive.writestr("a.txt", "x")
 
     with pytest.raises(WeightsError, match=r"torch\.nn\.modules\.linear\.Linear"):
-        read_checkpoint(tmp_path / "module.pth")
+        read_tensors(tmp_path / "module.pth")
     with pytest.raises(WeightsError, match="torch cannot read it"):
-        read_checkpoint(tmp_path / "foreign.zip")
+        read_tensors(tmp_path / "foreign.zip")
     with pytest.raises(WeightsError, match="does not exist"):
-        read_checkpoint(tmp_path / "none.ckpt")
+        read_tensors(tmp_path / "none.ckpt")
     with pytest.raises(WeightsError, match="is a folder"):
-        read_checkpoint(tmp_path)
+        read_tensors(tmp_path)

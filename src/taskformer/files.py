@@ -1,4 +1,4 @@
-"""Writing files so that a crash never leaves half of one, and reading checkpoints so that a damaged one is noticed."""
+"""Writing files so that a crash never leaves half of one, and reading tensors so that a damaged file is noticed."""
 
 import json
 import os
@@ -81,7 +81,7 @@ def inside(folder: Path, name: str, what: str) -> Path:
     return folder / name
 
 
-def read_checkpoint(path: Path) -> Any:
+def read_tensors(path: Path) -> Any:
     """Read what ``torch.save`` wrote, whole and safely: tensors and plain values, never code.
 
     Args:

@@ -108,7 +108,7 @@ def test_weights_that_are_not_finite_are_neither_best_nor_last(tmp_path):
 def test_a_full_disk_leaves_the_checkpoint_before_and_no_litter(tmp_path, monkeypatch):
     path = tmp_path / "last.ckpt"
     files = WholeCheckpoints()
-    files.save_checkpoint({"step": 1}, path)
+    files.save_checkpoint({"taskformer_class": "x", "step": 1}, path)
 
     def full(value, stream):
         stream.write(b"half of it")
@@ -116,8 +116,8 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_no_litter(tmp_path, monkey
 
     monkeypatch.setattr("taskformer.callbacks.checkpoints.torch.save", full)
     with pytest.raises(TaskformerError, match=r"last\.ckpt cannot be written \(No space left on device\)"):
-        files.save_checkpoint({"step": 2}, path)
-    assert files.load_checkpoint(path) == {"step": 1}
+        files.save_checkpoint({"taskformer_class": "x", "step": 2}, path)
+    assert files.load_checkpoint(path) == {"taskformer_class": "x", "step": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
 
 

@@ -76,9 +76,12 @@ def test_tensors_are_named_where_no_setting_differs():
 
 
 def test_what_is_no_checkpoint_of_ours_is_refused():
-    with pytest.raises(WeightsError, match="does not name its tasks and weights"):
+    with pytest.raises(WeightsError, match="does not name its model's class"):
         baseline().on_load_checkpoint({"state_dict": {}})
     checkpoint = checkpoint_of(baseline())
+    for missing in ("hyper_parameters", "state_dict"):
+        with pytest.raises(WeightsError, match="does not name its tasks and weights"):
+            baseline().on_load_checkpoint({key: value for key, value in checkpoint.items() if key != missing})
     checkpoint["hyper_parameters"]["tasks"] = {"smell": {}}
     with pytest.raises(WeightsError, match="tasks of the checkpoint are not known here: unknown task type 'smell'"):
         baseline().on_load_checkpoint(checkpoint)

@@ -17,8 +17,9 @@ from torchmetrics import MetricCollection
 from taskformer.callbacks.results import why_no_delta_m
 from taskformer.callbacks.run_folder import is_fitting
 from taskformer.errors import ConfigError, TaskformerError, UnknownNameError
-from taskformer.files import read_checkpoint, replacing
+from taskformer.files import replacing
 from taskformer.modules.base import MultiTaskModule
+from taskformer.modules.checkpoints import open_checkpoint
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 DELTA_M = "val/delta_m"
@@ -183,6 +184,5 @@ class WholeCheckpoints(TorchCheckpointIO):
             raise TaskformerError(msg) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint, see :func:`taskformer.files.read_checkpoint`."""
-        checkpoint: dict[str, Any] = read_checkpoint(Path(path))
-        return checkpoint
+        """Read a checkpoint, see :func:`taskformer.modules.checkpoints.open_checkpoint`."""
+        return open_checkpoint(path).content

@@ -18,9 +18,8 @@ from taskformer.callbacks.checkpoints import BEST
 from taskformer.commands import runs
 from taskformer.commands.devices import require_possible
 from taskformer.commands.trainer import TaskformerCLI, silence_lightning
-from taskformer.errors import ConfigError, WeightsError
-from taskformer.files import read_checkpoint
-from taskformer.modules import MultiTaskModule
+from taskformer.errors import ConfigError
+from taskformer.modules.checkpoints import open_checkpoint, restore
 from taskformer.search.pruning import DOMINATED, DominatedPruner, NopPruner
 from taskformer.search.results import SearchResult
 from taskformer.search.run import run_folder_of, search, supernet_of
@@ -93,7 +92,7 @@ class SearchCLI(TaskformerCLI):
             enable_progress_bar=False,
         ).strategy.root_device
         supernet_of(self.model)  # refuses others before their weights do not fit
-        load_weights(self.model, checkpoint)
+        restore(self.model, open_checkpoint(checkpoint))
         self.model.to(device)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -141,20 +140,6 @@ class SearchCLI(TaskformerCLI):
         config = self.config
         given = config.trainer.default_root_dir
         return Path(given) if given else Path(config.runs_dir, runs.name_run("search", config))
-
-
-def load_weights(model: MultiTaskModule, checkpoint: Path) -> None:
-    """Load a checkpoint's weights into a model.
-
-    Raises:
-        WeightsError: If there is no such checkpoint, or it does not fit.
-    """
-    saved = read_checkpoint(checkpoint)
-    try:
-        model.load_state_dict(saved["state_dict"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        msg = f"{checkpoint} does not fit the configuration: {' '.join(str(error).split())[:300]}"
-        raise WeightsError(msg) from error
 
 
 class SearchProgress:

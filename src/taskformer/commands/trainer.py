@@ -21,8 +21,8 @@ from taskformer.commands.parser import TrainingParser, in_order, joined
 from taskformer.commands.runs import INITIAL, Claim, find_checkpoint, go_on_after_requeue, name_run, spell_out
 from taskformer.data import MultiTaskDataModule
 from taskformer.errors import ConfigError
-from taskformer.files import read_checkpoint
 from taskformer.modules import MultiTaskModule
+from taskformer.modules.checkpoints import open_checkpoint
 
 # LightningCLI calls functions that jsonargparse has renamed; that is between the two of them, not for our users.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -204,10 +204,9 @@ class TaskformerCLI(LightningCLI):
             config.ckpt_path = self._chosen_checkpoint(Path(config.runs_dir) / config.name, config.ckpt)
         if not config.ckpt_path:
             return
-        checkpoint = read_checkpoint(Path(config.ckpt_path))
-        self.steps_done = int(checkpoint.get("global_step", 0))
-        saved = checkpoint.get("taskformer_class")
-        if saved and saved.rsplit(".", 1)[-1] != config.model.class_path.rsplit(".", 1)[-1]:
+        checkpoint = open_checkpoint(config.ckpt_path)
+        self.steps_done, saved = checkpoint.global_step, checkpoint.class_name
+        if saved.rsplit(".", 1)[-1] != config.model.class_path.rsplit(".", 1)[-1]:
             msg = (
                 f"{config.ckpt_path} is a checkpoint of {saved}, the configuration asks for {config.model.class_path}; "
                 "change one of them"

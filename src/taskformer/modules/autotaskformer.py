@@ -13,13 +13,14 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from taskformer.errors import ConfigError, WeightsError, require
-from taskformer.files import read_checkpoint
+from taskformer.files import read_tensors
 from taskformer.models.autotaskformer import Architecture, SearchSpace, Supernet
 from taskformer.models.autotaskformer.autoformer import warm_start
 from taskformer.models.autotaskformer.layers import resample_positions
 from taskformer.models.autotaskformer.space import SharingKind
 from taskformer.models.autotaskformer.subnet import Network
 from taskformer.modules.base import Batch, MultiTaskModule, image_tasks, output_channels
+from taskformer.modules.checkpoints import Checkpoint
 from taskformer.modules.sampling import SamplerName, sample
 from taskformer.seeds import run_seed
 
@@ -260,25 +261,22 @@ def _load_weights(supernet: Supernet, source: str) -> None:
         raise WeightsError(msg)
     # AutoFormer's checkpoints also hold its command line.
     with torch.serialization.safe_globals([argparse.Namespace]):
-        checkpoint = read_checkpoint(Path(source))
-    if not isinstance(checkpoint, dict):
-        msg = f"{source} holds a {type(checkpoint).__name__} and no weights by name; give a checkpoint of a supernet"
+        content = read_tensors(Path(source))
+    if not isinstance(content, dict):
+        msg = f"{source} holds a {type(content).__name__} and no weights by name; give a checkpoint of a supernet"
         raise WeightsError(msg)
-    if "taskformer_class" not in checkpoint:
-        warm_start(supernet, checkpoint.get("model", checkpoint))
+    if not Checkpoint.is_one(content):
+        warm_start(supernet, content.get("model", content))
         return
-    prefix = "network."
+    checkpoint = Checkpoint(content, source)
     try:
-        state = {
-            key.removeprefix(prefix): value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)
-        }
-        settings = checkpoint["hyper_parameters"]
+        state, settings = checkpoint.network, checkpoint.hyper_parameters
         height, width = (math.ceil(side / settings["patch_size"]) for side in settings["image_size"])
         state["stem.pos_embed"] = resample_positions(state["stem.pos_embed"], (height, width), supernet.stem.grid)
         supernet.load_state_dict(state)
     except (KeyError, RuntimeError) as error:
         msg = (
-            f"{source}, a checkpoint of {checkpoint['taskformer_class'].rpartition('.')[2]}, holds no supernet of this "
+            f"{source}, a checkpoint of {checkpoint.class_name.rpartition('.')[2]}, holds no supernet of this "
             f"space, head and tasks: {' '.join(str(error).split())[:300]}"
         )
         raise WeightsError(msg) from error

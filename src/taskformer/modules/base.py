@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ from torchmetrics import Metric, MetricCollection
 
 from taskformer.errors import ConfigError, UnknownNameError
 from taskformer.modules.balancing import BalancingCallable, FixedWeights
-from taskformer.modules.fitting import require_fitting
+from taskformer.modules.checkpoints import Checkpointed
 from taskformer.modules.optimisation import (
     DecayOn,
     configuration,
@@ -44,7 +43,7 @@ Batch = dict[str, Any]
 Results = dict[str, dict[str, float]]
 
 
-class MultiTaskModule(LightningModule):
+class MultiTaskModule(Checkpointed):
     """Train, validate, test and predict with one network and any set of tasks.
 
     Args:
@@ -71,7 +70,6 @@ class MultiTaskModule(LightningModule):
         test_stage: ``"val"`` leaves out of ``test`` what takes long, the boundary benchmark of edges; set it before
             ``protocol``.
         per_class: Each class's score in the last evaluation by stage, for the tasks that have classes.
-        recipe: What the weights were trained with, see :func:`training_recipe`; empty if they do not say.
         single_task: Headline metric of each task's single-task runs on the validation split, against which
             ``val/delta_m`` is logged; empty: it is not.
     """
@@ -105,9 +103,6 @@ class MultiTaskModule(LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.weight_decay_on = weight_decay_on
-        #: How the optimizer and its schedule were built, and how those of the checkpoint that training goes on from.
-        self._optimisation: dict[str, Any] | None = None
-        self._optimisation_before: dict[str, Any] | None = None
         #: The losses of the last training batch, see :meth:`compute_losses`.
         self.train_losses: dict[str, Tensor] = {}
         #: The same as they were balanced, until they are differentiated.
@@ -117,7 +112,6 @@ class MultiTaskModule(LightningModule):
         self.metrics = nn.ModuleDict({stage: self._build_metrics(stage) for stage in ("val", "test")})
         self.results: dict[str, Results] = {}
         self.per_class: dict[str, dict[str, list[float]]] = {}
-        self.recipe: dict[str, Any] = {}
         self.single_task: dict[str, float] = {}
         # Height and width of the training images, kept in checkpoints: photographs are predicted at this scale.
         self.train_size: Tensor
@@ -230,7 +224,7 @@ class MultiTaskModule(LightningModule):
         scheduler = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
         if isinstance(scheduler, PolyLR) and scheduler.total_steps is None:
             scheduler.span(self._training_steps())
-        self._optimisation = configuration(optimizer, scheduler)
+        self.optimisation = configuration(optimizer, scheduler)
         if scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -241,17 +235,17 @@ class MultiTaskModule(LightningModule):
         What was learnt is restored after this.
         """
         self.recipe = training_recipe(self.trainer, self)
-        if self._optimisation_before and self._optimisation:
-            require_same_kind(self._optimisation_before, self._optimisation)
+        if self.optimisation_before and self.optimisation:
+            require_same_kind(self.optimisation_before, self.optimisation)
 
     def on_train_start(self) -> None:
         """Let the present configuration of optimizer and schedule win over the one that was restored."""
-        if self._optimisation_before is None or self._optimisation is None:
+        if self.optimisation_before is None or self.optimisation is None:
             return
         optimizer, scheduler = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
         assert isinstance(optimizer, Optimizer)
         assert scheduler is None or isinstance(scheduler, LRScheduler)
-        changes = reconfigure(optimizer, scheduler, self._optimisation_before, self._optimisation)
+        changes = reconfigure(optimizer, scheduler, self.optimisation_before, self.optimisation)
         if changes:
             rank_zero_info(f"the training goes on with another configuration: {', '.join(changes)}")
 
@@ -272,23 +266,6 @@ class MultiTaskModule(LightningModule):
             raise ConfigError(msg)
         return int(steps)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the class, so that :func:`taskformer.load` finds it, and what the weights are trained with."""
-        checkpoint["optimisation"] = self._optimisation
-        checkpoint["taskformer_class"] = f"{type(self).__module__}.{type(self).__qualname__}"
-        checkpoint["taskformer_recipe"] = self.recipe
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note what the loaded weights were trained from and with, whatever the network was filled with before.
-
-        Raises:
-            WeightsError: If the checkpoint is of other tasks, classes or sizes.
-        """
-        require_fitting(checkpoint, self)
-        self.hparams["weights"] = checkpoint["hyper_parameters"]["weights"]
-        self.recipe = checkpoint.get("taskformer_recipe", {})
-        self._optimisation_before = checkpoint.get("optimisation")
-
     def lr_scales(self) -> dict[str, float]:
         """Return the learning rates of the network's parameters over the optimizer's, where they are not 1."""
         return {}
@@ -296,9 +273,8 @@ class MultiTaskModule(LightningModule):
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Split all parameters by learning rate and weight decay."""
         declared: Callable[[], set[str]] = getattr(self.network, "no_weight_decay", set)
-        parameters = dict(self.network.named_parameters())
-        spared = declared() | {name for name in parameters if name.endswith(("queries", "_pos", "_embed", "_token"))}
-        groups = parameter_groups(parameters.items(), self.lr_scales(), spared, self.weight_decay_on)
+        parameters = self.network.named_parameters()
+        groups = parameter_groups(parameters, self.lr_scales(), declared(), self.weight_decay_on)
         own = list(self.balancing.parameters())
         return [*groups, {"params": own, "lr_scale": 1.0, "weight_decay": 0.0}] if own else groups
 

@@ -1,13 +1,144 @@
-"""Loading trained models."""
+"""The checkpoints of trainings: what is in them, and models out of them. No other file opens one or knows its keys."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from lightning.pytorch import LightningModule
 
 from taskformer.errors import ConfigError, WeightsError
-from taskformer.files import read_checkpoint
-from taskformer.modules import MultiTaskModule
+from taskformer.files import read_tensors
+from taskformer.modules.fitting import require_fitting
+
+if TYPE_CHECKING:
+    from taskformer.modules.base import MultiTaskModule
+
+CLASS, RECIPE, OPTIMISATION = "taskformer_class", "taskformer_recipe", "optimisation"
 
 
-def load(path: str | Path, map_location: str = "cpu") -> MultiTaskModule:
+class Checkpoint:
+    """What Lightning and :class:`Checkpointed` wrote of a training.
+
+    Args:
+        content: Everything, as Lightning restores it.
+        source: Where it comes from, for messages.
+
+    Raises:
+        WeightsError: If it is something else.
+    """
+
+    def __init__(self, content: Any, source: object = "the checkpoint") -> None:
+        self.content: dict[str, Any] = content
+        self.source = source
+        if not self.is_one(content):
+            msg = f"{source} does not name its model's class; only checkpoints of `taskformer fit` can be loaded"
+            raise WeightsError(msg)
+
+    @staticmethod
+    def is_one(content: Any) -> bool:
+        """Tell whether what a file holds is a checkpoint of ours."""
+        return isinstance(content, dict) and bool(content.get(CLASS))
+
+    @property
+    def class_name(self) -> str:
+        """Full name of the model's class."""
+        return str(self.content[CLASS])
+
+    @property
+    def hyper_parameters(self) -> dict[str, Any]:
+        """The plain arguments of the model's constructor."""
+        return dict(self.content.get("hyper_parameters", {}))
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """All tensors of the LightningModule by name."""
+        return dict(self.content.get("state_dict", {}))
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """The tensors of its network by name."""
+        prefix = "network."
+        return {key.removeprefix(prefix): value for key, value in self.state.items() if key.startswith(prefix)}
+
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps that are done."""
+        return int(self.content.get("global_step", 0))
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What the weights are trained with, see :func:`~taskformer.modules.recipe.training_recipe`; empty: unknown."""
+        return dict(self.content.get(RECIPE, {}))
+
+    @property
+    def optimisation(self) -> dict[str, Any] | None:
+        """How optimizer and schedule were built, see :func:`~taskformer.modules.optimisation.configuration`."""
+        return self.content.get(OPTIMISATION)
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint whole and safely, see :func:`taskformer.files.read_tensors`.
+
+    Raises:
+        WeightsError: If there is no such file, it is damaged, or it was not written by taskformer.
+    """
+    return Checkpoint(read_tensors(Path(path)), path)
+
+
+class Checkpointed(LightningModule):
+    """A LightningModule whose checkpoints say what they are, and which refuses those of another.
+
+    Attributes:
+        recipe: What the weights were trained with, see :func:`~taskformer.modules.recipe.training_recipe`; empty if
+            they do not say.
+        optimisation: How the optimizer and its schedule were built, see
+            :func:`~taskformer.modules.optimisation.configuration`.
+        optimisation_before: The same of the checkpoint that training goes on from.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recipe: dict[str, Any] = {}
+        self.optimisation: dict[str, Any] | None = None
+        self.optimisation_before: dict[str, Any] | None = None
+
+    @classmethod
+    def upgraded(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return settings of any version, of a checkpoint or a run's ``config.yaml``, as the constructor takes them."""
+        return dict(settings)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note the class, so that :func:`taskformer.load` finds it, and what the weights are trained with."""
+        checkpoint[OPTIMISATION] = self.optimisation
+        checkpoint[CLASS] = f"{type(self).__module__}.{type(self).__qualname__}"
+        checkpoint[RECIPE] = self.recipe
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note what the loaded weights were trained from and with, whatever the network was filled with before.
+
+        Raises:
+            WeightsError: If the checkpoint is of other tasks, classes or sizes.
+        """
+        saved = Checkpoint(checkpoint)
+        checkpoint["state_dict"] = state = with_balancing_of(self.state_dict(), saved.state)
+        require_fitting(self.upgraded(saved.hyper_parameters), state, cast("MultiTaskModule", self))
+        self.hparams["weights"] = saved.hyper_parameters["weights"]
+        self.recipe = saved.recipe
+        self.optimisation_before = saved.optimisation
+
+
+def with_balancing_of(own: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Let a balancing method start anew from its own state where the saved one is of another method, or of none."""
+    parts = [
+        {name: values for name, values in state.items() if name.startswith("balancing.")} for state in (own, saved)
+    ]
+    shapes = [{name: values.shape for name, values in part.items()} for part in parts]
+    if shapes[0] == shapes[1]:
+        return dict(saved)
+    return {name: values for name, values in saved.items() if name not in parts[1]} | parts[0]
+
+
+def load(path: str | Path, map_location: str = "cpu") -> "MultiTaskModule":
     """Load a trained model, of whichever class it is, ready to predict.
 
     Args:
@@ -18,35 +149,40 @@ def load(path: str | Path, map_location: str = "cpu") -> MultiTaskModule:
         ConfigError: If there is no such device.
         WeightsError: If there is no checkpoint, or it was not written by taskformer.
     """
-    file = _checkpoint_file(path)
-    checkpoint = read_checkpoint(file)
-    name = checkpoint.get("taskformer_class") if isinstance(checkpoint, dict) else None
-    if not name:
-        msg = f"{file} does not name its model's class; only checkpoints of `taskformer fit` can be loaded"
-        raise WeightsError(msg)
-    known = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in _subclasses(MultiTaskModule)}
+    checkpoint = open_checkpoint(_checkpoint_file(path))
+    name = checkpoint.class_name
+    known = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in _subclasses(Checkpointed)}
     if name not in known:
         msg = (
-            f"{file} names the model {name!r}, which is none of {', '.join(sorted(known))}; "
+            f"{checkpoint.source} names the model {name!r}, which is none of {', '.join(sorted(known))}; "
             "import the file of a model of your own first, a checkpoint never does"
         )
         raise WeightsError(msg)
     try:
         # The checkpoint fills every tensor: nothing has to be downloaded or read first.
-        model = known[name](**(checkpoint["hyper_parameters"] | {"weights": "random"}))
-        model.on_load_checkpoint(checkpoint)
-        model.load_state_dict(checkpoint["state_dict"])
+        model = known[name](**(known[name].upgraded(checkpoint.hyper_parameters) | {"weights": "random"}))
+        restore(model, checkpoint)
     except (KeyError, TypeError, RuntimeError) as error:
-        msg = f"{file} does not fit the model {name}: {' '.join(str(error).split())[:300]}"
+        msg = f"{checkpoint.source} does not fit the model {name}: {' '.join(str(error).split())[:300]}"
         raise WeightsError(msg) from error
     try:
-        return model.to(map_location).eval()
+        return cast("MultiTaskModule", model.to(map_location).eval())
     except (RuntimeError, AssertionError) as error:  # torch's, of devices that do not exist or are not there
         msg = f"cannot use the device {map_location!r}: {str(error).splitlines()[0]}"
         raise ConfigError(msg) from error
 
 
-def _subclasses(base: type[MultiTaskModule]) -> list[type[MultiTaskModule]]:
+def restore(model: Checkpointed, checkpoint: Checkpoint) -> None:
+    """Fill a model from a checkpoint of the same class, tasks and sizes.
+
+    Raises:
+        WeightsError: If it is of others.
+    """
+    model.on_load_checkpoint(checkpoint.content)
+    model.load_state_dict(checkpoint.state)
+
+
+def _subclasses(base: type[Checkpointed]) -> list[type[Checkpointed]]:
     """List all models below a class."""
     return [cls for child in base.__subclasses__() for cls in (child, *_subclasses(child))]
 

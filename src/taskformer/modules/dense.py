@@ -1,5 +1,6 @@
 """What all models of an encoder and a head have in common."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from taskformer.models import Backbone, DenseNetwork
 from taskformer.modules.base import MultiTaskModule, image_tasks, not_negative
 
 
-class DenseModule(MultiTaskModule):
+class DenseModule(MultiTaskModule, ABC):
     """Any timm encoder with a head on its feature maps.
 
     Args:
@@ -26,6 +27,7 @@ class DenseModule(MultiTaskModule):
 
     recipe_settings = (*MultiTaskModule.recipe_settings, "backbone_lr_scale", "backbone_drop_path")
 
+    @abstractmethod  # a model says which head
     def __init__(
         self,
         tasks: dict[str, dict[str, Any]],

@@ -15,14 +15,18 @@ NAMED = 3
 NO_SIZES = ("tasks", "weights", "loss_weights")
 
 
-def require_fitting(checkpoint: Mapping[str, Any], module: "MultiTaskModule") -> None:
+def require_fitting(saved: Mapping[str, Any], state: Mapping[str, Any], module: "MultiTaskModule") -> None:
     """Refuse a checkpoint of other tasks, other classes or a network of other sizes.
+
+    Args:
+        saved: Its hyper-parameters.
+        state: Its tensors.
+        module: The model that they are to be loaded into.
 
     Raises:
         WeightsError: If it does not fit; says what differs.
     """
-    saved = checkpoint.get("hyper_parameters", {})
-    if "tasks" not in saved or "state_dict" not in checkpoint:
+    if "tasks" not in saved or not state:
         msg = "the checkpoint does not name its tasks and weights; only checkpoints of `taskformer fit` can be loaded"
         raise WeightsError(msg)
     try:
@@ -36,7 +40,7 @@ def require_fitting(checkpoint: Mapping[str, Any], module: "MultiTaskModule") ->
             "give the data set's configuration that it was trained with, or train anew"
         )
         raise WeightsError(msg)
-    if differences := list(_shape_differences(checkpoint["state_dict"], module.state_dict())):
+    if differences := list(_shape_differences(state, module.state_dict())):
         settings = [
             f"{key} {value!r} there, {module.hparams[key]!r} here"
             for key, value in saved.items()
