@@ -94,7 +94,15 @@ class SplitSummary:
 
 @dataclass
 class Report:
-    """What :func:`verify` found.
+    """What :func:`~taskformer.datatools.verify.verify` found.
+
+    >>> report = Report("nyud", "data/nyud", {"val": SplitSummary(images=654, published=654, opened=654)})
+    >>> report.summary()
+    'all 654 images of nyud in data/nyud are right'
+    >>> report.findings.append(Finding("val", "7", "depth", "7.npy", "missing", "7.npy: cannot be read"))
+    >>> print(report.summary())
+    654 images of nyud in data/nyud: 1 faults
+      missing  val    7.npy: cannot be read
 
     Attributes:
         dataset: Short name of the data set.

@@ -15,7 +15,11 @@ def chosen_tasks(module: MultiTaskDataModule, names: Sequence[str] | None = None
 
 
 def spread(count: int, sample: int | None) -> Sequence[int]:
-    """Choose so many of ``count`` places evenly, the first and the last among them; None chooses all."""
+    """Choose so many of ``count`` places evenly, the first and the last among them; None chooses all.
+
+    >>> spread(9, 3)
+    [0, 4, 8]
+    """
     if sample is None or sample >= count:
         return range(count)
     return [int(place) for place in np.linspace(0, count - 1, sample).round()]

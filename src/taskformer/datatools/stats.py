@@ -32,6 +32,11 @@ CLASSES_SHOWN = 60
 class Tally:
     """Counts of one task's maps, which add up over images.
 
+    >>> tally = Tally(maps=1, pixels=4, valid=3)
+    >>> tally.add(Tally(maps=1, pixels=4, valid=4))
+    >>> tally.maps, tally.valid / tally.pixels
+    (2, 0.875)
+
     Attributes:
         maps: Number of images that have a map.
         pixels: Number of the maps' pixels.

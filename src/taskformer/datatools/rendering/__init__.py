@@ -1,7 +1,7 @@
 """The renderer of the embedded data set ``rooms``: furnished rooms with exact labels.
 
 Only `render.render_rooms` is meant for callers; it needs the extra ``taskformer[render]`` and the Debian packages
-``libllvm19`` and ``sweethome3d-furniture``. Nothing here imports the rest of the package.
+``libllvm19`` and ``sweethome3d-furniture``.
 """
 
 from taskformer.data.datasets.rooms import CLASSES
