@@ -17,7 +17,8 @@ from taskformer.data.cache import DecodedCache, cache_path, fingerprint
 from taskformer.data.datamodules.base import collate
 from taskformer.data.datasets import MultiTaskDataset, Rooms
 from taskformer.data.images import read_npy, write_npy
-from taskformer.data.transforms import RandomScaledCrop, TaskCompose, worker_init
+from taskformer.data.loading import worker_init
+from taskformer.data.transforms import RandomScaledCrop, TaskCompose
 from taskformer.errors import ConfigError, CorruptFileError
 from taskformer.tasks import build_tasks
 

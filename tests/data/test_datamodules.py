@@ -9,7 +9,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 from miniature_rooms import write_rooms
 
-from taskformer.data import MultiTaskDataModule, RoomsDataModule
+import taskformer.data
+from taskformer.data import MultiTaskDataModule, RoomsDataModule, datamodules, datasets
 from taskformer.data.transforms import Pad, RandomCrop, RandomHorizontalFlip, RandomScale, TaskCompose
 from taskformer.errors import ConfigError, DatasetNotFoundError, UnknownNameError
 from taskformer.tasks import build_tasks
@@ -200,9 +201,23 @@ def test_evaluation_does_not_depend_on_the_number_of_workers(root):
 
 
 def test_importing_the_package_leaves_albumentations_alone():
-    code = "import sys, taskformer.data; print('albumentations' in sys.modules)"
+    code = "import sys, taskformer.data.datamodules; print({'albumentations', 'litdata', 'skimage'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "False"
+    assert result.stdout.strip() == "set()"
+
+
+def test_the_face_shows_every_data_set_and_module_and_imports_them_when_they_are_asked_for():
+    code = (
+        "import sys, taskformer.data as face; import taskformer.data.names; quick = 'torch' not in sys.modules; "
+        "face.Rooms; print(quick, 'lightning' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["True", "False"]
+    assert sorted(taskformer.data.__all__) == sorted([*datamodules.__all__, *datasets.__all__])
+    assert all(getattr(taskformer.data, name) for name in taskformer.data.__all__)
+    assert set(taskformer.data.__all__) <= set(dir(taskformer.data))
+    with pytest.raises(AttributeError, match="no attribute 'Room'"):
+        taskformer.data.Room  # noqa: B018
 
 
 @pytest.mark.skipif(not (REAL / "rooms.json").exists(), reason="data/rooms is not rendered")

@@ -17,6 +17,7 @@ from scipy.linalg import polar
 from scipy.stats import chisquare, kstest
 from torch.utils.data import DataLoader, Dataset
 
+from taskformer.data.loading import worker_init
 from taskformer.data.transforms import (
     MEAN_COLOR,
     Pad,
@@ -32,7 +33,6 @@ from taskformer.data.transforms import (
     Transform,
     require_fixed,
     wanted_guides,
-    worker_init,
 )
 from taskformer.errors import ConfigError, InvalidTargetError, UnknownNameError
 from taskformer.tasks import build_tasks

@@ -1,25 +1,33 @@
-"""Data sets, data modules and geometry-aware augmentations."""
+"""Data sets, data modules and geometry-aware augmentations.
 
-from taskformer.data.datamodules import (
-    CityscapesDataModule,
-    CombinedDataModule,
-    FolderDataModule,
-    MultiTaskDataModule,
-    NYUDDataModule,
-    PASCALContextDataModule,
-    RoomsDataModule,
-    TaskonomyDataModule,
-)
-from taskformer.data.datasets import (
-    NYUD,
-    Cityscapes,
-    Folder,
-    Label,
-    MultiTaskDataset,
-    PASCALContext,
-    Rooms,
-    Taskonomy,
-)
+A class is imported when it is first asked for, so that the readers of files and the geometry are quick to import.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from taskformer.data.datamodules import (
+        CityscapesDataModule,
+        CombinedDataModule,
+        FolderDataModule,
+        MultiTaskDataModule,
+        NYUDDataModule,
+        PASCALContextDataModule,
+        RoomsDataModule,
+        TaskonomyDataModule,
+        data_modules,
+    )
+    from taskformer.data.datasets import (
+        NYUD,
+        Cityscapes,
+        Folder,
+        Label,
+        MultiTaskDataset,
+        PASCALContext,
+        Rooms,
+        Taskonomy,
+    )
 
 __all__ = [
     "NYUD",
@@ -38,4 +46,19 @@ __all__ = [
     "RoomsDataModule",
     "Taskonomy",
     "TaskonomyDataModule",
+    "data_modules",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the room in which a class lives: the data sets, or else the data modules."""
+    for room in ("datasets", "datamodules"):
+        module = importlib.import_module(f"taskformer.data.{room}")
+        if name in module.__all__:
+            return getattr(module, name)
+    message = f"module 'taskformer.data' has no attribute {name!r}"
+    raise AttributeError(message)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from taskformer._version import __version__
 from taskformer.data.datasets.base import IMAGE, MultiTaskDataset, Sample
-from taskformer.data.transforms import worker_init
+from taskformer.data.loading import worker_init
 from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, InvalidTargetError
 from taskformer.files import replacing
 from taskformer.parallel import progress_bar

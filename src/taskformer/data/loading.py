@@ -5,16 +5,20 @@ goes on in its middle where a checkpoint was written.
 """
 
 import random
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
+from lightning.fabric.utilities.seed import pl_worker_init_function
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
 from taskformer.data.datasets.base import Sample
+from taskformer.data.memory import keep_freed_memory
 from taskformer.seeds import derive
 
 
@@ -112,3 +116,19 @@ class ResumableLoader(DataLoader[Sample]):
         """Leave out the first batches of the next iteration."""
         if isinstance(self.sampler, TrainingOrder):
             self.sampler.used = state.get("batches", 0) * (self.batch_size or 1)
+
+
+def worker_init(worker_id: int) -> None:
+    """Prepare a loader worker: Lightning's seeds, different for every rank, worker and epoch, and its own resources.
+
+    It has one OpenCV thread and keeps the memory of freed arrays. Signals to all processes, of Ctrl-C and of clusters,
+    are the main one's to answer, which needs its loaders until it ends; one that is told to end has ten seconds more.
+    The transforms take their random stream from the torch seed set here.
+    """
+    pl_worker_init_function(worker_id)
+    cv2.setNumThreads(0)
+    keep_freed_memory()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):  # not on Windows
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(10))

@@ -30,7 +30,6 @@ All maps are sampled at the nearest pixel, so no value is made up; pixels from o
 
 import os
 import random
-import signal
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -40,7 +39,6 @@ from typing import Any, Literal, TypeAlias
 import cv2
 import numpy as np
 import torch
-from lightning.fabric.utilities.seed import pl_worker_init_function
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -59,7 +57,6 @@ from taskformer.data.geometry import (
     zoom_image,
     zoom_values,
 )
-from taskformer.data.memory import keep_freed_memory
 from taskformer.errors import ConfigError, InvalidTargetError, UnknownNameError, require
 from taskformer.normalisation import normalise_bytes
 from taskformer.tasks import IGNORE_INDEX, Task
@@ -554,22 +551,6 @@ class TaskCompose:
         if kind is not None:
             target = np.atleast_3d(target).transpose(2, 0, 1)
         return torch.from_numpy(np.array(target, dtype=np.float32, order="C"))
-
-
-def worker_init(worker_id: int) -> None:
-    """Prepare a loader worker: Lightning's seeds, different for every rank, worker and epoch, and its own resources.
-
-    It has one OpenCV thread and keeps the memory of freed arrays. Signals to all processes, of Ctrl-C and of clusters,
-    are the main one's to answer, which needs its loaders until it ends; one that is told to end has ten seconds more.
-    :class:`TaskCompose` takes its random stream from the torch seed set here.
-    """
-    pl_worker_init_function(worker_id)
-    cv2.setNumThreads(0)
-    keep_freed_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "alarm"):  # not on Windows
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(10))
 
 
 def wanted_guides(transforms: Sequence[Transform]) -> list[str]:

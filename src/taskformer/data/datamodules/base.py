@@ -22,8 +22,9 @@ from torch.utils.data import (
     get_worker_info,
 )
 
+from taskformer.data.cache import DecodedCache
 from taskformer.data.datasets.base import MultiTaskDataset, OnError, Sample
-from taskformer.data.loading import ResumableLoader, SeededSamples, TrainingOrder
+from taskformer.data.loading import ResumableLoader, SeededSamples, TrainingOrder, worker_init
 from taskformer.data.memory import shared_empty
 from taskformer.errors import ConfigError, UnknownNameError, require
 from taskformer.parallel import default_workers
@@ -161,8 +162,6 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         """Decode the training and validation images into ``cache_dir``, with the loader's processes."""
         if not self.cache_dir:
             return
-        from taskformer.data.cache import DecodedCache  # with albumentations, which takes seconds to import
-
         splits = {"train": self.train_transforms} | ({} if self.holdout else {"val": self.eval_transforms})
         for split, steps in splits.items():
             dataset = self._transformed(split, steps)
@@ -175,8 +174,6 @@ class MultiTaskDataModule(LightningDataModule, ABC):
             source = "train" if split == "val" and self.holdout else split
             dataset = self._transformed(source, self.train_transforms if split == "train" else self.eval_transforms)
             if self.cache_dir:
-                from taskformer.data.cache import DecodedCache
-
                 dataset.cache = DecodedCache.find(Path(self.cache_dir), dataset, self.cache_gb)
             self.datasets[split] = self._part(split, dataset)
 
@@ -248,8 +245,6 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         return self._loader("test")
 
     def _loader(self, split: str, *, shuffle: bool = False) -> DataLoader[Sample]:
-        from taskformer.data.transforms import worker_init
-
         loader = ResumableLoader if shuffle else DataLoader
         return loader(
             **self._batches(split, shuffle),

@@ -17,6 +17,7 @@ from taskformer.data.datasets.taskonomy import (
     decode,
 )
 from taskformer.data.datasets.taskonomy_index import SplitList, open_index, published_splits, read_splits, read_views
+from taskformer.data.loading import worker_init
 from taskformer.data.shards import ShardedDataset, stream
 from taskformer.data.variants import SPECS, ImageVariants
 from taskformer.errors import ConfigError
@@ -168,8 +169,6 @@ class TaskonomyDataModule(MultiTaskDataModule):
         dataset = self.datasets[split]
         if not isinstance(dataset, ShardedDataset):
             return super()._loader(split, shuffle=shuffle)
-        from taskformer.data.transforms import worker_init
-
         return stream(dataset, self.batch_size, self.num_workers, shuffle, collate, worker_init)
 
 

@@ -43,7 +43,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.spatial.transform import Rotation
 
 from taskformer.data.datasets.base import IMAGE, MultiTaskDataset
 from taskformer.data.datasets.taskonomy_index import Views, domain_folder, open_index
@@ -296,6 +295,8 @@ def room_layout(point_info: Mapping[str, Any]) -> NDArray[np.float64] | None:
     that the camera looks along its x. The file names the box's horizontal axes the wrong way round: only so does it
     contain the point that the camera looks at.
     """
+    from scipy.spatial.transform import Rotation  # for this one task
+
     if "bounding_box_ranges" not in point_info:
         return None
     ranges = point_info["bounding_box_ranges"]
