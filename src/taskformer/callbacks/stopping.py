@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from taskformer.callbacks.checkpoints import LAST, Checkpoints, has_finite_weights
 from taskformer.callbacks.run_folder import is_fitting
+from taskformer.callbacks.watch import Watch, say
 from taskformer.errors import TaskformerError, TrainingStoppedError
 from taskformer.modules.base import Batch
 
@@ -173,14 +173,14 @@ class Stopping(Callback):
             self._signal = signum
             if trainer.is_global_zero:
                 name = signal.Signals(signum).name
-                _say(f"{name}: the training ends after this step or validation; once more to end it at once")
+                say(f"{name}: the training ends after this step or validation; once more to end it at once")
 
         return handle
 
     def _end(self, trainer: Trainer, signum: int) -> None:
         if trainer.is_global_zero:
             name, steps = signal.Signals(signum).name, trainer.global_step
-            _say(f"stopped by {name} after {steps} steps; go on with `taskformer fit --resume {_folder(trainer)}`")
+            say(f"stopped by {name} after {steps} steps; go on with `taskformer fit --resume {_folder(trainer)}`")
             if signum == _requeue_signal(trainer):
                 subprocess.run(["scontrol", "requeue", _job()], check=False)
         raise Interrupted(signum)
@@ -202,7 +202,7 @@ class Stopping(Callback):
             reason = f"{self._skipped} steps in a row overflowed in 16 bits and were skipped ({_reason(last)})"
             raise TrainingStoppedError(_sentence(trainer, reason))
 
-    def _watch_others(self, trainer: Trainer) -> "Watch | None":
+    def _watch_others(self, trainer: Trainer) -> Watch | None:
         """Start the watch where Lightning started processes; torchrun and SLURM watch theirs themselves."""
         launcher = trainer.strategy.launcher
         if self._watch is None and isinstance(launcher, _SubprocessScriptLauncher):
@@ -213,65 +213,6 @@ class Stopping(Callback):
                 self._watch = Watch(others, _folder(trainer))
                 self._watch.start()
         return self._watch
-
-
-class Watch(threading.Thread):
-    """Ends this process when one that trains with it has died: it would wait for it, without end on a GPU.
-
-    Takes the place of Lightning's own watch, which ends everything without a word, also while all are ending in order.
-
-    Args:
-        others: The processes that this one has started; none: watch the one that started this.
-        folder: The run's folder, for the hint how to go on.
-    """
-
-    def __init__(self, others: list[subprocess.Popen[bytes]], folder: Path) -> None:
-        super().__init__(daemon=True, name="taskformer-watch")
-        self.others = others
-        self.folder = folder
-        self.is_child = not others
-        self._parent = os.getppid()
-        self._stopped = threading.Event()
-
-    def run(self) -> None:
-        """Look twice a second."""
-        while not self._stopped.wait(0.5):
-            if self.is_child:
-                self._look_at_parent()
-            else:
-                self._look_at_others()
-
-    def stop(self) -> None:
-        """Look no more."""
-        self._stopped.set()
-
-    def end_others(self) -> None:
-        """End the processes that this one has started."""
-        self.stop()
-        for process in self.others:
-            process.kill()
-
-    def _look_at_parent(self) -> None:
-        # If it has ended as it should, so does this one about now.
-        if os.getppid() != self._parent and not self._stopped.wait(2):
-            if os.environ.get("LOCAL_RANK") == "1":  # one of those left
-                _say(f"the first process of the training died, the others end; {self._hint}")
-            os._exit(1)
-
-    def _look_at_others(self) -> None:
-        for rank, process in enumerate(self.others, start=1):
-            status = process.poll()
-            if status:  # one with a status of its own has said why
-                if status < 0:
-                    name = signal.Signals(-status).name
-                    _say(f"process {rank} of the training was killed ({name}), the others end; {self._hint}")
-                self.end_others()
-                sys.stdout.flush()
-                os._exit(status if status > 0 else 128 - status)
-
-    @property
-    def _hint(self) -> str:
-        return f"go on with `taskformer fit --resume {self.folder}`"
 
 
 def _largest(trainer: Trainer, numbers: list[int]) -> list[int]:
@@ -330,8 +271,3 @@ def _job() -> str:
 
 def _folder(trainer: Trainer) -> Path:
     return Path(trainer.default_root_dir)
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"taskformer: {text}\n")
-    sys.stderr.flush()
