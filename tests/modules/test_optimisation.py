@@ -1,12 +1,15 @@
 """Schedules and optimizers: what the configuration says, at every step, also after going on with another one."""
 
+import re
+
 import pytest
 import torch
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from taskformer.errors import ConfigError
-from taskformer.modules import Baseline, PolyLR
+from taskformer.models.autotaskformer import Architecture
+from taskformer.modules import AutoTaskFormer, Baseline, MQTransformer, PolyLR
 from taskformer.modules.optimisation import configuration, rates_by_name, reconfigure, require_same_kind
 
 TASKS = {"depth": {}}
@@ -74,6 +77,51 @@ def test_what_a_network_declares_does_not_decay(monkeypatch):
     parameter = model.network.get_parameter(name)
     (group,) = [g for g in model._parameter_groups() if any(p is parameter for p in g["params"])]
     assert group["weight_decay"] == 0
+
+
+SUPERNET = {
+    "space": "custom", "embed_dims": [8, 16], "depths": [2, 3], "mlp_ratios": [2.0], "num_heads": [1, 2], "head_dim": 8,
+    "image_size": (32, 48), "layer_decay": 0.5,
+}  # fmt: skip
+QUERIES = {"head": "query", "num_queries": [2, 4], "num_scales": [1, 2], "decoder_widths": [8, 16]}
+SUBNET = Architecture(8, 2, (2.0, 2.0), (2, 1), ((1, 2), (0, 0), (0, 1), (0, 0)))
+SETTINGS = {
+    "vit": (Baseline, {"backbone": "vit_tiny_patch16_224", "embed_dim": 8, "head_dim": 4, "backbone_lr_scale": 0.3}),
+    "swin": (Baseline, {"backbone": "swin_tiny_patch4_window7_224", "embed_dim": 8, "head_dim": 4}),
+    "mqtransformer": (MQTransformer, {"embed_dim": 16, "head_dim": 8, "num_queries": 4, "backbone_lr_scale": 0.3}),
+    "scales": (MQTransformer, {"embed_dim": 16, "head_dim": 8, "scales": [8, 16], "num_blocks": 2}),
+    "supernet": (AutoTaskFormer, SUPERNET),
+    "queries": (AutoTaskFormer, SUPERNET | QUERIES | {"sharing": "tree", "copies": 2}),
+    "subnet": (AutoTaskFormer, SUPERNET | {"architecture": SUBNET.to_json()}),
+}
+
+
+def rate_by_name(model, name):
+    """The rate of a parameter over the optimizer's, read from its name: by hand what networks say of themselves."""
+    if not isinstance(model, AutoTaskFormer):
+        return model.backbone_lr_scale if name.startswith("backbone.") else 1.0
+    if name.startswith(("heads.", "norm.")):
+        return 1.0
+    unit = re.match(r"units\.(\d+)\.", name)
+    before = int(unit[1]) // 2 if unit else -1
+    depth = model.single.depth if model.single else model.space.super_depth
+    return 0.5 ** (depth - before)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_groups_are_those_that_names_tell(setting):
+    cls, options = SETTINGS[setting]
+    model = cls({"depth": {}, "edges": {}}, **cls.upgraded(options))
+    parts = r"(queries|_pos|_embed|_token|bias_table)$|\.relative\."
+    expected = {}
+    for name, parameter in model.network.named_parameters():
+        decays = parameter.ndim >= 2 and not re.search(parts, name)
+        expected.setdefault((rate_by_name(model, name), decays), []).append(parameter)
+    groups = model._parameter_groups()
+    assert [(group["lr_scale"], "weight_decay" not in group) for group in groups] == list(expected)
+    assert len(groups) > 1
+    for group, members in zip(groups, expected.values(), strict=True):
+        assert [id(parameter) for parameter in group["params"]] == [id(parameter) for parameter in members]
 
 
 def go_on(saved, now, steps):
