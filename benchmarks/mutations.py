@@ -214,10 +214,14 @@ MQTRANSFORMER = {
 SUPERNET = {
     "class_path": "AutoTaskFormer",
     "init_args": {
-        **{"space": "custom", "embed_dims": [16, 32], "depths": [2, 3], "mlp_ratios": [1.0, 2.0], "num_heads": [1, 2]},
-        **{"head_dim": 8, "sharing": "binary", "copies": 2, "head": "pup", "head_width": 8, "image_size": [64, 80]},
-        **{"patch_size": 16, "max_relative": 4, "drop_path": 0.1, "sampler": "sandwich", "distill": 0.5},
-        **{"sharing_warmup": 0.2, "layer_decay": 0.9, "optimizer": OPTIMIZER, "lr_scheduler": SCHEDULER},
+        "space": {
+            **{"preset": "custom", "embed_dims": [16, 32], "depths": [2, 3], "mlp_ratios": [1.0, 2.0]},
+            **{"num_heads": [1, 2], "head_dim": 8, "sharing": "binary", "copies": 2},
+        },
+        "head": {"kind": "pup", "width": 8},
+        "sampling": {"sampler": "sandwich", "distill": 0.5, "sharing_warmup": 0.2},
+        **{"image_size": [64, 80], "patch_size": 16, "max_relative": 4, "drop_path": 0.1, "layer_decay": 0.9},
+        **{"optimizer": OPTIMIZER, "lr_scheduler": SCHEDULER},
     },
 }
 T = "taskformer.data.transforms."

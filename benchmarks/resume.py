@@ -33,9 +33,9 @@ ROOMS = ROOT / "data" / "rooms"
 MODELS = {
     "mqtransformer": [f"--config={ROOT}/configs/model/mqtransformer.yaml", f"--config={ROOT}/configs/data/rooms.yaml",
                       "--model.embed_dim=16", "--model.head_dim=8"],
-    "supernet": [f"--config={ROOT}/configs/experiment/autotaskformer_rooms.yaml", "--model.embed_dims=[32,64]",
-                 "--model.depths=[2,3]", "--model.num_heads=[1,2]", "--model.mlp_ratios=[1.0,2.0]",
-                 "--model.head_width=16", "--model.drop_path=0.1", "--data.holdout=0.0"],
+    "supernet": [f"--config={ROOT}/configs/experiment/autotaskformer_rooms.yaml", "--model.space.embed_dims=[32,64]",
+                 "--model.space.depths=[2,3]", "--model.space.num_heads=[1,2]", "--model.space.mlp_ratios=[1.0,2.0]",
+                 "--model.head.width=16", "--model.drop_path=0.1", "--data.holdout=0.0"],
 }  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from taskformer.data import RoomsDataModule
 from taskformer.files import write_json
 from taskformer.models.autotaskformer import Architecture, Supernet
 from taskformer.modules import AutoTaskFormer
+from taskformer.modules.autotaskformer_args import Head, Space
 from taskformer.search.evaluator import Evaluator
 from taskformer.search.evolution import Evolution
 from taskformer.search.latency import LatencyTable
@@ -39,13 +40,14 @@ T = TypeVar("T")
 TASKS = ["semseg", "depth", "normals", "edges"]
 SIZE = (128, 160)
 #: What random sub-networks are made of if no run is given.
-SPACE = {
-    "embed_dims": [96, 128, 160],
-    "depths": [4, 5, 6],
-    "mlp_ratios": [2.0, 3.0, 4.0],
-    "num_heads": [3, 4, 5],
-    "head_dim": 32,
-}
+SPACE = Space(
+    "custom",
+    embed_dims=[96, 128, 160],
+    depths=[4, 5, 6],
+    mlp_ratios=[2.0, 3.0, 4.0],
+    num_heads=[3, 4, 5],
+    head_dim=32,
+)
 
 
 def main() -> None:
@@ -75,7 +77,7 @@ def main() -> None:
 
 
 def _untrained(data: RoomsDataModule) -> AutoTaskFormer:
-    return AutoTaskFormer(data.task_specs, "custom", **SPACE, head="pup", head_width=64, image_size=SIZE)
+    return AutoTaskFormer(data.task_specs, SPACE, Head("pup", width=64), image_size=SIZE)
 
 
 def _rates(

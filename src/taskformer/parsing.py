@@ -144,8 +144,11 @@ def explain(message: str, parser: ArgumentParser) -> str:
         return f"{_key(message)}unknown setting {name!r}{_nearest_setting(name, parser)}"
     if wrong := re.search(r"dot import path string: (\S*)", message):
         return f"{_key(message)}{_unknown_class(wrong[1], message)}"
-    if wrong := re.search(r"[Uu]nrecogni[sz]ed arguments: --([\w.]+)", message):
+    if wrong := re.match(r"[Uu]nrecogni[sz]ed arguments: --([\w.]+)", message):
         return message + suggest(wrong[1], _flags(parser))
+    if wrong := re.match(r'Parser key "(\w+)":\s*Unable to load config (.*)', message):
+        members = sorted(flag for flag in _flags(parser) if flag.startswith(f"{wrong[1]}."))
+        return f"{wrong[1]} is a group of settings, got {wrong[2]}; it has {', '.join(members)}"
     return f"{_key(message)}{'; '.join(_reasons(message))}"
 
 
@@ -159,7 +162,7 @@ def _reasons(message: str) -> list[str]:
     reasons = list(dict.fromkeys(text.splitlines()))
     # One class given for another is the reason only if no member of the union has a better one.
     better = [reason for reason in reasons if not re.search("does not correspond to a subclass", reason)]
-    given = re.findall(r"Given value: (.{1,80})$", message, re.MULTILINE)
+    given = re.findall(r"Given value: (?!NestedArg)(.{1,80})$", message, re.MULTILINE)
     if better and given and ", got " not in better[-1]:
         better[-1] += f", got {given[-1]}"
     return better or reasons or [message]
@@ -186,6 +189,8 @@ def _key(message: str) -> str:
 def _nearest_setting(name: str, parser: ArgumentParser) -> str:
     """Suggest the right name for a setting, whose mistake may be in its first part or its last."""
     flags = _flags(parser)
+    if inside := sorted(flag for flag in flags if flag.endswith(f".{name}")):
+        return f" (did you mean {inside[0]!r}?)"
     groups = {flag.split(".")[0] for flag in flags}
     first, *rest = name.split(".")
     if rest and first not in groups:

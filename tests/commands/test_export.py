@@ -11,6 +11,7 @@ import taskformer
 from taskformer.cli import main
 from taskformer.models.autotaskformer import Architecture
 from taskformer.modules import AutoTaskFormer
+from taskformer.modules.autotaskformer_args import Space
 
 TASKS = {"semseg": {"classes": ["a", "b", "c"]}, "depth": {}}
 SPLIT = Architecture(16, 2, (2.0, 2.0), (2, 1), ((0, 0), (1, 2), (0, 0), (0, 0)))
@@ -21,8 +22,8 @@ def checkpoint(tmp_path_factory):
     """A supernet's checkpoint as `fit` writes it, trained on images of 24x40."""
     torch.manual_seed(0)
     model = AutoTaskFormer(
-        TASKS, "custom", embed_dims=[8, 16], depths=[1, 2], mlp_ratios=[2.0], num_heads=[1, 2], head_dim=8,
-        image_size=(24, 40), patch_size=8, head="linear",
+        TASKS, Space("custom", embed_dims=[8, 16], depths=[1, 2], mlp_ratios=[2.0], num_heads=[1, 2], head_dim=8),
+        image_size=(24, 40), patch_size=8,
     )  # fmt: skip
     model.train_size.copy_(torch.tensor([24, 40]))
     saved = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}

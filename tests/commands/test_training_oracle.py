@@ -35,8 +35,9 @@ ENCODER = ["--model.backbone=lcnet_050", "--model.embed_dim=16", "--model.head_d
            f"--model.backbone_lr_scale={BACKBONE_SCALE}"]  # fmt: skip
 NO_DROP_PATH = ["--model.drop_path=0"]
 SUPERNET = [
-    "--model.space=custom", "--model.embed_dims=[16,24]", "--model.depths=[2,3]", "--model.mlp_ratios=[1.0,2.0]",
-    "--model.num_heads=[1,2]", "--model.head_dim=8", "--model.image_size=[32,48]", *NO_DROP_PATH,
+    "--model.space.preset=custom", "--model.space.embed_dims=[16,24]", "--model.space.depths=[2,3]",
+    "--model.space.mlp_ratios=[1.0,2.0]", "--model.space.num_heads=[1,2]", "--model.space.head_dim=8",
+    "--model.image_size=[32,48]", *NO_DROP_PATH,
     f"--model.layer_decay={LAYER_DECAY}",
 ]  # fmt: skip
 SUBNET = {

@@ -172,7 +172,7 @@ def test_mixtures_and_folders_of_ones_own_are_told_apart(tmp_path, small_rooms):
 
 def test_a_sub_network_and_its_single_tasks_have_the_same_backbone():
     size = {"embed_dims": [64], "depths": [2], "mlp_ratios": [2.0], "num_heads": [2]}
-    options = {"space": "custom", **size, "head_dim": 32, "image_size": (32, 32)}
+    options = {"space": {"preset": "custom", **size, "head_dim": 32}, "image_size": (32, 32)}
     architecture = AutoTaskFormer(SPECS, **options).space.smallest().to_json()
     both = AutoTaskFormer(SPECS, **options, architecture=architecture)
     single = AutoTaskFormer({"depth": {}}, **options, architecture=architecture)

@@ -16,31 +16,31 @@ from torch.utils.data import DataLoader
 
 import taskformer
 from taskformer.cli import main
-from taskformer.errors import ConfigError, WeightsError
+from taskformer.errors import ConfigError, UnknownNameError, WeightsError
 from taskformer.models.autotaskformer import Architecture, SearchSpace, Supernet
 from taskformer.models.autotaskformer.autoformer import export_autoformer
 from taskformer.modules import AutoTaskFormer
+from taskformer.modules.autotaskformer_args import Head, Sampling, Space
 from taskformer.modules.sampling import sample, split_probability
 
 ROOT = Path(__file__).parent.parent.parent
 SAMPLERS = ("uniform", "sandwich", "complexity_aware", "grow")
 TASKS = {"semseg": {"classes": ["a", "b", "c"]}, "depth": {}, "normals": {}}
-TOY = {
-    "space": "custom",
-    "embed_dims": [8, 16],
-    "depths": [1, 2],
-    "mlp_ratios": [2.0, 3.0],
-    "num_heads": [1, 2],
+SPACE = {
+    "preset": "custom", "embed_dims": [8, 16], "depths": [1, 2], "mlp_ratios": [2.0, 3.0], "num_heads": [1, 2],
     "head_dim": 8,
-    "image_size": (32, 48),
-    "drop_path": 0.0,
-}
+}  # fmt: skip
+TOY = {"image_size": (32, 48), "drop_path": 0.0}
 
 
-def build(tasks=tuple(TASKS), **changes):
+def toy_space(**changes):
+    return Space(**SPACE | changes)
+
+
+def build(tasks=tuple(TASKS), space=SPACE, sampling=Sampling(), **changes):  # noqa: B008
     torch.manual_seed(0)
     options = TOY | {"optimizer": lambda parameters: SGD(parameters, lr=0.05), "lr_scheduler": None} | changes
-    return AutoTaskFormer({name: TASKS[name] for name in tasks}, **options)
+    return AutoTaskFormer({name: TASKS[name] for name in tasks}, space, sampling=sampling, **options)
 
 
 def samples(count):
@@ -72,12 +72,14 @@ def loader(count=4, batch_size=2):
 @pytest.fixture(scope="module")
 def flags(small_rooms):
     """A toy supernet on a few rooms."""
-    model = {name: json.dumps(value) for name, value in (TOY | {"image_size": [128, 160]}).items() if name != "space"}
+    space = {name: json.dumps(value) for name, value in SPACE.items() if name != "preset"}
     return [
         f"--config={ROOT}/configs/data/rooms.yaml",
         "--model=AutoTaskFormer",
-        "--model.space=custom",
-        *(f"--model.{name}={value}" for name, value in model.items()),
+        "--model.space.preset=custom",
+        *(f"--model.space.{name}={value}" for name, value in space.items()),
+        "--model.image_size=[128,160]",
+        "--model.drop_path=0.0",
         "--model.patch_size=32",
         f"--data.root={small_rooms}",
         "--data.tasks=[semseg,depth,normals,edges]",
@@ -100,7 +102,8 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_supernet_trains_and_is_tested_from_the_command_line(sampler, flags, folder, monkeypatch):
     monkeypatch.chdir(folder)
-    main(["fit", *flags, f"--model.sampler={sampler}", "--model.sharing_warmup=0.5", f"--name={sampler}"])
+    sampling = [f"--model.sampling.sampler={sampler}", "--model.sampling.sharing_warmup=0.5"]
+    main(["fit", *flags, *sampling, f"--name={sampler}"])
     main(["test", f"--config=runs/{sampler}/config.yaml", f"--ckpt_path=runs/{sampler}/checkpoints/best.ckpt"])
     header = (folder / "runs" / sampler / "logs" / "fit" / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"train/loss", "val/semseg/mIoU", "val_smallest/loss", "val_median/depth/rmse"} <= set(header)
@@ -108,7 +111,7 @@ def test_a_supernet_trains_and_is_tested_from_the_command_line(sampler, flags, f
     assert isinstance(model.network, Supernet)
     assert model.predict_image(torch.zeros(100, 120, 3, dtype=torch.uint8).numpy())["depth"].shape == (1, 100, 120)
     saved = torch.load(folder / "runs" / sampler / "checkpoints" / "last.ckpt", weights_only=True)
-    assert saved["hyper_parameters"]["sampler"] == sampler
+    assert saved["hyper_parameters"]["sampling"] == {"sampler": sampler, "distill": 0.5, "sharing_warmup": 0.5}
 
 
 def test_a_sub_network_inherits_its_weights_and_trains_alone(flags, folder, monkeypatch):
@@ -204,7 +207,7 @@ def test_the_probability_of_parting_rises_after_the_warm_up():
 
 
 def test_in_the_warm_up_everything_is_shared_and_then_the_copies_start_from_it(tmp_path):
-    model = build(sharing_warmup=0.5, depths=[2])
+    model = build(space=toy_space(depths=[2]), sampling=Sampling(sharing_warmup=0.5))
     seen = []
 
     step = model.training_step
@@ -232,7 +235,7 @@ def test_in_the_warm_up_everything_is_shared_and_then_the_copies_start_from_it(t
 
 
 def test_validation_in_the_warm_up_measures_what_has_been_trained(tmp_path):
-    model = build(sharing_warmup=1.0)
+    model = build(sampling=Sampling(sharing_warmup=1.0))
     trainer(tmp_path).fit(model, loader(), loader())
     image = torch.randn(2, 3, 32, 48)
     plain = model.space.largest().to_dict() | {"sharing": []}
@@ -242,7 +245,7 @@ def test_validation_in_the_warm_up_measures_what_has_been_trained(tmp_path):
 
 
 def test_the_loss_is_the_mean_over_the_sub_networks(tmp_path):
-    model = build(sampler="sandwich", distill=0.25, sharing_warmup=0.0)
+    model = build(sampling=Sampling("sandwich", distill=0.25, sharing_warmup=0.0))
     logged = []
     model._log_losses = lambda stage, losses, size: logged.append({k: v.item() for k, v in losses.items()})
     model.total_steps = 10.0
@@ -279,11 +282,12 @@ def test_autoformers_weights_fill_every_copy(tmp_path):
     torch.manual_seed(1)
     source = AutoTaskFormer(
         {"imagenet": {"type": "classification", "classes": ["a", "b"]}},
-        **TOY | {"head_dim": 64, "image_size": (32, 32)},
+        space=toy_space(head_dim=64),
+        image_size=(32, 32),
     ).network
     file = tmp_path / "supernet.pth"
     torch.save({"model": export_autoformer(source), "epoch": 3, "args": argparse.Namespace(lr=1)}, file)
-    network = build(weights=str(file), head_dim=64, sharing="grouped", copies=2).network
+    network = build(space=toy_space(head_dim=64, sharing="grouped", copies=2), weights=str(file)).network
     for unit, original in zip(network.units, source.units, strict=True):
         for copy in unit:
             for key, value in copy.state_dict().items():
@@ -301,16 +305,17 @@ def test_a_sub_network_is_any_that_fits_the_weights():
 def test_the_single_task_reference_takes_the_same_file():
     split = Architecture(12, 1, (2.5,), (2,), ((1, 2, 3),) * 2)
     torch.manual_seed(0)
-    model = AutoTaskFormer({"depth": {}}, **TOY, architecture=split.to_json())
+    model = AutoTaskFormer({"depth": {}}, toy_space(), **TOY, architecture=split.to_json())
     assert model.network.architecture == Architecture(12, 1, (2.5,), (2,))
     assert model(torch.randn(1, 3, 32, 48))["depth"].shape == (1, 1, 32, 48)
 
 
-DECODER = {"head": "query", "num_queries": [2, 4], "num_scales": [1, 4], "decoder_widths": [8, 16]}
+DECODER = {"num_queries": [2, 4], "num_scales": [1, 4], "decoder_widths": [8, 16]}
+QUERY = {"space": toy_space(**DECODER), "head": Head("query")}
 
 
 def test_the_query_decoder_trains_with_the_transformer_and_is_taken_over(tmp_path):
-    model = build(**DECODER, sampler="sandwich")
+    model = build(**QUERY, sampling=Sampling("sandwich"))
     assert set(model.space.decoders()) == {(n, s, c) for n in (2, 4) for s in (1, 4) for c in (8, 16)}
     assert model.network.heads.dense.queries.shape == (3, 4, 16)  # as large as the largest choice
     before = model.network.heads.dense.queries.clone()
@@ -322,34 +327,36 @@ def test_the_query_decoder_trains_with_the_transformer_and_is_taken_over(tmp_pat
     assert again.space == model.space
     chosen = model.space.smallest()
     assert chosen.decoder == (2, 1, 8)
-    subnet = build(**DECODER, weights=str(checkpoint), architecture=chosen.to_json())
+    subnet = build(**QUERY, weights=str(checkpoint), architecture=chosen.to_json())
     image = torch.randn(1, 3, 32, 48)
     for task, value in again.eval().network(image, chosen).items():
         torch.testing.assert_close(subnet.eval().network(image)[task], value, atol=1e-5, rtol=1e-5)
 
 
 def test_autoformers_space_may_choose_the_decoder_too():
-    model = AutoTaskFormer(TASKS, space="tiny", image_size=(32, 32), **DECODER)
+    model = AutoTaskFormer(TASKS, Space("tiny", **DECODER), Head("query"), image_size=(32, 32))
     assert (model.space.embed_dims, model.space.decoder_widths) == ((192, 216, 240), (8, 16))
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"num_queries": [2, 4]}, ConfigError, "chosen for the head 'query'"),
-        (DECODER | {"head_width": 8}, ConfigError, "weights hold width=8, an architecture needs 16"),
-        ({"space": "tiny"}, ConfigError, "the space 'tiny' has its own embed_dims, depths"),
-        ({"num_heads": None}, ConfigError, "the custom space needs num_heads"),
+        ({"space": toy_space(num_queries=[2, 4])}, ConfigError, "chosen for the head 'query'"),
+        (QUERY | {"head": Head("query", 8)}, ConfigError, "weights hold width=8, an architecture needs 16"),
+        ({"space": toy_space(preset="tiny")}, ConfigError, "the space 'tiny' has its own embed_dims, depths"),
+        ({"space": toy_space(num_heads=None)}, ConfigError, r"the custom space needs space\.num_heads"),
+        ({"space": "custom"}, ConfigError, r"space is a group of settings, got 'custom': it is space\.preset now"),
+        ({"space": {"depth": [1]}}, UnknownNameError, r"unknown setting of space 'depth' \(did you mean 'depths'"),
         ({"architecture": "nowhere.json"}, ConfigError, "cannot read the architecture 'nowhere.json'"),
         ({"architecture": '{"depth": 1}'}, ConfigError, "lacks embed_dim"),
         ({"weights": "nowhere.ckpt"}, WeightsError, "no file 'nowhere.ckpt'"),
-        ({"distill": 2.0}, ConfigError, r"distill must be in \[0, 1\], got 2.0"),
-        ({"sharing_warmup": -1.0}, ConfigError, r"sharing_warmup must be in \[0, 1\]"),
+        ({"sampling": {"distill": 2.0}}, ConfigError, r"sampling\.distill must be in \[0, 1\], got 2.0"),
+        ({"sampling": {"sharing_warmup": -1.0}}, ConfigError, r"sampling\.sharing_warmup must be in \[0, 1\]"),
         ({"layer_decay": 0.0}, ConfigError, r"layer_decay must be in \(0, 1\], got 0.0"),
         ({"drop_path": 1.0}, ConfigError, r"drop_path must be in \[0, 1\), got 1.0"),
         ({"image_size": (0, 8)}, ConfigError, r"image_size must be in \[1, inf\), got \(0, 8\)"),
         ({"patch_size": 0}, ConfigError, "patch_size must be in"),
-        ({"head_width": 0}, ConfigError, "head_width must be in"),
+        ({"head": {"width": 0}}, ConfigError, r"head\.width must be in"),
     ],
 )
 def test_mistakes_are_named(changes, error, message):
@@ -376,6 +383,66 @@ def test_a_supernets_positions_serve_another_image_size(tmp_path):
     torch.testing.assert_close(new[:, :1], old[:, :1])
 
 
+#: The settings of a checkpoint, or of a run's config.yaml, from before there were groups.
+FLAT = {
+    "space": "custom", "embed_dims": [8, 16], "depths": [1, 2], "mlp_ratios": [2.0, 3.0], "num_heads": [1, 2],
+    "head_dim": 8, "sharing": "tree", "copies": 2, "num_queries": [2, 4], "num_scales": None,
+    "decoder_widths": [8, 16], "head": "query", "head_width": 32, "image_size": [32, 48], "patch_size": 16,
+    "max_relative": 14, "drop_path": 0.0, "sampler": "sandwich", "distill": 0.25, "sharing_warmup": 0.5,
+    "layer_decay": 0.5, "architecture": None, "weights": "random", "loss_weights": None, "weight_decay_on": "weights",
+}  # fmt: skip
+GROUPED = {
+    "space": {**SPACE, "sharing": "tree", "copies": 2, "num_queries": [2, 4], "decoder_widths": [8, 16]},
+    "head": {"kind": "query", "width": 32},
+    "sampling": {"sampler": "sandwich", "distill": 0.25, "sharing_warmup": 0.5},
+}
+
+
+def test_checkpoints_from_before_there_were_groups_load(tmp_path):
+    model = build(**GROUPED, layer_decay=0.5)
+    checkpoint = {"state_dict": model.state_dict(), "hyper_parameters": FLAT | {"tasks": TASKS}}
+    model.on_save_checkpoint(checkpoint)
+    file = tmp_path / "last.ckpt"
+    torch.save(checkpoint, file)
+    loaded = taskformer.load(file)
+    image = torch.randn(1, 3, 32, 48)
+    for task, expected in model.eval().network(image).items():
+        torch.testing.assert_close(loaded.network(image)[task], expected)
+    assert (loaded.space, loaded.sampling, loaded.layer_decay) == (model.space, model.sampling, 0.5)
+    assert loaded.hparams["head"] == {"kind": "query", "width": 32}
+    build(**GROUPED).on_load_checkpoint(checkpoint)  # as `fit --ckpt_path` does
+    other = GROUPED | {"space": GROUPED["space"] | {"num_heads": [1]}}
+    with pytest.raises(WeightsError, match=r"space\.num_heads \[1, 2\] there, \[1\] here"):
+        build(**other).on_load_checkpoint(checkpoint)
+    network = build(**GROUPED | {"image_size": (64, 96)}, weights=str(file)).network  # also as initial weights
+    assert torch.equal(network.stem.cls_token, model.network.stem.cls_token)
+
+
+def test_configurations_from_before_there_were_groups_are_read(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(json.dumps({"model": {"class_path": "taskformer.modules.AutoTaskFormer", "init_args": FLAT}}))
+    data = ["--data=RoomsDataModule", f"--data.root={ROOT}/data/rooms"]
+    model, _ = taskformer.from_config(file, overrides=[*data, "--model.space.copies=3", "--model.head.width=16"])
+    assert (model.space.copies, model.space.sharing, model.space.depths) == (3, "tree", (1, 2))
+    assert model.sampling == Sampling(**GROUPED["sampling"])
+    assert model.hparams["head"] == {"kind": "query", "width": 16}
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--model.space=tiny", r"space is a group of settings, got 'tiny'; it has .*space\.preset"),
+        ("--model.head=pup", r"head is a group of settings, got 'pup'; it has head\.kind, head\.width"),
+        ("--model.init_args.embed_dims=[8]", r"unknown setting 'embed_dims' \(did you mean 'space\.embed_dims'\?\)$"),
+        ("--model.sampler=grow", r"unknown setting 'sampler' \(did you mean 'sampling\.sampler'\?\)$"),
+        ("--model.head_width=8", r"unknown setting 'head_width' \(did you mean 'head\.width'\?\)$"),
+    ],
+)
+def test_flags_from_before_there_were_groups_name_todays(flag, message):
+    with pytest.raises(ConfigError, match=message):
+        taskformer.from_config(overrides=["--model=AutoTaskFormer", "--data=RoomsDataModule", flag])
+
+
 def test_weights_that_do_not_fit_are_named(tmp_path):
     file = tmp_path / "broken.ckpt"
     file.write_bytes(b"nothing")
@@ -387,7 +454,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
 
 
 def test_mixed_precision_and_clipped_gradients(tmp_path):
-    model = build(sampler="sandwich", optimizer=lambda parameters: SGD(parameters, lr=1e-3))
+    model = build(sampling=Sampling("sandwich"), optimizer=lambda parameters: SGD(parameters, lr=1e-3))
     before = {name: value.clone() for name, value in model.network.named_parameters()}
     options = {"precision": "bf16-mixed", "gradient_clip_val": 1.0}
     trainer(tmp_path, **options).fit(model, loader(), loader())
@@ -408,11 +475,12 @@ SCRIPT = """
 import sys, torch
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_autotaskformer import build, loader, trainer
+from test_autotaskformer import Sampling, build, loader, trainer
 sampler, devices, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 tasks, optimizer, rate = sys.argv[4].split(","), getattr(torch.optim, sys.argv[5]), float(sys.argv[6])
 torch.set_num_threads(1)
-model = build(tasks, sampler=sampler, sharing_warmup=0.25, optimizer=lambda groups: optimizer(groups, lr=rate))
+sampling = Sampling(sampler, sharing_warmup=0.25)
+model = build(tasks, sampling=sampling, optimizer=lambda groups: optimizer(groups, lr=rate))
 torch.manual_seed(0)
 losses = []
 model.on_train_batch_end = lambda outputs, batch, index: losses.append(outputs["loss"].detach())

@@ -16,6 +16,7 @@ import taskformer
 from taskformer.cli import main
 from taskformer.errors import WeightsError
 from taskformer.modules import AutoTaskFormer, Baseline, FixedWeights, MQTransformer
+from taskformer.modules.autotaskformer_args import Sampling, Space
 
 TASKS = {"semseg": {"classes": ["a", "b", "c"]}, "depth": {}, "saliency": {}}
 WEIGHTS = {"semseg": 2.0, "depth": 3.0, "saliency": 5.0}
@@ -27,8 +28,8 @@ MODELS = {
         TASKS, **ENCODER, num_queries=4, drop_path=0.0, cross_drop_path=0.0, **options
     ),
     "supernet": lambda **options: AutoTaskFormer(
-        TASKS, space="custom", embed_dims=[8, 16], depths=[1, 2], mlp_ratios=[2.0], num_heads=[1, 2], head_dim=8,
-        image_size=(32, 48), drop_path=0.0, sampler="sandwich", distill=DISTILL, sharing_warmup=0.0, **options,
+        TASKS, Space("custom", embed_dims=[8, 16], depths=[1, 2], mlp_ratios=[2.0], num_heads=[1, 2], head_dim=8),
+        sampling=Sampling("sandwich", DISTILL, sharing_warmup=0.0), image_size=(32, 48), drop_path=0.0, **options,
     ),
 }  # fmt: skip
 

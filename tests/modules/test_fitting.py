@@ -11,8 +11,7 @@ from taskformer.modules import AutoTaskFormer, Baseline
 
 SPECS = {"semseg": {"classes": ["wall", "floor", "door"]}, "depth": {}}
 KIND = "SemanticSegmentation with"
-SPACE = {"space": "custom", "embed_dims": [64], "depths": [2], "mlp_ratios": [2.0], "head_dim": 32,
-         "image_size": (32, 32)}  # fmt: skip
+SPACE = {"preset": "custom", "embed_dims": [64], "depths": [2], "mlp_ratios": [2.0], "head_dim": 32}
 
 
 def checkpoint_of(model):
@@ -61,9 +60,9 @@ def test_settings_that_change_sizes_are_named():
         baseline(embed_dim=16, head_dim=2).on_load_checkpoint(checkpoint_of(baseline(loss_weights={"depth": 3.0})))
     with pytest.raises(WeightsError, match=r"of other sizes: backbone 'resnet18' there, 'resnet26' here"):
         baseline(backbone="resnet26").on_load_checkpoint(checkpoint_of(baseline()))
-    saved = checkpoint_of(AutoTaskFormer(SPECS, **SPACE, num_heads=[2]))
-    with pytest.raises(WeightsError, match=r"of other sizes: num_heads .* there, .* here"):
-        AutoTaskFormer(SPECS, **SPACE, num_heads=[1]).on_load_checkpoint(saved)
+    saved = checkpoint_of(AutoTaskFormer(SPECS, {**SPACE, "num_heads": [2]}, image_size=(32, 32)))
+    with pytest.raises(WeightsError, match=r"of other sizes: space\.num_heads \[2\] there, \[1\] here; give"):
+        AutoTaskFormer(SPECS, {**SPACE, "num_heads": [1]}, image_size=(32, 32)).on_load_checkpoint(saved)
 
 
 def test_tensors_are_named_where_no_setting_differs():

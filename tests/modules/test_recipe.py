@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import MultiStepLR, OneCycleLR
 from taskformer.data import CombinedDataModule, RoomsDataModule
 from taskformer.data.transforms import RandomHorizontalFlip, Resize
 from taskformer.modules import AutoTaskFormer, Baseline, PolyLR
+from taskformer.modules.autotaskformer_args import Space
 
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
 
@@ -112,7 +113,7 @@ def test_a_mixture_names_the_augmentation_of_each_part(small_rooms):
 def test_sub_networks_note_theirs_and_it_is_plain(small_rooms):
     data = RoomsDataModule(str(small_rooms), ["depth"], batch_size=2, size=(32, 32))
     network = AutoTaskFormer(
-        data.task_specs, space="custom", embed_dims=[64], depths=[2], mlp_ratios=[2.0], num_heads=[2], head_dim=32,
+        data.task_specs, Space("custom", embed_dims=[64], depths=[2], mlp_ratios=[2.0], num_heads=[2], head_dim=32),
         image_size=(32, 32), layer_decay=0.75,
     )  # fmt: skip
     found = recipe(network, data)

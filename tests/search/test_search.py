@@ -14,7 +14,14 @@ from taskformer.modules import AutoTaskFormer, Baseline
 from taskformer.search import Constraints, NopPruner, Pruner
 from taskformer.search.run import search
 
-SPACE = {"embed_dims": [8, 16], "depths": [1, 2], "mlp_ratios": [1.0, 2.0], "num_heads": [1, 2], "head_dim": 8}
+SPACE = {
+    "preset": "custom",
+    "embed_dims": [8, 16],
+    "depths": [1, 2],
+    "mlp_ratios": [1.0, 2.0],
+    "num_heads": [1, 2],
+    "head_dim": 8,
+}
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +32,7 @@ def data(small_rooms):
 @pytest.fixture(scope="module")
 def model(data):
     torch.manual_seed(0)
-    model = AutoTaskFormer(data.task_specs, "custom", **SPACE, image_size=(128, 160), patch_size=32)
+    model = AutoTaskFormer(data.task_specs, SPACE, image_size=(128, 160), patch_size=32)
     # A random network may find no class at all; then nothing is relative to that.
     torch.nn.init.normal_(model.network.heads.dense.decoders["semseg"].predict.weight)
     return model

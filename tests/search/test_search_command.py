@@ -29,12 +29,12 @@ def run(tmp_path_factory, small_rooms):
     runs = tmp_path_factory.mktemp("runs")
     settings = {
         "model": "AutoTaskFormer",
-        "model.space": "custom",
-        "model.embed_dims": [8, 16],
-        "model.depths": [1, 2],
-        "model.mlp_ratios": [1.0, 2.0],
-        "model.num_heads": [1, 2],
-        "model.head_dim": 8,
+        "model.space.preset": "custom",
+        "model.space.embed_dims": [8, 16],
+        "model.space.depths": [1, 2],
+        "model.space.mlp_ratios": [1.0, 2.0],
+        "model.space.num_heads": [1, 2],
+        "model.space.head_dim": 8,
         "model.image_size": [128, 160],
         "model.patch_size": 32,
         "data": "RoomsDataModule",

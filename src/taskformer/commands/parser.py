@@ -18,7 +18,8 @@ from jsonargparse._typehints import ActionTypeHint  # what add_subclass_argument
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_info
 
-from taskformer.parsing import OneSentence, read_layers
+from taskformer.modules import MultiTaskModule
+from taskformer.parsing import OneSentence, read_layers, subclasses
 
 FLAG = re.compile(r"--\w|-[a-z]\b")
 #: Flags without a value.
@@ -80,7 +81,7 @@ class ConfigFile(ActionConfigFile):
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Apply a file to what the earlier ones say."""
-        values = _on_its_base(values)
+        values = _upgraded(_on_its_base(values))
         earlier = cfg.clone()
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
         if not any(_differ(earlier.get(key), cfg.get(key)) for key in CLASSES):
@@ -137,6 +138,18 @@ def _on_its_base(value: str) -> str:
     except (OSError, ValueError):  # no file, or none of text, which jsonargparse reports
         return value
     return str(yaml.safe_dump(read_layers(path))) if based else value
+
+
+def _upgraded(value: str) -> str:
+    """Return the text of a configuration with today's settings of its model where it has those of an older version."""
+    try:
+        config = yaml.safe_load(value if "\n" in value else Path(value).read_text(encoding="utf-8"))
+        name, settings = config["model"]["class_path"].rsplit(".", 1)[-1], config["model"]["init_args"]
+        today = next(cls for cls in subclasses(MultiTaskModule) if cls.__name__ == name).upgraded(settings)
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError, StopIteration):
+        return value  # has no settings of a model that we know; jsonargparse reports what is wrong with it
+    config["model"]["init_args"] = today
+    return value if today == settings else str(yaml.safe_dump(config))
 
 
 def _differ(earlier: Any, later: Any) -> bool:

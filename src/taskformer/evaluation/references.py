@@ -214,6 +214,7 @@ def _backbone(settings: Mapping[str, Any]) -> str:
     """Describe the shared network: its name, or the sizes of the sub-network or of the supernet."""
     if "backbone" in settings:
         return str(settings["backbone"])
+    settings = {**settings, **settings["space"], "space": settings["space"]["preset"]}
     if settings.get("architecture"):
         sizes = json.loads(settings["architecture"])
         sizes = {key: value for key, value in sizes.items() if key != "sharing"}

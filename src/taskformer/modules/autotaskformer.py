@@ -3,25 +3,25 @@
 import argparse
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from taskformer.errors import ConfigError, WeightsError, require
+from taskformer.errors import WeightsError, require
 from taskformer.files import read_tensors
-from taskformer.models.autotaskformer import Architecture, SearchSpace, Supernet
+from taskformer.models.autotaskformer import Architecture, Supernet
 from taskformer.models.autotaskformer.autoformer import warm_start
 from taskformer.models.autotaskformer.layers import resample_positions
-from taskformer.models.autotaskformer.space import SharingKind
 from taskformer.models.autotaskformer.subnet import Network
+from taskformer.modules.autotaskformer_args import Head, Sampling, Space, as_group, regrouped
 from taskformer.modules.base import Batch, MultiTaskModule, image_tasks, output_channels
 from taskformer.modules.checkpoints import Checkpoint
-from taskformer.modules.sampling import SamplerName, sample
+from taskformer.modules.sampling import sample
 from taskformer.seeds import run_seed
 
 
@@ -32,35 +32,23 @@ class AutoTaskFormer(MultiTaskModule):
     also what predicts, under the usual names, the smallest under ``val_smallest/...`` and one in the middle under
     ``val_median/...``. With ``architecture`` set, that one sub-network trains alone, like any other model.
 
+    >>> space = Space("custom", embed_dims=[32, 64], depths=[2, 3], mlp_ratios=[2.0], num_heads=[1, 2], head_dim=16)
+    >>> model = AutoTaskFormer({"depth": {}, "edges": {}}, space, Head("pup", width=32), image_size=(64, 96))
+    >>> model.space.smallest().embed_dim, model.space.largest().embed_dim
+    (32, 64)
+
     Under DDP the strategy must be ``ddp_find_unused_parameters_true``: a step leaves out what it did not draw.
 
     Args:
         tasks: Task name to its plain description; filled in from the data module.
-        space: AutoFormer's ``"tiny"``, ``"small"`` or ``"base"``, or ``"custom"``, made of the four lists below.
-        embed_dims: Choices of the width.
-        depths: Choices of the number of layers.
-        mlp_ratios: Choices of each layer's MLP ratio.
-        num_heads: Choices of each layer's attention heads.
-        head_dim: Channels of one attention head.
-        sharing: What tasks may share in each layer's attention and MLP: everything (``"none"``), all tasks or none
-            (``"binary"``), any of ``copies`` (``"grouped"``), or the same without ever meeting again (``"tree"``).
-        copies: Stored copies of every unit for ``"grouped"`` and ``"tree"``.
-        num_queries: Choices of the query head's queries per task; None: nothing to choose, and so in the following.
-        num_scales: Choices of its scales: how many of the transformer's taps it reads, from the last one on.
-        decoder_widths: Choices of its width, multiples of an attention head's channels: of a fourth of the largest.
+        space: What can be chosen after training: the sizes of sub-networks, and what their tasks share.
         head: What turns tokens into maps.
-        head_width: Channels inside the heads; None: the head's own default, or the largest of ``decoder_widths``.
-            ``"linear"`` has none.
         image_size: Height and width of the training images: the positions learned are those of their patches. Other
             sizes work.
         patch_size: Side of a patch in pixels.
         max_relative: Largest distance in patches that relative positions tell apart.
         drop_path: Stochastic depth rate of the last layer.
-        sampler: ``"uniform"``, ``"sandwich"``, ``"complexity_aware"`` or ``"grow"``, see
-            :func:`taskformer.modules.sampling.sample`.
-        distill: Sandwich only: share of the largest network's outputs, against the labels, in what the others learn.
-        sharing_warmup: Share of the training in which tasks share everything; then all copies start from the shared
-            one, and the probability that tasks part rises to a half.
+        sampling: Which sub-networks train, and from what they learn.
         layer_decay: Factor of the learning rate from each layer to the one before it.
         architecture: A JSON file of one architecture (or its text): only this sub-network is trained. With a single
             task, what the file says about sharing does not matter.
@@ -82,49 +70,34 @@ class AutoTaskFormer(MultiTaskModule):
     def __init__(
         self,
         tasks: dict[str, dict[str, Any]],
-        space: Literal["tiny", "small", "base", "custom"] = "tiny",
-        embed_dims: list[int] | None = None,
-        depths: list[int] | None = None,
-        mlp_ratios: list[float] | None = None,
-        num_heads: list[int] | None = None,
-        head_dim: int = 64,
-        sharing: SharingKind = "binary",
-        copies: int = 4,
-        num_queries: list[int] | None = None,
-        num_scales: list[int] | None = None,
-        decoder_widths: list[int] | None = None,
-        head: Literal["linear", "aspp", "pup", "dpt", "query"] = "linear",
-        head_width: int | None = None,
+        space: Space = Space(),  # noqa: B008  # groups are immutable
+        head: Head = Head(),  # noqa: B008
+        sampling: Sampling = Sampling(),  # noqa: B008
         image_size: tuple[int, int] = (224, 224),
         patch_size: int = 16,
         max_relative: int = 14,
         drop_path: float = 0.1,
-        sampler: SamplerName = "uniform",
-        distill: float = 0.5,
-        sharing_warmup: float = 0.2,
         layer_decay: float = 1.0,
         architecture: str | None = None,
         weights: str = "random",
         **kwargs: Any,
     ) -> None:
-        require("[0, 1]", distill=distill, sharing_warmup=sharing_warmup)
         require("(0, 1]", layer_decay=layer_decay)
         require("[0, 1)", drop_path=drop_path)
         require("[1, inf)", image_size=image_size, patch_size=patch_size, max_relative=max_relative)
-        require("[1, inf)", head_width=head_width)
-        choices = {"embed_dims": embed_dims, "depths": depths, "mlp_ratios": mlp_ratios, "num_heads": num_heads}
-        decoder = {"num_queries": num_queries, "num_scales": num_scales, "decoder_widths": decoder_widths}
-        transformers = _build_space(space, choices, head_dim, len(tasks), sharing, copies)
+        # Checkpoints hold plain types.
+        space, head = as_group("space", Space, space), as_group("head", Head, head)
+        sampling = as_group("sampling", Sampling, sampling)
         supernet = Supernet(
-            replace(transformers, **_given(decoder)),
+            space.build(len(tasks)),
             output_channels(tasks),
-            head=head,
+            head=head.kind,
             image_tasks=image_tasks(tasks),
             image_size=image_size,
             patch_size=patch_size,
             max_relative=max_relative,
             drop_path=drop_path,
-            head_options={} if head_width is None else {"width": head_width},
+            head_options={} if head.width is None else {"width": head.width},
         )
         if weights == "random":
             supernet.warm_start_copies()
@@ -133,14 +106,14 @@ class AutoTaskFormer(MultiTaskModule):
         single = None if architecture is None else Architecture.read(architecture, len(tasks))
         network: nn.Module = supernet if single is None else supernet.extract(single)
         super().__init__(tasks, network, weights=weights, **kwargs)
-        # A checkpoint must not depend on the file.
-        self.hparams["architecture"] = None if single is None else single.to_json()
+        # In plain types; a checkpoint must not depend on the architecture's file.
+        text = None if single is None else single.to_json()
+        groups = {"space": asdict(space), "head": asdict(head), "sampling": asdict(sampling)}
+        self.save_hyperparameters(groups | {"architecture": text})
         self.single = single
         self.space = supernet.space
         self.image_size = image_size
-        self.sampler = sampler
-        self.distill = distill
-        self.sharing_warmup = sharing_warmup
+        self.sampling = sampling
         self.layer_decay = layer_decay
         #: Validated beside the largest.
         self.watched = {} if single else {"smallest": self.space.smallest(), "median": self.space.median()}
@@ -149,10 +122,16 @@ class AutoTaskFormer(MultiTaskModule):
         self.seed = 0
         self.total_steps: float = math.inf
 
+    @classmethod
+    def upgraded(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Put settings from before there were groups into their groups."""
+        return regrouped(settings)
+
     def sample(self, step: int) -> list[Architecture]:
         """Return the sub-networks that train at an optimizer step: a function of the run's seed and the step."""
         progress = step / self.total_steps
-        return sample(self.sampler, self.space, self._cost, self.seed, step, progress, self.sharing_warmup)
+        warmup = self.sampling.sharing_warmup
+        return sample(self.sampling.sampler, self.space, self._cost, self.seed, step, progress, warmup)
 
     def on_fit_start(self) -> None:
         """Note the run's seed and the length of the training, on which sampling depends."""
@@ -177,7 +156,8 @@ class AutoTaskFormer(MultiTaskModule):
         for architecture in others:
             student = self.network(batch["image"], architecture)
             labelled, distances = self.task_losses(student, batch["targets"]), self.distances(student, outputs)
-            learnt.append({name: torch.lerp(labelled[name], distances[name], self.distill) for name in self.tasks})
+            share = self.sampling.distill
+            learnt.append({name: torch.lerp(labelled[name], distances[name], share) for name in self.tasks})
         means = {name: torch.stack([losses[name] for losses in learnt]).mean() for name in self.tasks}
         return self._balance(means, learnt[0], len(batch["image"]))
 
@@ -205,7 +185,7 @@ class AutoTaskFormer(MultiTaskModule):
     @property
     def _warmup_steps(self) -> int:
         """Optimizer steps of the sharing warm-up."""
-        return 0 if self.single else math.ceil(self.sharing_warmup * self.total_steps)
+        return 0 if self.single else math.ceil(self.sampling.sharing_warmup * self.total_steps)
 
     def _follow_shared(self) -> None:
         """Set all copies to the shared weights; without a warm-up they keep what they started from."""
@@ -221,33 +201,6 @@ class AutoTaskFormer(MultiTaskModule):
         """Lower the rate from layer to layer: heads and the norm before them have the full one, the stem the least."""
         assert isinstance(self.network, Network)
         return {name: self.layer_decay**layers for name, layers in self.network.layers_to_heads().items()}
-
-
-def _build_space(
-    name: Literal["tiny", "small", "base", "custom"],
-    choices: dict[str, list[Any] | None],
-    head_dim: int,
-    num_tasks: int,
-    sharing: SharingKind,
-    copies: int,
-) -> SearchSpace:
-    """Build a preset or the user's own space."""
-    given = _given(choices)
-    if name == "custom":
-        missing = [key for key in choices if key not in given]
-        if missing:
-            msg = f"the custom space needs {', '.join(missing)}"
-            raise ConfigError(msg)
-        return SearchSpace(**given, head_dim=head_dim, num_tasks=num_tasks, sharing=sharing, copies=copies)
-    if given:
-        msg = f"the space {name!r} has its own {', '.join(given)}; set space to 'custom' to choose them"
-        raise ConfigError(msg)
-    return replace(SearchSpace.preset(name, num_tasks, sharing, copies), head_dim=head_dim)
-
-
-def _given(choices: Mapping[str, list[Any] | None]) -> dict[str, Any]:
-    """Leave out choices that the user did not make."""
-    return {key: tuple(values) for key, values in choices.items() if values is not None}
 
 
 def _load_weights(supernet: Supernet, source: str) -> None:

@@ -41,11 +41,7 @@ def require_fitting(saved: Mapping[str, Any], state: Mapping[str, Any], module: 
         )
         raise WeightsError(msg)
     if differences := list(_shape_differences(state, module.state_dict())):
-        settings = [
-            f"{key} {value!r} there, {module.hparams[key]!r} here"
-            for key, value in saved.items()
-            if key not in NO_SIZES and key in module.hparams and module.hparams[key] != value
-        ]
+        settings = list(_setting_differences(saved, module.hparams))
         msg = (
             f"the checkpoint is of a network of other sizes: {_some(settings or differences)}; "
             "give the model's configuration that it was trained with"
@@ -67,6 +63,17 @@ def _task_differences(saved: Mapping[str, Task], own: Mapping[str, Task]) -> Ite
                 k for k, pair in enumerate(zip(task.classes, mine.classes, strict=True)) if len(set(pair)) > 1
             )
             yield f"class {number} of {name} is {task.classes[number]!r} there and {mine.classes[number]!r} here"
+
+
+def _setting_differences(saved: Mapping[str, Any], own: Mapping[str, Any], group: str = "") -> Iterator[str]:
+    """Say which settings that may change tensors differ, those of a group one by one."""
+    for key, value in saved.items():
+        if key in NO_SIZES or key not in own or own[key] == value:
+            continue
+        if isinstance(value, Mapping) and isinstance(own[key], Mapping):
+            yield from _setting_differences(value, own[key], f"{group}{key}.")
+        else:
+            yield f"{group}{key} {value!r} there, {own[key]!r} here"
 
 
 def _kind(task: Task) -> str:

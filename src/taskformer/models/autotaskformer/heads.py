@@ -17,9 +17,9 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula, sdpa_flop
 
 from taskformer.errors import ConfigError, UnknownNameError
+from taskformer.models.autotaskformer.architecture import FULL, DecoderSize
 from taskformer.models.autotaskformer.layers import SlicedConv2d, SlicedLinear
 from taskformer.models.autotaskformer.query import QUARTERS, QueryHead
-from taskformer.models.autotaskformer.space import FULL, DecoderSize
 from taskformer.models.decoders import DECODERS, Maps, SeparateHead, TaskDecoder
 from taskformer.models.layers import near_zero, undecayed
 

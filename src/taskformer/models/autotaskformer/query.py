@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from taskformer.errors import ConfigError
+from taskformer.models.autotaskformer.architecture import FULL, DecoderSize
 from taskformer.models.autotaskformer.layers import SlicedConv2d
-from taskformer.models.autotaskformer.space import FULL, DecoderSize
 from taskformer.models.decoders import Maps, projection
 from taskformer.models.layers import near_zero, resize
 from taskformer.models.mqtransformer import MultiQueryDecoder, require_whole_heads

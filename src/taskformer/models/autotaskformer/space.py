@@ -10,9 +10,7 @@ from random import Random
 from typing import Any, Literal, Self, get_args
 
 from taskformer.errors import ConfigError, UnknownNameError
-from taskformer.models.autotaskformer.architecture import FULL as FULL  # for the heads
-from taskformer.models.autotaskformer.architecture import Architecture, is_count
-from taskformer.models.autotaskformer.architecture import DecoderSize as DecoderSize
+from taskformer.models.autotaskformer.architecture import Architecture, DecoderSize, is_count
 from taskformer.models.autotaskformer.sharing import KINDS, Rows, Sharing
 
 SharingKind = Literal["none", "binary", "grouped", "tree"]

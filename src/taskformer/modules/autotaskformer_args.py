@@ -1,0 +1,177 @@
+"""Groups of AutoTaskFormer's settings, and where settings of older versions went.
+
+Each group is one dataclass: its fields are settings on the command line (``--model.space.preset tiny``), in YAML and,
+as plain dictionaries, in checkpoints.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, TypeVar
+
+from taskformer.errors import ConfigError, UnknownNameError, require
+from taskformer.models.autotaskformer import SearchSpace
+from taskformer.models.autotaskformer.space import SharingKind
+from taskformer.modules.sampling import SamplerName
+
+Group = TypeVar("Group")
+
+#: Settings from before there were groups, and their places today.
+MOVED = {
+    "space": "space.preset",
+    "embed_dims": "space.embed_dims",
+    "depths": "space.depths",
+    "mlp_ratios": "space.mlp_ratios",
+    "num_heads": "space.num_heads",
+    "head_dim": "space.head_dim",
+    "sharing": "space.sharing",
+    "copies": "space.copies",
+    "num_queries": "space.num_queries",
+    "num_scales": "space.num_scales",
+    "decoder_widths": "space.decoder_widths",
+    "head": "head.kind",
+    "head_width": "head.width",
+    "sampler": "sampling.sampler",
+    "distill": "sampling.distill",
+    "sharing_warmup": "sampling.sharing_warmup",
+}
+
+
+@dataclass(frozen=True)
+class Space:
+    """What can be chosen after training: the sizes of sub-networks, and what their tasks share.
+
+    >>> Space(sharing="tree").build(num_tasks=3).embed_dims  # AutoFormer-T's
+    (192, 216, 240)
+
+    Args:
+        preset: AutoFormer's ``"tiny"``, ``"small"`` or ``"base"``, or ``"custom"``, made of the four lists below.
+        embed_dims: Choices of the width.
+        depths: Choices of the number of layers.
+        mlp_ratios: Choices of each layer's MLP ratio.
+        num_heads: Choices of each layer's attention heads.
+        head_dim: Channels of one attention head.
+        sharing: What tasks may share in each layer's attention and MLP: everything (``"none"``), all tasks or none
+            (``"binary"``), any of ``copies`` (``"grouped"``), or the same without ever meeting again (``"tree"``).
+        copies: Stored copies of every unit for ``"grouped"`` and ``"tree"``.
+        num_queries: Choices of the query head's queries per task; None: nothing to choose, and so in the following.
+        num_scales: Choices of its scales: how many of the transformer's taps it reads, from the last one on.
+        decoder_widths: Choices of its width, multiples of an attention head's channels: of a fourth of the largest.
+    """
+
+    preset: Literal["tiny", "small", "base", "custom"] = "tiny"
+    embed_dims: list[int] | None = None
+    depths: list[int] | None = None
+    mlp_ratios: list[float] | None = None
+    num_heads: list[int] | None = None
+    head_dim: int = 64
+    sharing: SharingKind = "binary"
+    copies: int = 4
+    num_queries: list[int] | None = None
+    num_scales: list[int] | None = None
+    decoder_widths: list[int] | None = None
+
+    def build(self, num_tasks: int) -> SearchSpace:
+        """Build the search space for a number of tasks.
+
+        Raises:
+            ConfigError: If settings contradict each other.
+        """
+        sizes = self._given("embed_dims", "depths", "mlp_ratios", "num_heads")
+        decoder = self._given("num_queries", "num_scales", "decoder_widths")
+        sharing = {"num_tasks": num_tasks, "sharing": self.sharing, "copies": self.copies}
+        if self.preset != "custom":
+            if sizes:
+                names = ", ".join(sizes)
+                msg = f"the space {self.preset!r} has its own {names}; set space.preset to 'custom' to choose them"
+                raise ConfigError(msg)
+            return replace(SearchSpace.preset(self.preset, **sharing), head_dim=self.head_dim, **decoder)
+        if len(sizes) < 4:
+            missing = [name for name in ("embed_dims", "depths", "mlp_ratios", "num_heads") if name not in sizes]
+            msg = f"the custom space needs {', '.join(f'space.{name}' for name in missing)}"
+            raise ConfigError(msg)
+        return SearchSpace(**sizes, head_dim=self.head_dim, **sharing, **decoder)
+
+    def _given(self, *names: str) -> dict[str, Any]:
+        """Return those choices that the user made."""
+        return {name: tuple(getattr(self, name)) for name in names if getattr(self, name) is not None}
+
+
+@dataclass(frozen=True)
+class Head:
+    """What turns tokens into maps.
+
+    Args:
+        kind: One 1x1 convolution (``"linear"``), AdaShare's (``"aspp"``), SETR's (``"pup"``) or DPT's decoder, one per
+            task, or MQTransformer's (``"query"``), in which tasks exchange.
+        width: Channels inside; None: the kind's own default, or the largest of ``space.decoder_widths``. ``"linear"``
+            has none.
+    """
+
+    kind: Literal["linear", "aspp", "pup", "dpt", "query"] = "linear"
+    width: int | None = None
+
+    def __post_init__(self) -> None:
+        require("[1, inf)", **{"head.width": self.width})
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which sub-networks train, and from what they learn.
+
+    Args:
+        sampler: ``"uniform"``, ``"sandwich"``, ``"complexity_aware"`` or ``"grow"``, see
+            :func:`taskformer.modules.sampling.sample`.
+        distill: Sandwich only: share of the largest network's outputs, against the labels, in what the others learn.
+        sharing_warmup: Share of the training in which tasks share everything; then all copies start from the shared
+            one, and the probability that tasks part rises to a half.
+    """
+
+    sampler: SamplerName = "uniform"
+    distill: float = 0.5
+    sharing_warmup: float = 0.2
+
+    def __post_init__(self) -> None:
+        require("[0, 1]", **{"sampling.distill": self.distill, "sampling.sharing_warmup": self.sharing_warmup})
+
+
+def as_group(name: str, kind: type[Group], given: Group | Mapping[str, Any]) -> Group:
+    """Return a group of settings that may be given by name, as checkpoints hold them.
+
+    Args:
+        name: What the group is called.
+        kind: Its class.
+        given: The group, or its settings.
+
+    Raises:
+        ConfigError: If it is neither; says where settings of older versions went.
+        UnknownNameError: If there is no such setting.
+    """
+    if isinstance(given, kind):
+        return given
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # groups are dataclasses
+    if not isinstance(given, Mapping):
+        places = f"it is {MOVED[name]} now; " if name in MOVED else ""
+        msg = f"{name} is a group of settings, got {given!r}: {places}{name} has {', '.join(known)}"
+        raise ConfigError(msg)
+    for key in given:
+        if key not in known:
+            setting = f"setting of {name}"
+            raise UnknownNameError(setting, key, known)
+    return kind(**given)
+
+
+def regrouped(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Put settings of versions without groups, of a checkpoint or a run's ``config.yaml``, into their groups.
+
+    Settings of today stay as they are.
+
+    >>> regrouped({"space": "custom", "depths": [2, 3], "patch_size": 16})
+    {'patch_size': 16, 'space': {'preset': 'custom', 'depths': [2, 3]}}
+    """
+    old = {key for key in MOVED.keys() & settings.keys() if not isinstance(settings[key], Mapping)}
+    new = {key: value for key, value in settings.items() if key not in old}
+    for key, place in MOVED.items():
+        if key in old:
+            group, name = place.split(".")
+            new[group] = {**new.get(group, {}), name: settings[key]}
+    return new
