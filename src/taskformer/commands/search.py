@@ -83,7 +83,7 @@ class SearchCLI(TaskformerCLI):
     def __init__(self, args: list[str]) -> None:
         super().__init__(args, run=False)
         checkpoint = self._checkpoint()
-        self.run_dir = run_folder_of(checkpoint) or self._folder_of_run()
+        self.run_dir = run_folder_of(checkpoint) or self._folder_outside_runs()
         device = Trainer(
             **{name: self.config.trainer[name] for name in OF_TRAINER},
             logger=False,
@@ -125,21 +125,24 @@ class SearchCLI(TaskformerCLI):
         return settings
 
     def _checkpoint(self) -> Path:
+        """Return the checkpoint that is given, or the run's best, or else its last."""
         config: Namespace = self.config
         if config.ckpt_path:
             return Path(config.ckpt_path)
-        best = config.name and (self._folder_of_run() / "checkpoints" / BEST).is_file()
-        which = config.ckpt or ("best" if best else "last")
-        file = runs.find_checkpoint(self._folder_of_run(), which) if config.name else None
+        file = None
+        if config.name:
+            folder = Path(config.runs_dir, config.name)
+            best = (folder / "checkpoints" / BEST).is_file()
+            file = runs.find_checkpoint(folder, config.ckpt or ("best" if best else "last"))
         if file is None:
             msg = "which supernet is to be searched? Give its run (`taskformer search runs/NAME`) or --ckpt_path FILE"
             raise ConfigError(msg)
         return file
 
-    def _folder_of_run(self) -> Path:
-        config = self.config
-        given = config.trainer.default_root_dir
-        return Path(given) if given else Path(config.runs_dir, runs.name_run("search", config))
+    def _folder_outside_runs(self) -> Path:
+        """Return where the study goes if the checkpoint lies in no run folder."""
+        given = self.config.trainer.default_root_dir
+        return Path(given) if given else Path(self.config.runs_dir, runs.name_run("search", self.config))
 
 
 class SearchProgress:
