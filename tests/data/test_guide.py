@@ -77,7 +77,7 @@ def test_the_mixture_loads(here):
 
 def test_the_data_set_in_code_works(here):
     names = {}
-    exec(compile(blocks("python")[0], "docs/data.md", "exec"), names)
+    exec(compile("\n".join(blocks("python")), "docs/data.md", "exec"), names)
     for split, stem in [("train", "a"), ("train", "b"), ("val", "c"), ("test", "d")]:
         write_jpg(here / "data" / "garden" / split / f"{stem}.jpg", np.zeros((H, W, 3), np.uint8))
         if stem != "b":
@@ -89,6 +89,9 @@ def test_the_data_set_in_code_works(here):
     assert (depths["a"] == 2.5).all()
     assert depths["b"].isnan().all()
     assert verify(data, workers=1).ok
+    forest = names["ForestDataModule"]("data/garden", size=(8, 10), farthest=30.0)
+    assert forest.task_specs == {"depth": {"max_depth": 30.0}}
+    assert forest.evaluation_dataset("train")[0]["image"].shape == (3, 8, 10)
 
 
 @pytest.mark.parametrize("line", [line for block in blocks() for line in block.splitlines()])

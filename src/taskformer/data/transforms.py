@@ -466,6 +466,13 @@ class TaskCompose:
     repeats one stream in every worker and epoch, and when it is seeded gives all transforms *equal* streams, so that
     say large zooms always come with a flip.)
 
+    Example:
+        >>> from taskformer.tasks import build_tasks
+        >>> pipeline = TaskCompose([RandomHorizontalFlip(p=1.0)], build_tasks({"depth": {}}))
+        >>> image, depth = np.zeros((1, 3, 3), np.uint8), np.array([[1.0, 2.0, 3.0]])
+        >>> pipeline({"image": image, "targets": {"depth": depth}, "meta": {}})["targets"]["depth"]
+        tensor([[[3., 2., 1.]]])
+
     Args:
         transforms: What to do, in order, to the uint8 image and the raw targets. They are copied.
         tasks: The tasks by name; targets of other names are refused.

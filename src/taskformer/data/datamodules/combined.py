@@ -27,6 +27,13 @@ class CombinedDataModule(MultiTaskDataModule):
     largest of the batch, so crop all parts alike. An evaluation batch holds images of one part only, and a metric is
     computed over all parts that have its task.
 
+    Example:
+        >>> from taskformer.data import CityscapesDataModule, RoomsDataModule
+        >>> parts = [RoomsDataModule(tasks=["semseg", "depth"]), CityscapesDataModule(tasks=["semseg"])]
+        >>> data = CombinedDataModule(parts, rename=[{}, {"semseg": "street_semseg"}])
+        >>> data.task_names
+        ['semseg', 'depth', 'street_semseg']
+
     Args:
         parts: The data modules, with their own roots, tasks and transforms; their batch sizes and workers do not count.
         rename: For each part, the task names to change and what to: ``[{}, {semseg: street_semseg}]`` makes the

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 class RoomsDataModule(MultiTaskDataModule):
     """Small rendered rooms (160x128) with exact labels, part of the repository: no download.
 
+    Example:
+        >>> data = RoomsDataModule(tasks=["depth", "normals"], batch_size=4)
+        >>> data.task_specs
+        {'depth': {'max_depth': 7.0}, 'normals': {}}
+
     Args:
         root: The data set's folder, relative to the current one.
         tasks: Any of ``semseg``, ``depth``, ``normals``, ``edges``, ``saliency``, ``human_parts`` and ``reshading``;
