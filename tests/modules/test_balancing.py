@@ -2,6 +2,8 @@
 
 import copy
 import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,12 +61,12 @@ def build(model, method, **options):
     return MODELS[model](balancing=method, loss_weights=WEIGHTS, **optimizer | options)
 
 
-def train(module, folder, **options):
+def train(module, folder, data=None, **options):
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "log_every_n_steps": 1}
     Trainer(
         default_root_dir=folder, accelerator="cpu", max_epochs=1, enable_model_summary=False, limit_val_batches=0,
         accumulate_grad_batches=ACCUMULATE, gradient_clip_val=CLIP, **quiet, **options,
-    ).fit(module, *[DataLoader(batches(), batch_size=None)] * 2)  # fmt: skip
+    ).fit(module, *[DataLoader(data or batches(), batch_size=None)] * 2)  # fmt: skip
 
 
 def plain_losses(module, network, batch, step):
@@ -269,3 +271,36 @@ def test_a_method_is_one_line_of_the_command_line(small_rooms, tmp_path, monkeyp
     monkeypatch.setattr(Baseline, "on_train_start", look)
     main(["fit", "--resume=runs/learned", "--trainer.max_epochs=3"])
     assert torch.equal(seen["logs"], logs)
+
+
+SCRIPT = """
+import os, sys, torch
+sys.path.insert(0, {tests!r})
+import balancing_methods, test_balancing
+from lightning.pytorch import Trainer
+method, devices, rank = sys.argv[1], int(sys.argv[2]), int(os.environ.get("LOCAL_RANK", 0))
+torch.set_num_threads(1)
+for of_tasks in (test_balancing.TASKS, test_balancing.WEIGHTS):
+    del of_tasks["saliency"]  # whose loss depends on how frequent it is in the batch
+module = test_balancing.build("supernet", getattr(balancing_methods, method))
+mine = slice(rank, rank + 1) if devices > 1 else slice(2)  # of the two images of a batch
+cut = lambda x: {{name: cut(value) for name, value in x.items()}} if isinstance(x, dict) else x[mine]
+strategy = "ddp_find_unused_parameters_true" if devices > 1 else "auto"
+options = {{"precision": "64-true", "devices": devices, "strategy": strategy, "use_distributed_sampler": False}}
+test_balancing.train(module, ".", [cut(batch) for batch in test_balancing.batches()], **options)
+torch.save(module.state_dict(), f"{{devices}}_{{rank}}.pt")
+"""
+
+
+@pytest.mark.slow  # starts three processes per case
+@pytest.mark.parametrize("method", [PCGrad, Uncertainty])
+def test_two_processes_learn_what_one_does(method, tmp_path):
+    (tmp_path / "run.py").write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
+    for devices in ("1", "2"):
+        command = [sys.executable, "run.py", method.__name__, devices]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+    alone, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1_0", "2_0", "2_1"))
+    for key, value in alone.items():
+        torch.testing.assert_close(first[key], value, rtol=0, atol=1e-6)
+        assert torch.equal(second[key], first[key])
