@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 from miniature_rooms import write_rooms
@@ -13,6 +14,7 @@ import taskformer.data
 from taskformer.data import MultiTaskDataModule, RoomsDataModule, datamodules, datasets
 from taskformer.data.transforms import Pad, RandomCrop, RandomHorizontalFlip, RandomScale, TaskCompose
 from taskformer.errors import ConfigError, DatasetNotFoundError, UnknownNameError
+from taskformer.parsing import read_layers
 from taskformer.tasks import build_tasks
 
 PROJECT = Path(__file__).parents[2]
@@ -70,7 +72,7 @@ def build(config, *args):
         seed_everything_default=0,
         save_config_callback=None,
         trainer_defaults={"logger": False, "accelerator": "cpu"},
-        args=["--model", f"{__name__}.Probe", "--config", str(config), *args],
+        args=["--model", f"{__name__}.Probe", "--config", yaml.safe_dump(read_layers(config)), *args],
     )
     return cli.model, cli.datamodule
 
