@@ -1,6 +1,6 @@
 """Scoring many sub-networks of a supernet on the same images, each computation done once.
 
-Images are decoded, padded and moved to the device once, and what metrics need of the targets is computed once. In a
+Images are decoded and moved to the device once, and what metrics need of the targets is computed once. In a
 set of sub-networks those of one width that begin with the same units have the same activations there. Sub-networks are
 therefore run in an order that puts them side by side, each keeping what the next one needs. Those that are hopeless
 after some of the images are not run on the rest.
@@ -8,25 +8,21 @@ after some of the images are not run on the rest.
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
-from math import ceil
-from typing import Any, NamedTuple, Self, cast
+from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from taskformer.errors import ConfigError
 from taskformer.metrics import delta_m
 from taskformer.models.autotaskformer import Architecture, Supernet
-from taskformer.models.autotaskformer.architecture import DecoderSize
 from taskformer.models.autotaskformer.layers import Grid
+from taskformer.models.autotaskformer.subnet import Passed, Run, Step, Unit, passed, schedule
 from taskformer.search.headlines import Prepared, headline
 from taskformer.tasks import Task
 
 Batch = Mapping[str, Any]
-#: What a stream has passed: the width of the stem, then the copy and the inner width of each unit.
-Passed = tuple[Any, ...]
 #: Tells whether a sub-network stops, given its delta_m on the images of the first batch, of the first two, and so on.
 Stop = Callable[[Architecture, Sequence[float]], bool]
 #: For each task, its headline metric's sums over batches.
@@ -59,49 +55,46 @@ class Result:
         return self.course[-1]
 
 
-class Plan(NamedTuple):
-    """What a sub-network computes.
+class _Memory:
+    """Tokens of streams by what they have passed, kept as long as a sub-network needs them."""
 
-    Attributes:
-        width: Width of the tokens.
-        units: For each unit its inner width (heads, or hidden channels) and the copy that each task uses.
-        decoder: Sizes of the query decoder.
-    """
+    def __init__(self) -> None:
+        self._tokens: dict[Passed, Tensor] = {}
 
-    width: int
-    units: tuple[tuple[int, tuple[int, ...]], ...]
-    decoder: DecoderSize
+    def runner(self, streams: Sequence[tuple[Passed, ...]], needed: Collection[Passed]) -> Run:
+        """Return what runs a sub-network's units, those only that have not run before.
 
-    @classmethod
-    def of(cls, architecture: Architecture, num_tasks: int) -> Self:
-        """Describe a sub-network."""
-        units = zip(architecture.unit_widths, architecture.rows(num_tasks), strict=True)
-        return cls(architecture.embed_dim, tuple(units), architecture.decoder)
+        Args:
+            streams: What its streams have passed after the stem and after each unit.
+            needed: What the next sub-network needs.
+        """
+        following = iter(streams)
 
-    def paths(self, units: int) -> list[Passed]:
-        """Return what each task's stream has passed after some units."""
-        passed = [[(row[task], inner) for inner, row in self.units[:units]] for task in range(len(self.units[0][1]))]
-        return [(self.width, *steps) for steps in passed]
+        def run(copies: Mapping[int, Unit], step: Step, incoming: Sequence[Tensor], grid: Grid) -> list[Tensor]:
+            outgoing = next(following)
+            calls = [(copy, parent) for copy, parents in step.calls for parent in parents]
+            for stream, (copy, parent) in zip(outgoing, calls, strict=True):
+                # Alone, whichever others there are, so that its numbers are always the same.
+                if stream not in self._tokens:
+                    self._tokens[stream] = copies[copy](incoming[parent], grid)
+            tokens = [self._tokens[stream] for stream in outgoing]
+            done = len(outgoing[0])
+            self._tokens = {each: x for each, x in self._tokens.items() if len(each) > done or each in needed}
+            return tokens
 
-    def beginnings(self) -> set[Passed]:
-        """Return what streams have passed at any time."""
-        return {path for units in range(len(self.units) + 1) for path in self.paths(units)}
+        return run
 
 
 class _Images(NamedTuple):
     """One batch, prepared.
 
     Attributes:
-        image: ``(B, 3, H, W)``, padded to whole patches.
-        size: Height and width before.
+        image: ``(B, 3, H, W)``.
         targets: What is needed of each task's targets.
-        grid: The patches.
     """
 
     image: Tensor
-    size: tuple[int, int]
     targets: dict[str, Prepared]
-    grid: Grid
 
 
 class Evaluator:
@@ -174,20 +167,16 @@ class Evaluator:
         ]
 
     def _prepared(self, batch: Batch) -> _Images:
-        """Move a batch to the supernet's device, pad it, and do what its targets allow."""
+        """Move a batch to the supernet's device, and do what its targets allow."""
         parameter = self.supernet.norm.weight
         image = batch["image"].to(parameter)
-        size = (image.shape[-2], image.shape[-1])
-        side = self.supernet.patch_size
-        padded = F.pad(image, (0, -size[1] % side, 0, -size[0] % side))
-        grid = Grid.of(padded.shape[-2] // side, padded.shape[-1] // side, self.supernet.max_relative, like=image)
         targets = {}
         for name, scores in self._headlines.items():
             task = self.tasks[name]
-            shape = () if task.geometry == "image" else size
+            shape = () if task.geometry == "image" else image.shape[-2:]
             like = torch.empty(len(image), task.channels, *shape, device="meta")  # what an output would look like
             targets[name] = scores.prepare(task.check(batch["targets"][name].to(image.device), like))
-        return _Images(padded, size, targets, grid)
+        return _Images(image, targets)
 
     def _largest(self) -> dict[str, float]:
         """Score the largest sub-network."""
@@ -213,9 +202,8 @@ class Evaluator:
         batch: _Images,
     ) -> None:
         """Add the metrics' sums on one batch for the chosen sub-networks."""
-        plans = {index: Plan.of(architectures[index], len(self.supernet.tasks)) for index in chosen}
-        order = sorted(chosen, key=plans.__getitem__)  # those that begin alike are neighbours
-        outputs = self._outputs(batch, [plans[index] for index in order])
+        order = sorted(chosen, key=lambda index: self._order(architectures[index]))
+        outputs = self._outputs(batch, [architectures[index] for index in order])
         for index, maps in zip(order, outputs, strict=True):
             for name, scores in self._headlines.items():
                 new = scores.sums(maps[name].float(), batch.targets[name])
@@ -224,56 +212,16 @@ class Evaluator:
     def _values(self, sums: Sums) -> dict[str, float]:
         return {name: float(scores.value(sums[name])) for name, scores in self._headlines.items()}
 
-    def _outputs(self, batch: _Images, plans: Sequence[Plan]) -> Iterator[dict[str, Tensor]]:
+    def _outputs(self, batch: _Images, architectures: Sequence[Architecture]) -> Iterator[dict[str, Tensor]]:
         """Predict one batch with sub-networks in turn: ``(B, C_task, H, W)``, or ``(B, C_task)``."""
-        kept: dict[Passed, Tensor] = {}
-        height, width = batch.size
-        for plan, following in zip_longest(plans, plans[1:]):
-            needed = following.beginnings() if following else set()
-            features = self._features(batch, plan, kept, needed)
-            maps = self.supernet.heads(features, (batch.image.shape[-2], batch.image.shape[-1]), plan.decoder)
-            yield {task: x[..., :height, :width] if x.ndim == 4 else x for task, x in maps.items()}
+        memory = _Memory()
+        tasks = len(self.supernet.tasks)
+        streams = [passed(each, schedule(each, tasks)) for each in architectures]
+        for architecture, own, following in zip(architectures, streams, [*streams[1:], ()], strict=False):
+            needed = set(chain.from_iterable(following))
+            yield self.supernet(batch.image, architecture, memory.runner(own, needed))
 
-    def _features(
-        self, batch: _Images, plan: Plan, kept: dict[Passed, Tensor], needed: Collection[Passed]
-    ) -> dict[str, list[Tensor]]:
-        """Encode one batch: every task's taps ``(B, E, h, w)``.
-
-        Args:
-            batch: The batch.
-            plan: The sub-network.
-            kept: Tokens by what they have passed; on return those that are needed later.
-            needed: What is needed later.
-        """
-        depth = len(plan.units) // 2
-        ends = [2 * ceil(fraction * depth) for fraction in self.supernet.heads.fractions]  # units before each tap
-        tapped: dict[int, list[Tensor]] = {}
-        for done in range(len(plan.units) + 1):
-            paths = plan.paths(done)
-            for path in paths:
-                if path not in kept:
-                    kept[path] = self._step(batch, path, kept)
-            if done in ends:
-                maps = {path: self._map(batch, kept[path]) for path in paths}
-                tapped[done] = [maps[path] for path in paths]
-            for path in [path for path in kept if len(path) <= done and path not in needed]:
-                del kept[path]
-        for path in [path for path in kept if path not in needed]:
-            del kept[path]
-        return {task: [tapped[end][index] for end in ends] for index, task in enumerate(self.supernet.tasks)}
-
-    def _step(self, batch: _Images, path: Passed, kept: Mapping[Passed, Tensor]) -> Tensor:
-        """Compute the tokens ``(B, 1 + h*w, E)`` at the end of a path from those before.
-
-        Each stream runs alone, whichever others there are, so that its numbers are always the same.
-        """
-        if len(path) == 1:
-            return cast(Tensor, self.supernet.stem(batch.image, path[0]))
-        copy, inner = path[-1]
-        unit = cast(nn.ModuleList, self.supernet.units[len(path) - 2])[copy]
-        return cast(Tensor, unit(kept[path[:-1]], batch.grid, inner))
-
-    def _map(self, batch: _Images, tokens: Tensor) -> Tensor:
-        """Turn tokens into what heads read, ``(B, E, h, w)``."""
-        patches = cast(Tensor, self.supernet.norm(tokens))[:, 1:]  # (B, h*w, E)
-        return cast(Tensor, patches.transpose(1, 2).unflatten(2, (batch.grid.height, batch.grid.width)))
+    def _order(self, architecture: Architecture) -> tuple[Any, ...]:
+        """Return what sorts sub-networks so that those that begin alike are neighbours."""
+        units = zip(architecture.unit_widths, architecture.rows(len(self.supernet.tasks)), strict=True)
+        return architecture.embed_dim, tuple(units), architecture.decoder

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from math import ceil
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from taskformer.models.autotaskformer.architecture import Architecture
 from taskformer.models.autotaskformer.heads import Heads
 from taskformer.models.autotaskformer.layers import Grid, RelativePositions, Stem
 
+#: What a stream has passed: the width of the stem, then the copy and the inner width of each unit.
+Passed = tuple[Any, ...]
 #: One copy of a unit: tokens ``(B, N, E)`` and their grid to updated tokens.
 Unit = Callable[[Tensor, Grid], Tensor]
 Maps = dict[str, list[Tensor]]
@@ -50,6 +52,16 @@ def schedule(architecture: Architecture, num_tasks: int) -> list[Step]:
     return steps
 
 
+def passed(architecture: Architecture, steps: Sequence[Step]) -> list[tuple[Passed, ...]]:
+    """Return what each stream has passed after the stem and after each step: equal prefixes have equal activations."""
+    streams: tuple[Passed, ...] = ((architecture.embed_dim,),)
+    found = [streams]
+    for step, width in zip(steps, architecture.unit_widths, strict=True):
+        streams = tuple((*streams[parent], (copy, width)) for copy, parents in step.calls for parent in parents)
+        found.append(streams)
+    return found
+
+
 class Route(NamedTuple):
     """One sub-network as functions: plain modules, or slices of the supernet's.
 
@@ -64,6 +76,22 @@ class Route(NamedTuple):
     units: Iterable[Mapping[int, Unit]]
     steps: Sequence[Step]
     heads: Callable[[Maps, tuple[int, int]], dict[str, Tensor]]
+
+
+#: Runs one step: the copies of its unit, the step, the incoming streams and their grid to the outgoing streams.
+Run: TypeAlias = Callable[[Mapping[int, Unit], Step, Sequence[Tensor], Grid], list[Tensor]]
+
+
+def side_by_side(copies: Mapping[int, Unit], step: Step, streams: Sequence[Tensor], grid: Grid) -> list[Tensor]:
+    """Run the streams that use the same copy through it as one batch."""
+    outputs: list[Tensor] = []
+    for copy, parents in step.calls:
+        if len(parents) == 1:
+            outputs.append(copies[copy](streams[parents[0]], grid))
+        else:
+            together = copies[copy](torch.cat([streams[parent] for parent in parents]), grid)
+            outputs += together.unflatten(0, (len(parents), -1)).unbind()
+    return outputs
 
 
 class Network(nn.Module):
@@ -106,32 +134,35 @@ class Network(nn.Module):
         layers = {parameter: number for part, number in parts for parameter in part.parameters()}
         return {name: layers.get(parameter, 0) for name, parameter in self.named_parameters()}
 
-    def _outputs(self, image: Tensor, route: Route) -> dict[str, Tensor]:
+    def _outputs(self, image: Tensor, route: Route, run: Run = side_by_side) -> dict[str, Tensor]:
         """Predict from ``(B, 3, H, W)``: ``(B, C_task, H, W)``, or ``(B, C_task)`` for image tasks."""
         height, width = image.shape[-2:]
         padded = self._padded(image)
-        outputs = route.heads(self._features(padded, route), (padded.shape[-2], padded.shape[-1]))
+        outputs = route.heads(self._features(padded, route, run), (padded.shape[-2], padded.shape[-1]))
         return {task: x[..., :height, :width] if x.ndim == 4 else x for task, x in outputs.items()}
 
-    def _features(self, image: Tensor, route: Route) -> Maps:
+    def _features(self, image: Tensor, route: Route, run: Run = side_by_side) -> Maps:
         """Encode ``(B, 3, H, W)``: every task's taps ``(B, E, h, w)``."""
         padded = self._padded(image)
         grid = [side // self.patch_size for side in padded.shape[-2:]]
         return {
             task: [x[:, 1:].transpose(1, 2).unflatten(2, grid) for x in taps]
-            for task, taps in self._tokens(padded, route).items()
+            for task, taps in self._tokens(padded, route, run).items()
         }
 
-    def _tokens(self, image: Tensor, route: Route) -> Maps:
+    def _tokens(self, image: Tensor, route: Route, run: Run) -> Maps:
         """Encode ``(B, 3, H, W)``, whole patches: every task's taps ``(B, 1 + h*w, E)``, the class token first."""
-        streams = [route.stem(image)]
         height, width = (side // self.patch_size for side in image.shape[-2:])
-        grid = Grid.of(height, width, self.max_relative, like=streams[0])
+        grid = Grid.of(height, width, self.max_relative, like=image)
+        # The stem is like a unit of one copy, on a stream that is the image.
+        units = [{0: lambda image, _: route.stem(image)}, *route.units]
+        steps = [Step(((0, (0,)),), (0,) * len(self.tasks)), *route.steps]
+        streams = [image]
         depth = len(route.steps) // 2
         ends = [2 * ceil(fraction * depth) for fraction in self.heads.fractions]  # units before each tap
         tapped: dict[int, list[Tensor]] = {}
-        for done, (copies, step) in enumerate(zip(route.units, route.steps, strict=True), start=1):
-            streams = [x for copy, parents in step.calls for x in _run(copies[copy], streams, parents, grid)]
+        for done, (copies, step) in enumerate(zip(units, steps, strict=True)):
+            streams = run(copies, step, streams, grid)
             if done in ends:
                 normed = [self.norm(x) for x in streams]
                 tapped[done] = [normed[stream] for stream in step.streams]
@@ -189,12 +220,3 @@ class Subnet(Network):
     def _route(self) -> Route:
         units = [{int(copy): unit for copy, unit in copies.named_children()} for copies in self.units]
         return Route(self.stem, units, self.steps, self.heads)
-
-
-def _run(unit: Unit, streams: Sequence[Tensor], parents: Sequence[int], grid: Grid) -> Sequence[Tensor]:
-    """Run some of the streams through one copy, as one batch."""
-    if len(parents) == 1:
-        return [unit(streams[parents[0]], grid)]
-    together = unit(torch.cat([streams[parent] for parent in parents]), grid)
-    outputs: Sequence[Tensor] = together.unflatten(0, (len(parents), -1)).unbind()
-    return outputs

@@ -20,7 +20,7 @@ from taskformer.models.autotaskformer.cost import Cost
 from taskformer.models.autotaskformer.heads import build_heads
 from taskformer.models.autotaskformer.layers import SlicedNorm, SuperAttention, SuperMLP, SuperStem
 from taskformer.models.autotaskformer.space import SearchSpace
-from taskformer.models.autotaskformer.subnet import Maps, Network, Route, Subnet, schedule
+from taskformer.models.autotaskformer.subnet import Maps, Network, Route, Run, Subnet, schedule, side_by_side
 
 
 class Supernet(Network):
@@ -90,12 +90,15 @@ class Supernet(Network):
             for build in units
         )
 
-    def forward(self, image: Tensor, architecture: Architecture | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, image: Tensor, architecture: Architecture | None = None, run: Run = side_by_side
+    ) -> dict[str, Tensor]:
         """Predict with one sub-network.
 
         Args:
             image: ``(B, 3, H, W)``, ImageNet-normalised, of any size.
             architecture: The sub-network; None: the largest.
+            run: How each unit runs; the search keeps what sub-networks have in common.
 
         Returns:
             For each task ``(B, C_task, H, W)``, or ``(B, C_task)`` for an image task.
@@ -103,7 +106,7 @@ class Supernet(Network):
         Raises:
             ConfigError: If the architecture does not fit the weights.
         """
-        return self._outputs(image, self._route(architecture or self.space.largest()))
+        return self._outputs(image, self._route(architecture or self.space.largest()), run)
 
     def features(self, image: Tensor, architecture: Architecture | None = None) -> Maps:
         """Encode ``(B, 3, H, W)``: every task's taps ``(B, E, h, w)``, as the heads read them."""
