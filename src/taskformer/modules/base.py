@@ -46,6 +46,17 @@ Results = dict[str, dict[str, float]]
 class MultiTaskModule(Checkpointed):
     """Train, validate, test and predict with one network and any set of tasks.
 
+    >>> class Plain(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.layer = nn.Conv2d(3, 1, kernel_size=3, padding=1)
+    ...
+    ...     def forward(self, image):
+    ...         return {"depth": self.layer(image)}
+    >>> model = MultiTaskModule({"depth": {}}, Plain(), loss_weights={"depth": 2.0})
+    >>> model.predict_image(torch.zeros(3, 48, 64))["depth"].shape
+    (1, 48, 64)
+
     Args:
         tasks: Task name to its plain description, see :func:`taskformer.tasks.build_tasks`.
         network: Maps ``(B, 3, H, W)`` ImageNet-normalised images to ``{task: raw output}``.

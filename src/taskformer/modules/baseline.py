@@ -11,6 +11,11 @@ from taskformer.modules.dense import DenseModule
 class Baseline(DenseModule):
     """An encoder with one decoder per task: the single-task reference with one task, the MTL baseline with several.
 
+    >>> import torch
+    >>> model = Baseline({"depth": {}, "normals": {}}, decoder="dpt", backbone="lcnet_050").eval()
+    >>> {task: tuple(output.shape) for task, output in model(torch.zeros(1, 3, 64, 96)).items()}
+    {'depth': (1, 1, 64, 96), 'normals': (1, 3, 64, 96)}
+
     Args:
         tasks: Task name to its plain description; filled in from the data module.
         decoder: ``"plain"`` (all maps fused, then two convolutions per task); ``"linear"``, ``"aspp"``, ``"pup"`` (of

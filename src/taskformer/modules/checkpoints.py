@@ -19,6 +19,9 @@ CLASS, RECIPE, OPTIMISATION = "taskformer_class", "taskformer_recipe", "optimisa
 class Checkpoint:
     """What Lightning and :class:`Checkpointed` wrote of a training.
 
+    >>> Checkpoint({"taskformer_class": "taskformer.modules.baseline.Baseline", "global_step": 7}).global_step
+    7
+
     Args:
         content: Everything, as Lightning restores it.
         source: Where it comes from, for messages.

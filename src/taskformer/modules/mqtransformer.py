@@ -11,6 +11,11 @@ from taskformer.modules.dense import DenseModule
 class MQTransformer(DenseModule):
     """Multi-Query Transformer: shared encoder, cross-task attention over queries, shared decoder.
 
+    >>> import torch
+    >>> model = MQTransformer({"depth": {}, "normals": {}}, embed_dim=32, backbone="lcnet_050").eval()
+    >>> {task: tuple(output.shape) for task, output in model(torch.zeros(1, 3, 64, 96)).items()}
+    {'depth': (1, 1, 64, 96), 'normals': (1, 3, 64, 96)}
+
     Args:
         tasks: Task name to its plain description; filled in from the data module.
         embed_dim: Width of tokens and queries.

@@ -86,7 +86,7 @@ def require_same_kind(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     if sizes[0] != sizes[1]:
         msg = (
             f"the training was begun with groups of {sizes[0]} parameters, the configuration now makes {sizes[1]}; "
-            "rate scales and weight_decay_on cannot change within a run"
+            "rate scales, weight_decay_on and balancing cannot change within a run"
         )
         raise ConfigError(msg)
 

@@ -9,6 +9,11 @@ from taskformer.errors import ConfigError
 class PolyLR(LambdaLR):
     """Polynomial decay to zero, ``(1 - progress) ** power``, after an optional linear warm-up.
 
+    >>> import torch
+    >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+    >>> PolyLR(optimizer, power=1.0, warmup=0.2, total_steps=10).factor(6)  # halfway from the peak to the end
+    0.5
+
     With N steps in all, W of them warm-up, the step s = 0, 1, ... has the peak rate times ``max(s, 1) / W`` while
     s < W, and ``((N - s) / (N - W)) ** power`` from then on.
 
