@@ -1,5 +1,10 @@
 """Multi-task dense prediction transformers on PyTorch Lightning.
 
+>>> import taskformer
+>>> model = taskformer.create_model("mqtransformer", tasks=["depth", "normals"], backbone="lcnet_050", embed_dim=16)
+>>> list(model.tasks)
+['depth', 'normals']
+
 ``import taskformer`` is quick; torch and Lightning are imported when something that needs them is first used.
 """
 
@@ -9,20 +14,64 @@ from typing import TYPE_CHECKING, Any
 from taskformer._version import __version__
 
 if TYPE_CHECKING:
+    from taskformer import callbacks, data, datatools, evaluation, metrics, models, modules, tasks
     from taskformer.commands.trainer import from_config
+    from taskformer.data.configured import list_datasets
+    from taskformer.evaluation import compare, evaluate
     from taskformer.modules.checkpoints import load
-    from taskformer.search.run import search
+    from taskformer.modules.exporting import export
+    from taskformer.modules.factory import create_model, list_models
+    from taskformer.modules.photographs import predict
+    from taskformer.search.run import search  # what the package is when it is called
+    from taskformer.tasks import registered as list_tasks
 
-__all__ = ["__version__", "from_config", "load", "search"]
+__all__ = [
+    "__version__",
+    "callbacks",
+    "compare",
+    "create_model",
+    "data",
+    "datatools",
+    "evaluate",
+    "evaluation",
+    "export",
+    "from_config",
+    "list_datasets",
+    "list_models",
+    "list_tasks",
+    "load",
+    "metrics",
+    "models",
+    "modules",
+    "predict",
+    "search",
+    "tasks",
+]
 
-_FUNCTIONS = {"from_config": "taskformer.commands.trainer", "load": "taskformer.modules.checkpoints"}
-_PACKAGES = ("callbacks", "data", "metrics", "models", "modules", "search", "tasks")
+#: Where each function lives.
+_FUNCTIONS = {
+    "compare": "taskformer.evaluation:compare",
+    "create_model": "taskformer.modules.factory:create_model",
+    "evaluate": "taskformer.evaluation:evaluate",
+    "export": "taskformer.modules.exporting:export",
+    "from_config": "taskformer.commands.trainer:from_config",
+    "list_datasets": "taskformer.data.configured:list_datasets",
+    "list_models": "taskformer.modules.factory:list_models",
+    "list_tasks": "taskformer.tasks:registered",
+    "load": "taskformer.modules.checkpoints:load",
+    "predict": "taskformer.modules.photographs:predict",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _FUNCTIONS:
-        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
-    if name in _PACKAGES:
+        module, _, function = _FUNCTIONS[name].partition(":")
+        return getattr(importlib.import_module(module), function)
+    if name in __all__:
         return importlib.import_module(f"taskformer.{name}")
     message = f"module 'taskformer' has no attribute {name!r}"
     raise AttributeError(message)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,12 +9,14 @@ import sys
 from argparse import Action
 from collections import Counter
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from taskformer.errors import ConfigError, UnknownNameError, suggest
+
+Class = TypeVar("Class")
 
 #: Lines of jsonargparse's errors that tell nothing: the members of a union, that null is none of them, and its syntax.
 NOISE = re.compile(
@@ -217,12 +219,12 @@ def _parsers(parser: ArgumentParser) -> list[ArgumentParser]:
     return [parser, *(each for names in choices for below in names.values() for each in _parsers(below))]
 
 
-def subclasses(base: type) -> list[type]:
+def subclasses(base: type[Class]) -> list[type[Class]]:
     """List all classes below a class that have been imported.
 
     Example:
         >>> subclasses(bool)
         []
     """
-    children: list[type] = base.__subclasses__()
+    children: list[type[Class]] = base.__subclasses__()
     return children + [cls for child in children for cls in subclasses(child)]

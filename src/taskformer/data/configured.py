@@ -39,6 +39,16 @@ def data_module(source: str | Path, **chosen: Any) -> MultiTaskDataModule:
         raise ConfigError(msg) from error
 
 
+def list_datasets() -> list[str]:
+    """Return the short names of all data sets, those of your own too if their files have been imported.
+
+    Example:
+        >>> {"cityscapes", "nyud", "rooms"} <= set(list_datasets())
+        True
+    """
+    return sorted(data_modules())
+
+
 def _file(source: str | Path) -> Path:
     """Return the YAML file that a source means."""
     path = Path(source)

@@ -210,10 +210,16 @@ def _data_name(data: Any) -> str:
     return f"{name} {Path(data.root).absolute().name}" if name == "folder" else name
 
 
+#: Hyper-parameters of every model, which say nothing of its network.
+OF_EVERY_MODEL = ("tasks", "weights", "loss_weights", "weight_decay_on")
+
+
 def _backbone(settings: Mapping[str, Any]) -> str:
-    """Describe the shared network: its name, or the sizes of the sub-network or of the supernet."""
+    """Describe the shared network: its name, or the sizes of the sub-network, of the supernet or of people's own."""
     if "backbone" in settings:
         return str(settings["backbone"])
+    if "space" not in settings:
+        return ", ".join(f"{key} {value}" for key, value in settings.items() if key not in OF_EVERY_MODEL)
     settings = {**settings, **settings["space"], "space": settings["space"]["preset"]}
     if settings.get("architecture"):
         sizes = json.loads(settings["architecture"])

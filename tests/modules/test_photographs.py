@@ -10,10 +10,9 @@ from PIL import Image, ImageOps
 
 import taskformer
 from taskformer.cli import main
-from taskformer.commands import predict as command
-from taskformer.commands.predict import find_images, predict, result_names
 from taskformer.errors import InvalidImageError
-from taskformer.modules import prediction
+from taskformer.modules import photographs, prediction
+from taskformer.modules.photographs import find_images, predict, result_names
 
 RNG = np.random.default_rng(0)
 
@@ -178,7 +177,7 @@ def test_all_forms_of_a_photograph_give_the_same_maps(model, tmp_path):
 
 
 def test_the_overview_does_not_grow_with_the_photographs(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "ROWS", 3)
+    monkeypatch.setattr(photographs, "ROWS", 3)
     for number in range(5):
         photo(tmp_path / "photos" / f"{number}.png", 300 if number == 1 else 24, 8 if number == 1 else 32)
     done = predict(str(checkpoint), [str(tmp_path / "photos")], tmp_path / "out", raw=False)
@@ -191,7 +190,7 @@ def test_the_overview_does_not_grow_with_the_photographs(checkpoint, tmp_path, m
 
 
 def test_memory_does_not_grow_with_the_number_of_photographs(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "ROWS", 1)
+    monkeypatch.setattr(photographs, "ROWS", 1)
     for number in range(6):
         photo(tmp_path / "photos" / f"{number}.png", 400, 500)
     peaks = []

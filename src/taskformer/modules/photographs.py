@@ -1,0 +1,174 @@
+"""Maps and pictures of every task for photographs."""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from rich.console import Console
+from rich.progress import track
+
+from taskformer.data.images import write_npy, write_png
+from taskformer.data.names import ends_with, examples, files_in, is_hidden
+from taskformer.errors import CorruptFileError, DatasetNotFoundError
+from taskformer.files import replacing
+from taskformer.modules.checkpoints import load
+from taskformer.pictures import IMAGE_SUFFIXES, read_picture
+from taskformer.tasks import Task
+from taskformer.tasks.colors import contact_sheet
+
+#: Rows, width and largest height of the pictures in the overview, in pixels.
+ROWS, WIDTH, MAX_HEIGHT = 20, 240, 480
+
+
+@dataclass
+class Predicted:
+    """What :func:`predict` has done.
+
+    Attributes:
+        out: The folder that it has written to.
+        tasks: The tasks.
+        files: The photographs by the name of their results.
+        failed: Why a photograph could not be read, one sentence each.
+        seconds: How long it took.
+    """
+
+    out: Path
+    tasks: list[str]
+    files: dict[str, Path]
+    failed: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def summary(self) -> str:
+        """Say where what was written."""
+        done = len(self.files) - len(self.failed)
+        shown = f"; {self.out / 'overview.png'} shows {'them' if done <= ROWS else f'the first {ROWS}'}" if done else ""
+        lost = f", {len(self.failed)} could not be read" if self.failed else ""
+        return f"wrote {', '.join(self.tasks)} of {done} photographs to {self.out} in {self.seconds:.1f} s{lost}{shown}"
+
+
+def predict(
+    model: str | Path,
+    images: str | Path | Iterable[str | Path],
+    out: str | Path = "predictions",
+    raw: bool = True,
+    device: str = "cpu",
+) -> Predicted:
+    """Predict every task for photographs, one at a time; each is seen at the scale the model was trained at.
+
+    Writes ``out/TASK/NAME.png`` (colours), ``out/raw/TASK/NAME.npy`` (class ids, metres, unit vectors, ...) and
+    ``out/overview.png`` (the first ones side by side). A photograph that cannot be read is named on standard error.
+
+    Args:
+        model: Run folder or checkpoint file.
+        images: Image files, or folders of them; one or several.
+        out: Folder to write to.
+        raw: Whether to write the values too.
+        device: Device to predict on.
+
+    Returns:
+        What was done.
+
+    Raises:
+        DatasetNotFoundError: If there are no such images.
+        WeightsError: If there is no such model.
+    """
+    start = time.monotonic()
+    out = Path(out)
+    files = result_names(find_images([images] if isinstance(images, str | Path) else images))
+    module = load(model, map_location=device)
+    tasks = {name: task for name, task in module.tasks.items() if task.geometry != "image"}
+    done = Predicted(out, list(module.tasks), files)
+    rows: list[list[NDArray[np.uint8]]] = []
+    for name, file in track(files.items(), description="predict", console=Console(stderr=True)):
+        try:
+            pixels = read_picture(file)
+        except (CorruptFileError, DatasetNotFoundError) as error:
+            done.failed.append(str(error))
+            sys.stderr.write(f"taskformer: {error}\n")
+            continue
+        maps = module.predict_image(pixels)
+        row = [pixels, *_write(out, name, tasks, maps, raw)]
+        if len(rows) < ROWS:
+            rows.append([_thumbnail(picture) for picture in row])
+    if rows:
+        with replacing(out / "overview.png") as temporary:
+            contact_sheet(["image", *tasks], rows, width=WIDTH).save(temporary)
+    done.seconds = time.monotonic() - start
+    return done
+
+
+def _write(
+    out: Path, name: str, tasks: Mapping[str, Task], maps: Mapping[str, NDArray[Any]], raw: bool
+) -> list[NDArray[np.uint8]]:
+    """Write the results of one photograph; returns the pictures of the tasks."""
+    pictures = {task_name: task.colorize(maps[task_name]) for task_name, task in tasks.items()}
+    for task_name, picture in pictures.items():
+        write_png(out / task_name / f"{name}.png", picture)
+    for task_name, values in maps.items() if raw else ():
+        write_npy(out / "raw" / task_name / f"{name}.npy", values)
+    return list(pictures.values())
+
+
+def _thumbnail(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Shrink a picture to the overview's size; very high ones get borders."""
+    height = min(max(1, round(WIDTH * picture.shape[0] / picture.shape[1])), MAX_HEIGHT)
+    return np.asarray(ImageOps.pad(Image.fromarray(picture), (WIDTH, height), Image.Resampling.BILINEAR, "white"))
+
+
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """List image files, each once, going into folders but not those in them; says what it leaves out there.
+
+    Raises:
+        DatasetNotFoundError: If a path does not exist or a folder holds no image.
+    """
+    files: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        inside = sorted(files_in(path, IMAGE_SUFFIXES)) if path.is_dir() else [path]
+        if not inside or not path.exists():
+            msg = f"no image at {str(path)!r}; expected image files, or folders of {', '.join(IMAGE_SUFFIXES)}"
+            raise DatasetNotFoundError(msg)
+        if path.is_dir():
+            _report_others(path)
+        for file in inside:
+            files.setdefault(file.resolve(), file)
+    return list(files.values())
+
+
+def _report_others(folder: Path) -> None:
+    """Say what of a folder is not predicted."""
+    others = sorted(
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in folder.iterdir()
+        if not is_hidden(path.name) and (path.is_dir() or not ends_with(path.name, IMAGE_SUFFIXES))
+    )
+    if others:
+        sys.stderr.write(f"taskformer: {len(others)} in {folder} are no image files, left out: {examples(others)}\n")
+
+
+def result_names(files: Sequence[Path]) -> dict[str, Path]:
+    """Name the results of photographs so that none overwrites another's.
+
+    The name is the file's without its ending where no other file has that, else with its ending, else with as many of
+    its folders as it takes: ``x``, ``x.png``, ``b/x.png``. Case does not make a difference, as on some disks.
+    """
+    paths = [file.absolute() for file in files]
+    depths = [0] * len(files)  # how many parts of its path name a file; 0 is the last one without its ending
+    while True:
+        names = [
+            "/".join(path.parts[1:][-depth:]) if depth else path.stem for path, depth in zip(paths, depths, strict=True)
+        ]
+        counts = Counter(name.lower() for name in names)
+        raised = [
+            min(depth + (counts[name.lower()] > 1), len(path.parts) - 1)
+            for name, depth, path in zip(names, depths, paths, strict=True)
+        ]
+        if raised == depths:
+            return dict(zip(names, files, strict=True))
+        depths = raised
