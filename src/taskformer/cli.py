@@ -6,9 +6,10 @@ Nothing heavy is imported before it is known which command runs, so that ``--hel
 import importlib
 import os
 import sys
+import traceback
 
 from taskformer._version import __version__
-from taskformer.errors import UnknownNameError, mistake
+from taskformer.errors import ConfigError, UnknownNameError, mistake
 
 #: Status of a program that Ctrl-C ended, as shells have it.
 INTERRUPTED = 130
@@ -27,6 +28,9 @@ COMMANDS = {
     "data": ("data", "prepare, verify, preview, count, shard and imitate data sets"),
 }
 
+#: The modules whose parser is LightningCLI's.
+LIGHTNING = ("search", "trainer")
+
 
 def main(args: list[str] | None = None) -> None:
     """Run a command; an error that the user can mend is one sentence on standard error and exit status 2.
@@ -39,17 +43,8 @@ def main(args: list[str] | None = None) -> None:
     argv = sys.argv[1:] if args is None else args
     if args is None and not sys.flags.safe_path and os.getcwd() not in sys.path:  # noqa: PTH109  # sys.path holds text
         sys.path.insert(0, os.getcwd())  # noqa: PTH109  # the user's own classes, as `python -m taskformer` finds them
-    if not argv or argv[0] in ("-h", "--help"):
-        sys.stdout.write(overview())
-        return
-    if argv[0] == "--version":
-        sys.stdout.write(f"taskformer {__version__}\n")
-        return
     try:
-        if argv[0] not in COMMANDS:
-            raise UnknownNameError("command", argv[0], COMMANDS)
-        module, _ = COMMANDS[argv[0]]
-        importlib.import_module(f"taskformer.commands.{module}").main(argv)
+        _run(argv)
     except KeyboardInterrupt:
         sys.stderr.write("taskformer: stopped by Ctrl-C\n")
         sys.exit(INTERRUPTED)
@@ -60,6 +55,71 @@ def main(args: list[str] | None = None) -> None:
             raise
         sys.stderr.write(f"taskformer: {sentence}\n")
         sys.exit(2)
+
+
+def _run(argv: list[str]) -> None:
+    """Import what is of the user, then run the command."""
+    modules, argv = take_imports(argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        sys.stdout.write(overview())
+        return
+    if argv[0] == "--version":
+        sys.stdout.write(f"taskformer {__version__}\n")
+        return
+    if argv[0] not in COMMANDS:
+        kind = "command"
+        raise UnknownNameError(kind, argv[0], COMMANDS)
+    for module in modules:
+        import_module_of_user(module)
+    module, _ = COMMANDS[argv[0]]
+    if module in LIGHTNING and not modules and {"-h", "--help"} & set(argv):
+        importlib.import_module("taskformer.commands.light").import_lightning()
+    importlib.import_module(f"taskformer.commands.{module}").main(argv)
+
+
+def take_imports(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Take ``--import MODULE``, which any command may have in any place and several times, out of a command line.
+
+    Returns:
+        The modules, and the other words.
+
+    Raises:
+        ConfigError: If a module's name is missing.
+
+    Example:
+        >>> take_imports(["fit", "--import", "my.tasks", "--name=x", "--import=my.data"])
+        (['my.tasks', 'my.data'], ['fit', '--name=x'])
+    """
+    modules: list[str] = []
+    left: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word == "--import" or word.startswith("--import="):
+            modules.append(word.partition("=")[2] or next(words, ""))
+        else:
+            left.append(word)
+    if "" in modules:
+        msg = "--import needs the name of a module, e.g. --import mypackage.mytasks"
+        raise ConfigError(msg)
+    return modules, left
+
+
+def import_module_of_user(name: str) -> None:
+    """Import a module that registers tasks, or defines models, data sets and other classes.
+
+    Raises:
+        ConfigError: If that fails, whatever the module does.
+    """
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        inside = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+        where = f", {inside[-1].filename}:{inside[-1].lineno}" if len(inside) > 1 else ""
+        msg = (
+            f"cannot import the module {name!r}: {type(error).__name__}: {error}{where}; it is to be on Python's path "
+            "or in the current folder, and named as Python does, e.g. mypackage.mytasks"
+        )
+        raise ConfigError(msg) from error
 
 
 def overview() -> str:
@@ -74,6 +134,7 @@ def overview() -> str:
             *commands,
             "",
             "taskformer COMMAND --help            explains a command",
+            "taskformer COMMAND --import MODULE   first imports a file of yours that has tasks, data sets, models, ...",
             "taskformer fit --model.help NAME     explains a model's settings, e.g. MQTransformer or Baseline",
             "taskformer fit --data.help NAME      explains a data set's settings, e.g. RoomsDataModule",
             "",

@@ -1,7 +1,9 @@
 """The program itself: help, version, unknown commands, and photographs."""
 
+import importlib.util
 import subprocess
 import sys
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 
 import taskformer
 from taskformer.cli import COMMANDS, main
+from taskformer.commands.light import without
 from taskformer.errors import WeightsError
 
 
@@ -18,6 +21,28 @@ def test_help_lists_every_command_without_importing_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert all(f"  {name} " in done.stdout for name in COMMANDS)
+
+
+def test_help_imports_nothing_that_it_does_not_need():
+    heavy = ("albumentations", "matplotlib", "onnx", "optuna", "scipy", "timm", "torchvision", "wandb")
+    code = (
+        "import sys\nfrom taskformer.cli import main\n"
+        "try:\n    main(['fit', '--help'])\n"
+        f"finally:\n    sys.stderr.write(' '.join(name for name in {heavy} if name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(flag in done.stdout for flag in ("--model.help", "--data.help", "--trainer.max_epochs", "--resume"))
+
+
+def test_hidden_packages_are_there_again(monkeypatch):
+    monkeypatch.delitem(sys.modules, "this", raising=False)
+    with without("this", "pytest"):
+        with pytest.raises(ImportError):
+            importlib.import_module("this")
+        assert importlib.import_module("pytest") is pytest
+        assert metadata.version("pytest")
+    assert importlib.util.find_spec("this")
 
 
 def test_the_module_runs_like_the_program():
@@ -86,7 +111,7 @@ def test_files_that_are_no_models_are_refused(tmp_path):
     with pytest.raises(WeightsError, match="does not name its model's class"):
         taskformer.load(tmp_path / "x.ckpt")
     torch.save({"taskformer_class": "subprocess.Popen", "hyper_parameters": {}}, tmp_path / "y.ckpt")
-    with pytest.raises(WeightsError, match=r"the model 'subprocess.Popen', which is none of taskformer.modules"):
+    with pytest.raises(WeightsError, match=r"the model 'subprocess.Popen', which is none of .*taskformer.modules"):
         taskformer.load(tmp_path / "y.ckpt")
 
 

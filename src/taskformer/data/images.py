@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.io
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -90,11 +89,13 @@ def read_mat(file: File) -> dict[str, Any]:
         CorruptFileError: If it is none.
         MissingExtraError: If it is of version 7.3 and h5py is not installed.
     """
+    from scipy.io import loadmat
+
     what = what_it_is(file.content) or ""
     if "7.3" in what or "HDF5" in what:
         return _read_hdf5(file)
     try:
-        variables: dict[str, Any] = scipy.io.loadmat(io.BytesIO(file.content))
+        variables: dict[str, Any] = loadmat(io.BytesIO(file.content))
     except Exception as error:  # scipy raises whatever the broken bytes make its parser stumble over
         raise unreadable(file, "MATLAB file", error) from error
     return variables
@@ -137,8 +138,10 @@ def write_npy(path: Path, array: NDArray[Any]) -> None:
 
 def write_mat(path: Path, variables: dict[str, Any]) -> None:
     """Write a MATLAB 5 file, whole or not at all."""
+    from scipy.io import savemat
+
     with replacing(path) as temporary:
-        scipy.io.savemat(temporary, variables, do_compression=True)
+        savemat(temporary, variables, do_compression=True)
 
 
 def _native(array: NDArray[Any]) -> NDArray[Any]:

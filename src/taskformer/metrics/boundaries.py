@@ -5,15 +5,19 @@ SEISM applies it to learned edges. Only the matching differs, and on purpose: th
 which pixels may remain unmatched and so loses about 0.1 % of the matches, this one finds the optimum.
 """
 
+from __future__ import annotations  # scipy, which takes a while to import, is only imported where it is used
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, sparse
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -86,6 +90,8 @@ def suppress(probability: Floats, reach: int = 1, border: int = 5, tolerance: fl
     Returns:
         The map ``(H, W)`` with 0 where it was suppressed.
     """
+    from scipy import ndimage
+
     rows, columns = np.indices(probability.shape, dtype=np.float64)
     normal = _normal(probability)
     kept = probability.copy()
@@ -105,6 +111,8 @@ def _normal(probability: Floats, radius: int = 4) -> Floats:
 
     It comes from the second derivatives of the map under a triangle filter.
     """
+    from scipy import ndimage
+
     triangle = np.concatenate([np.arange(1, radius + 1), np.arange(radius + 1, 0, -1)]) / (radius + 1) ** 2
     smooth = probability
     for axis in (0, 1):
@@ -157,6 +165,8 @@ def _pairs(truth: Mask, candidates: Mask, radius: float) -> sparse.csr_array:
         A matrix (H * W pixels, true pixels) with ``1 + distance``, in hundredths of a pixel, rounded like the official
         costs. The 1 keeps pairs without distance apart from pixels that are no pair.
     """
+    from scipy import sparse
+
     reach = math.floor(radius)
     height, width = truth.shape
     down, right = (axis.ravel() for axis in np.indices((2 * reach + 1,) * 2) - reach)
@@ -204,6 +214,9 @@ def _solve(
     a substitute row. The substitutes of a pair may match each other, so every choice of pairs is a full matching.
     Costs must be whole numbers: by fractions the solver's bids would creep upwards.
     """
+    from scipy import sparse
+    from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+
     n, m = row.max() + 1, column.max() + 1
     # The official price, that of 100 pairs at the largest distance: the number of pairs comes first.
     unmatched = 1 + max(1, math.ceil(1e4 * radius))

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -152,6 +151,8 @@ class EdgeScores(SumMetric):
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add logits and edge maps in [0, 1], both ``(B, 1, H, W)``; pixels of at least 0.5 are edges."""
         require_same_shape(self, output, target)
+        from scipy import ndimage  # which takes a while to import
+
         valid = torch.isfinite(target)
         self.valid += valid.sum()
         # Where there is no label, nothing is predicted and nothing is to be found.

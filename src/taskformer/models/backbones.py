@@ -15,7 +15,6 @@ from fnmatch import fnmatch
 from functools import partial
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -189,6 +188,8 @@ class FeaturePyramid(nn.Module):
 
 def _create(name: str, drop_path_rate: float, pretrained: bool) -> Any:
     """Build the timm model with all the options for any input size that it understands."""
+    import timm  # with torchvision, which takes seconds to import
+
     if not timm.is_model(name):
         kind = "backbone"
         raise UnknownNameError(kind, name, difflib.get_close_matches(name, timm.list_models(), n=20, cutoff=0))
@@ -215,6 +216,8 @@ def _create(name: str, drop_path_rate: float, pretrained: bool) -> Any:
 
 def _understood(name: str, options: dict[str, Any]) -> Any:
     """Build the timm model, leaving out the options that it does not have."""
+    import timm  # with torchvision, which takes seconds to import
+
     while True:
         try:
             return timm.create_model(name, **options)

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from taskformer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from timm.layers.drop import DropPath
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
@@ -125,3 +128,10 @@ class TaskPredictor(nn.Module):
         """Predict from ``(B, T, C, h, w)`` at ``size``: ``{task: (B, C_task, *size)}``."""
         hidden = self.bottleneck(x.flatten(1, 2)).unflatten(1, (len(self.logits), -1))  # (B, T, hidden, h, w)
         return {name: resize(layer(hidden[:, i]), size) for i, (name, layer) in enumerate(self.logits.items())}
+
+
+def stochastic_depth(rate: float) -> "DropPath":
+    """Build what leaves a residual branch out with a probability, for each sample of a batch by itself."""
+    from timm.layers.drop import DropPath  # with torchvision, which takes seconds to import
+
+    return DropPath(rate)

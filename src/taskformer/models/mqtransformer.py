@@ -26,13 +26,12 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from taskformer.errors import ConfigError, require
 from taskformer.models.decoders import register_decoder
-from taskformer.models.layers import TaskPredictor, TaskProjection, resize
+from taskformer.models.layers import TaskPredictor, TaskProjection, resize, stochastic_depth
 
 CrossAttention = Literal["separate", "joint"]
 
@@ -222,7 +221,7 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.mix = nn.Linear(dim, dim, bias=False)
         self.mlp = MLP(dim, mlp_ratio)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = stochastic_depth(drop_path)
 
     def forward(self, queries: Tensor, tokens: Tensor, query_pos: Tensor) -> Tensor:
         """Update ``(B*T, N, C)`` queries from ``(B*T, L, C)`` tokens."""
@@ -276,7 +275,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.attention = Attention(dim, num_heads)
         self.mlp = MLP(dim, mlp_ratio)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = stochastic_depth(drop_path)
 
     def forward(self, tokens: Tensor, queries: Tensor, key_pos: Tensor) -> Tensor:
         """Update ``(B*T, L, C)`` tokens from ``(B*T, N, C)`` queries."""
@@ -292,7 +291,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.attention = Attention(dim, num_heads)
         self.mlp = MLP(dim, mlp_ratio)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = stochastic_depth(drop_path)
 
     def forward(self, queries: Tensor) -> Tensor:
         """Let all queries of a set attend to each other."""

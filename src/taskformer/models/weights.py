@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -98,6 +97,8 @@ def _prefix(file: State, encoder: nn.Module, weights: str) -> str:
 
 def _by_timm(state: State, encoder: nn.Module, name: str) -> State:
     """Let timm rename the tensors of other projects' files, and resample positions and relative tables."""
+    import timm  # with torchvision, which takes seconds to import
+
     module = sys.modules[timm.model_entrypoint(name).__module__]
     translate = getattr(module, "checkpoint_filter_fn", None)
     if translate is None:

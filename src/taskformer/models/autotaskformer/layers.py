@@ -14,10 +14,11 @@ from functools import partial
 from typing import NamedTuple, Self, TypeVar, cast
 
 import torch
-from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from taskformer.models.layers import stochastic_depth
 
 Affine = TypeVar("Affine", nn.Linear, nn.LayerNorm, nn.Conv2d)
 Pair = tuple[int, int]
@@ -247,7 +248,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(embed_dim, 3 * num_heads * head_dim)
         self.relative = RelativeAttention(head_dim, max_relative)
         self.proj = nn.Linear(num_heads * head_dim, embed_dim)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = stochastic_depth(drop_path)
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """Update tokens ``(B, N, E)``."""
@@ -269,7 +270,7 @@ class MLP(nn.Module):
         self.norm = nn.LayerNorm(embed_dim)
         self.fc1 = nn.Linear(embed_dim, hidden)
         self.fc2 = nn.Linear(hidden, embed_dim)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = stochastic_depth(drop_path)
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:  # the grid: called like an attention
         """Update tokens ``(B, N, E)``."""
@@ -287,7 +288,7 @@ class SuperAttention(nn.Module):
         self.qkv = initialised(SlicedQKV(embed_dim, 3 * num_heads * head_dim))
         self.relative = RelativeAttention(head_dim, max_relative)
         self.proj = initialised(SlicedLinear(num_heads * head_dim, embed_dim))
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = stochastic_depth(drop_path)
 
     def forward(self, x: Tensor, grid: Grid, width: int) -> Tensor:
         """Update tokens ``(B, N, E)`` with the first ``width`` heads."""
@@ -314,7 +315,7 @@ class SuperMLP(nn.Module):
         self.norm = SlicedNorm(embed_dim)
         self.fc1 = initialised(SlicedLinear(embed_dim, hidden))
         self.fc2 = initialised(SlicedLinear(hidden, embed_dim))
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = stochastic_depth(drop_path)
 
     def forward(self, x: Tensor, grid: Grid, width: int) -> Tensor:  # the grid: called like an attention
         """Update tokens ``(B, N, E)`` through the first ``width`` hidden channels."""
