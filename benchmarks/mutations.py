@@ -153,8 +153,9 @@ def import_everything() -> None:
     )
     for command in names:
         importlib.import_module(f"taskformer.commands.{command}")
-    for module in ("transforms", "cache", "verify", "stats", "preview", "miniature", "shards"):
-        importlib.import_module(f"taskformer.data.{module}")
+    for module in ("data.transforms", "data.cache", "data.shards", "datatools.verify", "datatools.stats",
+                   "datatools.preview", "datatools.miniature"):  # fmt: skip
+        importlib.import_module(f"taskformer.{module}")
 
 
 # What is valid ------------------------------------------------------------------------------------------------------
@@ -279,7 +280,7 @@ def fit_config(model: Any, data: Any = ROOMS_DATA) -> dict[str, Any]:
 
 NET = "runs/net/checkpoints/last.ckpt"
 SEARCH = {"objectives": ["delta_m", "params"], "generations": 1, "population": 2, "seed": 0, "study": "search"}
-SEARCH |= {"batch": 2, "baselines": False, "early_stop": True, "final": 0, "task_weights": {"semseg": 2.0}}
+SEARCH |= {"batch": 2, "references": False, "final": 0, "task_weights": {"semseg": 2.0}}
 SEARCH |= {"constraint": {"params": [1.0, 1.0e9]}, "latency": {"batch_size": 1}}
 CASES = {
     "baseline": Case(["fit", "--config=c.yaml", "--name=new"], {"c": fit_config(BASELINE)}),

@@ -63,9 +63,10 @@ def test_every_task_trains_alone_and_the_entry_says_what_it_is(called, small_roo
     make(small_rooms, "--trainer.max_epochs=3")
     assert [line[0] for line in called] == ["fit", "test", "validate"] * 2
     first = called[0]
-    assert first[-7:] == [
+    assert first[-8:] == [
         "--name", "tiny-single-semseg-seed0", "--runs_dir", "runs", "--data.init_args.tasks=[semseg]",
-        "--model.init_args.loss_weights=null", "--seed_everything=0",
+        "--model.init_args.loss_weights=null",
+        "--model.init_args.balancing=taskformer.modules.FixedWeights", "--seed_everything=0",
     ]  # fmt: skip
     assert "--trainer.max_epochs=3" in first
     for line in called[1:3]:

@@ -145,7 +145,8 @@ def _upgraded(value: str) -> str:
     try:
         config = yaml.safe_load(value if "\n" in value else Path(value).read_text(encoding="utf-8"))
         name, settings = config["model"]["class_path"].rsplit(".", 1)[-1], config["model"]["init_args"]
-        today = next(cls for cls in subclasses(MultiTaskModule) if cls.__name__ == name).upgraded(settings)
+        models: list[type[MultiTaskModule]] = subclasses(MultiTaskModule)
+        today = next(model for model in models if model.__name__ == name).upgraded(settings)
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError, StopIteration):
         return value  # has no settings of a model that we know; jsonargparse reports what is wrong with it
     config["model"]["init_args"] = today

@@ -120,7 +120,8 @@ def _train(plan: Plan, task: str, seed: int) -> None:
     """Train one task, or go on with it, and evaluate its best epoch."""
     folder = plan.folder(task, seed)
     place = ["--name", folder.name, "--runs_dir", str(plan.runs_dir)]
-    single = [f"--data.init_args.tasks=[{task}]", "--model.init_args.loss_weights=null", f"--seed_everything={seed}"]
+    one = ["--model.init_args.loss_weights=null", "--model.init_args.balancing=taskformer.modules.FixedWeights"]
+    single = [f"--data.init_args.tasks=[{task}]", *one, f"--seed_everything={seed}"]
     last = folder / "checkpoints" / "last.ckpt"
     run_command(["fit", *plan.flags, *place, *single, *(["--ckpt_path", str(last)] if last.exists() else [])])
     best = folder / "checkpoints" / "best.ckpt"

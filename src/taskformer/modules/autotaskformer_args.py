@@ -78,7 +78,7 @@ class Space:
         """
         sizes = self._given("embed_dims", "depths", "mlp_ratios", "num_heads")
         decoder = self._given("num_queries", "num_scales", "decoder_widths")
-        sharing = {"num_tasks": num_tasks, "sharing": self.sharing, "copies": self.copies}
+        sharing: dict[str, Any] = {"num_tasks": num_tasks, "sharing": self.sharing, "copies": self.copies}
         if self.preset != "custom":
             if sizes:
                 names = ", ".join(sizes)
