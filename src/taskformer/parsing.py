@@ -174,8 +174,9 @@ def _unknown_class(name: str, message: str) -> str:
     """Say that a class does not exist, and which ones do where it is wanted, unless they are very many."""
     wanted = re.findall(r"Subtypes: \[(.*)\]", message)[-1:]
     names = re.findall(r"([\w.]+)\.(\w+)", " ".join(wanted))
-    bases = [getattr(sys.modules.get(module), base, None) for module, base in names if module not in ABSTRACT]
-    found = [cls for base in bases if isinstance(base, type) for cls in subclasses(base)]
+    places = [getattr(sys.modules.get(module), base, None) for module, base in names if module not in ABSTRACT]
+    bases: list[type[object]] = [base for base in places if isinstance(base, type)]
+    found = [cls for base in bases for cls in subclasses(base)]
     known = {cls.__name__ for cls in found if not (cls.__name__.startswith("_") or inspect.isabstract(cls))}
     if 0 < len(known) <= LISTED:
         return str(UnknownNameError("class", name, known))
@@ -208,7 +209,7 @@ def _flags(parser: ArgumentParser) -> set[str]:
 def _class_settings(parser: ArgumentParser) -> set[str]:
     """Names of the settings of every class that a setting of a parser or its subcommands may be, e.g. a model's."""
     types = [getattr(action, "_typehint", None) for one in _parsers(parser) for action in one._actions]
-    bases = [base for base in types if isinstance(base, type) and base.__module__ != "builtins"]
+    bases: list[type[object]] = [base for base in types if isinstance(base, type) and base.__module__ != "builtins"]
     classes = [cls for base in bases for cls in (base, *subclasses(base))]
     return {name for cls in classes for name in inspect.signature(cls).parameters}
 
