@@ -5,6 +5,7 @@ Nothing heavy is imported before it is known which command runs, so that ``--hel
 
 import importlib
 import os
+import re
 import sys
 import traceback
 
@@ -13,6 +14,9 @@ from taskformer.errors import ConfigError, UnknownNameError, mistake
 
 #: Status of a program that Ctrl-C ended, as shells have it.
 INTERRUPTED = 130
+
+#: Flags that only ask for an explanation, of a command or of a class.
+HELP = re.compile(r"-h|--help|--[\w.]+\.help(=.*)?")
 
 #: Name of each command to its module in ``taskformer.commands`` and one line of help.
 COMMANDS = {
@@ -72,7 +76,7 @@ def _run(argv: list[str]) -> None:
     for module in modules:
         import_module_of_user(module)
     module, _ = COMMANDS[argv[0]]
-    if module in LIGHTNING and not modules and {"-h", "--help"} & set(argv):
+    if module in LIGHTNING and not modules and any(HELP.fullmatch(word) for word in argv):
         importlib.import_module("taskformer.commands.light").import_lightning()
     importlib.import_module(f"taskformer.commands.{module}").main(argv)
 
