@@ -62,31 +62,15 @@ def wrong_arrows(package):
 
 
 def module_graph(package):
-    """Every module of ours with those that it imports, also inside functions: a lazy circle is one too."""
+    """Every module of ours with those that it imports, also inside functions or only for type checkers."""
     modules = {}
     for path in files(package):
         parts = path.relative_to(package.parent).with_suffix("").parts
         modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    graph = {}
-    for name, path in modules.items():
-        tree = ast.parse(path.read_text())
-        found = set()
-        for node in _executed(tree):
-            if isinstance(node, ast.Import):
-                found |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
-        graph[name] = {other for other in found if other in modules and not name.startswith(f"{other}.")} - {name}
-    return graph
-
-
-def _executed(node):
-    """Walk over all but what only type checkers read."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-            continue
-        yield child
-        yield from _executed(child)
+    return {
+        name: {other for other in imports(path) if other in modules and not name.startswith(f"{other}.")} - {name}
+        for name, path in modules.items()
+    }
 
 
 def circles(graph):

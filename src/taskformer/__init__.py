@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from taskformer.commands.trainer import from_config
     from taskformer.data.configured import list_datasets
     from taskformer.evaluation import compare, evaluate
-    from taskformer.modules.checkpoints import load
     from taskformer.modules.exporting import export
     from taskformer.modules.factory import create_model, list_models
+    from taskformer.modules.loading import load
     from taskformer.modules.photographs import predict
     from taskformer.search.run import search  # what the package is when it is called
     from taskformer.tasks import registered as list_tasks
@@ -58,7 +58,7 @@ _FUNCTIONS = {
     "list_datasets": "taskformer.data.configured:list_datasets",
     "list_models": "taskformer.modules.factory:list_models",
     "list_tasks": "taskformer.tasks:registered",
-    "load": "taskformer.modules.checkpoints:load",
+    "load": "taskformer.modules.loading:load",
     "predict": "taskformer.modules.photographs:predict",
 }
 

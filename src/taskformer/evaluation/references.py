@@ -15,7 +15,7 @@ from lightning.pytorch import Trainer
 
 from taskformer.errors import ConfigError
 from taskformer.modules.base import MultiTaskModule, Results
-from taskformer.modules.recipe import pipeline, training_recipe
+from taskformer.modules.recipe import pipeline
 from taskformer.tasks import Task
 from taskformer.tasks.improvement import improvements
 
@@ -184,7 +184,7 @@ def training_references(trainer: Trainer, module: MultiTaskModule, source: Path)
     if images is None:
         msg = "val/delta_m needs all images of the validation split; leave trainer.limit_val_batches at 1.0"
         raise ConfigError(msg)
-    facts = run_facts(module, data, "val", images) | {"training": training_recipe(trainer, module)}
+    facts = run_facts(module, data, "val", images) | {"training": module.describe_training(trainer)}
     if not module.train_size.any():
         del facts["input_size"]
     return find_references(source, facts, module.tasks)[1]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
@@ -240,12 +241,17 @@ class MultiTaskModule(Checkpointed):
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def describe_training(self, trainer: Trainer) -> dict[str, Any]:
+        """Describe a training of this model that is about to start, see :func:`training_recipe`."""
+        settings = {key: self.hparams[key] for key in self.recipe_settings}
+        return training_recipe(trainer, self.lr_scheduler, settings)
+
     def on_fit_start(self) -> None:
         """Note what the model is trained with, and check that a training that goes on can.
 
         What was learnt is restored after this.
         """
-        self.recipe = training_recipe(self.trainer, self)
+        self.recipe = self.describe_training(self.trainer)
         if self.optimisation_before and self.optimisation:
             require_same_kind(self.optimisation_before, self.optimisation)
 

@@ -1,17 +1,15 @@
-"""The checkpoints of trainings: what is in them, and models out of them. No other file opens one or knows its keys."""
+"""The checkpoints of trainings and what is in them. No other file opens one or knows its keys."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from lightning.pytorch import LightningModule
 
-from taskformer.errors import ConfigError, WeightsError
+from taskformer.errors import WeightsError
 from taskformer.files import read_tensors
 from taskformer.modules.fitting import require_fitting
-
-if TYPE_CHECKING:
-    from taskformer.modules.base import MultiTaskModule
+from taskformer.tasks import Task
 
 CLASS, RECIPE, OPTIMISATION = "taskformer_class", "taskformer_recipe", "optimisation"
 
@@ -92,12 +90,15 @@ class Checkpointed(LightningModule):
     """A LightningModule whose checkpoints say what they are, and which refuses those of another.
 
     Attributes:
+        tasks: The model's tasks by name.
         recipe: What the weights were trained with, see :func:`~taskformer.modules.recipe.training_recipe`; empty if
             they do not say.
         optimisation: How the optimizer and its schedule were built, see
             :func:`~taskformer.modules.optimisation.configuration`.
         optimisation_before: The same of the checkpoint that training goes on from.
     """
+
+    tasks: dict[str, Task]
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,7 +125,7 @@ class Checkpointed(LightningModule):
         """
         saved = Checkpoint(checkpoint)
         checkpoint["state_dict"] = state = with_balancing_of(self.state_dict(), saved.state)
-        require_fitting(self.upgraded(saved.hyper_parameters), state, cast("MultiTaskModule", self))
+        require_fitting(self.upgraded(saved.hyper_parameters), state, self, self.tasks)
         self.hparams["weights"] = saved.hyper_parameters["weights"]
         self.recipe = saved.recipe
         self.optimisation_before = saved.optimisation
@@ -141,40 +142,6 @@ def with_balancing_of(own: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[
     return {name: values for name, values in saved.items() if name not in parts[1]} | parts[0]
 
 
-def load(path: str | Path, map_location: str = "cpu") -> "MultiTaskModule":
-    """Load a trained model, of whichever class it is, ready to predict.
-
-    Args:
-        path: A run folder (its best checkpoint is taken, or else the last) or a checkpoint file.
-        map_location: Device to load to.
-
-    Raises:
-        ConfigError: If there is no such device.
-        WeightsError: If there is no checkpoint, or it was not written by taskformer.
-    """
-    checkpoint = open_checkpoint(_checkpoint_file(path))
-    name = checkpoint.class_name
-    known = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in _subclasses(Checkpointed)}
-    if name not in known:
-        msg = (
-            f"{checkpoint.source} names the model {name!r}, which is none of {', '.join(sorted(known))}; "
-            "import the file of a model of your own first, a checkpoint never does"
-        )
-        raise WeightsError(msg)
-    try:
-        # The checkpoint fills every tensor: nothing has to be downloaded or read first.
-        model = known[name](**(known[name].upgraded(checkpoint.hyper_parameters) | {"weights": "random"}))
-        restore(model, checkpoint)
-    except (KeyError, TypeError, RuntimeError) as error:
-        msg = f"{checkpoint.source} does not fit the model {name}: {' '.join(str(error).split())[:300]}"
-        raise WeightsError(msg) from error
-    try:
-        return cast("MultiTaskModule", model.to(map_location).eval())
-    except (RuntimeError, AssertionError) as error:  # torch's, of devices that do not exist or are not there
-        msg = f"cannot use the device {map_location!r}: {str(error).splitlines()[0]}"
-        raise ConfigError(msg) from error
-
-
 def restore(model: Checkpointed, checkpoint: Checkpoint) -> None:
     """Fill a model from a checkpoint of the same class, tasks and sizes.
 
@@ -183,22 +150,3 @@ def restore(model: Checkpointed, checkpoint: Checkpoint) -> None:
     """
     model.on_load_checkpoint(checkpoint.content)
     model.load_state_dict(checkpoint.state)
-
-
-def _subclasses(base: type[Checkpointed]) -> list[type[Checkpointed]]:
-    """List all models below a class."""
-    return [cls for child in base.__subclasses__() for cls in (child, *_subclasses(child))]
-
-
-def _checkpoint_file(given: str | Path) -> Path:
-    """Find the checkpoint that a path means."""
-    path = Path(given)
-    candidates = [path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")] if path.is_dir() else [path]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    if "://" in str(given):
-        msg = f"{given} is an address; download the checkpoint yourself and give the file"
-        raise WeightsError(msg)
-    msg = f"no checkpoint at {str(path)!r}; expected a .ckpt file or a run folder with checkpoints/best.ckpt in it"
-    raise WeightsError(msg)

@@ -14,7 +14,7 @@ from taskformer.errors import ConfigError, MissingExtraError
 from taskformer.files import replacing
 from taskformer.models.autotaskformer import Architecture, Supernet
 from taskformer.modules import MultiTaskModule
-from taskformer.modules.checkpoints import load
+from taskformer.modules.loading import load
 
 #: Largest difference between the file's outputs and the network's, relative to their size.
 TOLERANCE = 1e-3

@@ -1,13 +1,12 @@
 """Whether a checkpoint is of the model that it is loaded into."""
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from lightning.pytorch import LightningModule
 
 from taskformer.errors import TaskformerError, WeightsError
 from taskformer.tasks import Task, build_tasks
-
-if TYPE_CHECKING:
-    from taskformer.modules.base import MultiTaskModule
 
 #: How many of what differs a message names.
 NAMED = 3
@@ -15,13 +14,16 @@ NAMED = 3
 NO_SIZES = ("tasks", "weights", "loss_weights")
 
 
-def require_fitting(saved: Mapping[str, Any], state: Mapping[str, Any], module: "MultiTaskModule") -> None:
+def require_fitting(
+    saved: Mapping[str, Any], state: Mapping[str, Any], module: LightningModule, own: Mapping[str, Task]
+) -> None:
     """Refuse a checkpoint of other tasks, other classes or a network of other sizes.
 
     Args:
         saved: Its hyper-parameters.
         state: Its tensors.
         module: The model that they are to be loaded into.
+        own: Its tasks.
 
     Raises:
         WeightsError: If it does not fit; says what differs.
@@ -34,7 +36,7 @@ def require_fitting(saved: Mapping[str, Any], state: Mapping[str, Any], module: 
     except TaskformerError as error:
         msg = f"the tasks of the checkpoint are not known here: {error}"
         raise WeightsError(msg) from error
-    if differences := list(_task_differences(tasks, module.tasks)):
+    if differences := list(_task_differences(tasks, own)):
         msg = (
             f"the checkpoint is of other tasks or classes: {_some(differences)}; "
             "give the data set's configuration that it was trained with, or train anew"

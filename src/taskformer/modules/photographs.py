@@ -18,7 +18,7 @@ from taskformer.data.images import write_npy, write_png
 from taskformer.data.names import ends_with, examples, files_in, is_hidden
 from taskformer.errors import CorruptFileError, DatasetNotFoundError
 from taskformer.files import replacing
-from taskformer.modules.checkpoints import load
+from taskformer.modules.loading import load
 from taskformer.pictures import IMAGE_SUFFIXES, read_picture
 from taskformer.tasks import Task
 from taskformer.tasks.colors import contact_sheet

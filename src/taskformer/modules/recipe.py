@@ -2,15 +2,13 @@
 
 import inspect
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from lightning.pytorch import Trainer
 
-if TYPE_CHECKING:
-    from taskformer.modules.base import MultiTaskModule
 
-
-def training_recipe(trainer: Trainer, module: "MultiTaskModule") -> dict[str, Any]:
+def training_recipe(trainer: Trainer, lr_scheduler: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Describe a training that is about to start: its length, optimizer, schedule and augmentation.
 
     What does not change what is learned on average (seed, names, logging, number of processes) is left out, and so are
@@ -18,7 +16,8 @@ def training_recipe(trainer: Trainer, module: "MultiTaskModule") -> dict[str, An
 
     Args:
         trainer: The Trainer, with its optimizers.
-        module: The model.
+        lr_scheduler: What builds the model's schedule.
+        settings: The model's hyper-parameters that belong to the training.
 
     Returns:
         Plain values and texts, which checkpoints and JSON files can hold.
@@ -33,14 +32,14 @@ def training_recipe(trainer: Trainer, module: "MultiTaskModule") -> dict[str, An
         "batch_size": images,
         "optimizer": [_call(optimizer, optimizer.defaults) for optimizer in trainer.optimizers],
         "lr_scheduler": [
-            _call(config.scheduler, _scheduler_settings(config.scheduler, module.lr_scheduler, steps))
+            _call(config.scheduler, _scheduler_settings(config.scheduler, lr_scheduler, steps))
             for config in trainer.lr_scheduler_configs
         ],
         "gradient_clip_val": trainer.gradient_clip_val or 0.0,
         "precision": str(trainer.precision),
         "augmentation": pipeline(data, "train_transforms"),
     }
-    return recipe | {key: module.hparams[key] for key in module.recipe_settings}
+    return recipe | dict(settings)
 
 
 def pipeline(data: Any, steps: str) -> list[str]:

@@ -1,18 +1,12 @@
 """What sub-networks cost: parameters, multiply-accumulates and, where a search asks for it, latency."""
 
-from __future__ import annotations  # the table of latencies is imported only where it is used
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
 
 from taskformer.errors import ConfigError
 from taskformer.models.autotaskformer import Architecture, Supernet
 from taskformer.search.objectives import Constraint
-
-if TYPE_CHECKING:
-    from taskformer.search.latency import LatencyTable
 
 #: What an architecture costs, by name.
 Costs = Callable[[Architecture], dict[str, float]]
@@ -33,13 +27,15 @@ class LatencyOptions:
     size: tuple[int, int] | None = None
 
 
-def count_costs(supernet: Supernet, size: tuple[int, int], latencies: LatencyTable | None = None) -> Costs:
+def count_costs(
+    supernet: Supernet, size: tuple[int, int], latency: Callable[[Architecture], float] | None = None
+) -> Costs:
     """Return what counts the costs of a supernet's sub-networks, of each once.
 
     Args:
         supernet: The supernet.
         size: Height and width of the images.
-        latencies: The table of latencies; None: they are not among the costs.
+        latency: Predicts a sub-network's; None: it is not among the costs.
     """
 
     @cache
@@ -48,7 +44,7 @@ def count_costs(supernet: Supernet, size: tuple[int, int], latencies: LatencyTab
             "params": supernet.count_parameters(architecture),
             "macs": supernet.count_macs(architecture, size),
         }
-        return counted if latencies is None else counted | {"latency": latencies.predict(architecture)}
+        return counted if latency is None else counted | {"latency": latency(architecture)}
 
     return costs
 

@@ -16,7 +16,7 @@ from taskformer.errors import ConfigError, UnknownNameError, require
 from taskformer.files import inside, write_json
 from taskformer.models.autotaskformer import Architecture, Supernet
 from taskformer.modules import MultiTaskModule
-from taskformer.modules.checkpoints import load
+from taskformer.modules.loading import load
 from taskformer.search.costs import Costs, LatencyOptions, count_costs, require_possible
 from taskformer.search.evaluator import Evaluator
 from taskformer.search.evolution import Evolution
@@ -288,7 +288,7 @@ def _costs(
     from taskformer.search.latency import shared_table  # torch's benchmarks look for compilers when imported
 
     table, error = shared_table(memory, supernet, latency, size, folder)
-    return count_costs(supernet, size, table), error
+    return count_costs(supernet, size, table.predict), error
 
 
 def _facts(supernet: Supernet, images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
