@@ -5,16 +5,17 @@ generation.
 """
 
 import shutil
+from pathlib import Path
 
 import optuna
 import pytest
 import torch
 
 import taskformer
-from conftest import ROOMS, ROOT
 from taskformer.cli import main
 from taskformer.search.study import open_storage, read_records
 
+ROOT = Path(__file__).parent.parent
 #: Mean, standard deviation and one pixel of what the network of that time predicted.
 PREDICTED = {
     "depth": (-0.07000826227620867, 0.03765706464107841, -0.08621957153081894),
@@ -27,7 +28,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "tests" / "earlier" / "run", tmp_path / "runs" / "run")
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "rooms").symlink_to(ROOMS)
+    (tmp_path / "data" / "rooms").symlink_to(ROOT / "data" / "rooms")
     return tmp_path / "runs" / "run"
 
 

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 import taskformer
-from conftest import ROOMS
 from taskformer.cli import main
 from taskformer.search.study import open_storage, read_records
+
+ROOMS = Path(__file__).parent.parent / "data" / "rooms"
 
 TASK = '''
 """Warmth: how much redder than blue the light is, from -1 to 1."""

@@ -112,8 +112,10 @@ def test_any_decoder_is_extracted_equal_and_counts_exactly():
     supernet = query_supernet(num_blocks=1)
     space = replace(supernet.space, depths=(1, 2))
     rng, image = random.Random(1), torch.randn(1, 3, *SIZE)
-    drawn = [space.random(rng) for _ in range(200)]
-    for architecture in drawn:
+    sizes = [size for size in space.decoders() for _ in range(2)]
+    for count, scales, width in sizes:
+        chosen = {"num_queries": count, "num_scales": scales, "decoder_width": width}
+        architecture = replace(space.random(rng), **chosen)
         subnet = supernet.extract(architecture)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             outputs = subnet(image)
@@ -123,7 +125,7 @@ def test_any_decoder_is_extracted_equal_and_counts_exactly():
             expected = supernet(image, architecture)
         for task, value in outputs.items():
             torch.testing.assert_close(value, expected[task], atol=1e-5, rtol=1e-5)
-    assert {one.decoder for one in drawn} == set(space.decoders())
+    assert len(sizes) > 30
 
 
 def test_an_extracted_decoder_is_plain_and_of_its_sizes():
