@@ -144,6 +144,12 @@ class SpatialTransform(A.DualTransform):  # type: ignore[misc]  # albumentations
 class RandomHorizontalFlip(SpatialTransform):
     """Mirror left and right; normals are mirrored too.
 
+    >>> from taskformer.tasks import build_tasks
+    >>> flip = TaskCompose([RandomHorizontalFlip(p=1.0)], build_tasks({"normals": {}}))
+    >>> image, normals = np.zeros((1, 2, 3), np.uint8), np.array([[[0.6, 0.0, 0.8], [1.0, 0.0, 0.0]]])
+    >>> flip({"image": image, "targets": {"normals": normals}, "meta": {}})["targets"]["normals"][0]  # x
+    tensor([[-1.0000, -0.6000]])
+
     Args:
         p: Probability of a flip.
     """
@@ -162,6 +168,13 @@ class RandomHorizontalFlip(SpatialTransform):
 
 class RandomScale(SpatialTransform):
     """Zoom by a random factor, the same in x and y; depth is divided by it.
+
+    >>> from taskformer.tasks import build_tasks
+    >>> zoom = TaskCompose([RandomScale(choices=[2.0])], build_tasks({"depth": {}}))
+    >>> image, depth = np.zeros((1, 2, 3), np.uint8), np.array([[4.0, 6.0]])
+    >>> zoom({"image": image, "targets": {"depth": depth}, "meta": {}})["targets"]["depth"]
+    tensor([[[2., 2., 3., 3.],
+             [2., 2., 3., 3.]]])
 
     Labels and normals keep their values: exact for a scene ``1/s`` the size seen through a focal length of ``s*f``,
     approximate for the same lens moved closer (see the top of this module). The image is interpolated bilinearly, also
@@ -217,6 +230,12 @@ class RandomScale(SpatialTransform):
 
 class RandomScaledCrop(RandomScale):
     """:class:`RandomScale` followed by :class:`RandomCrop`, without computing what is cut off.
+
+    >>> from taskformer.tasks import build_tasks
+    >>> crop = TaskCompose([RandomScaledCrop(low=2.0, high=2.0, height=1, width=3)], build_tasks({"depth": {}}))
+    >>> image, depth = np.zeros((2, 2, 3), np.uint8), np.full((2, 2), 4.0)
+    >>> crop({"image": image, "targets": {"depth": depth}, "meta": {}})["targets"]["depth"]
+    tensor([[[2., 2., 2.]]])
 
     With ``max_share`` below 1 windows of little variety are drawn again, as in the published recipes: at least two
     classes of ``semseg`` must be in the window, and the most frequent one must cover less than this share of the
@@ -275,6 +294,13 @@ class RandomScaledCrop(RandomScale):
 class RandomRotate(SpatialTransform):
     """Turn the image about its centre; normals turn with it, corners that come from outside are invalid.
 
+    >>> from taskformer.tasks import build_tasks
+    >>> rotate = TaskCompose([RandomRotate(degrees=30.0)], build_tasks({"depth": {}}))
+    >>> image, depth = np.zeros((3, 3, 3), np.uint8), np.arange(1.0, 10.0).reshape(3, 3)
+    >>> turned = rotate({"image": image, "targets": {"depth": depth}, "meta": {}})["targets"]["depth"]
+    >>> turned.shape, turned[0, 1, 1].item()  # the centre stays, with its depth
+    (torch.Size([1, 3, 3]), 5.0)
+
     Args:
         degrees: Largest angle, drawn from ``[-degrees, degrees]``.
         p: Probability that the transform is applied.
@@ -310,6 +336,12 @@ class RandomRotate(SpatialTransform):
 class RandomCrop(SpatialTransform):
     """Cut out a window at random; a side that is already smaller is left as it is (follow with :class:`Pad`).
 
+    >>> from taskformer.tasks import build_tasks
+    >>> crop = TaskCompose([RandomCrop(height=1, width=2)], build_tasks({"depth": {}}))
+    >>> image, depth = np.zeros((4, 4, 3), np.uint8), np.full((4, 4), 3.0)
+    >>> crop({"image": image, "targets": {"depth": depth}, "meta": {}})["targets"]["depth"]
+    tensor([[[3., 3.]]])
+
     Args:
         height: Height of the window in pixels.
         width: Width of the window in pixels.
@@ -338,6 +370,12 @@ class RandomCrop(SpatialTransform):
 
 class Pad(SpatialTransform):
     """Pad to at least this size: the image with ImageNet's mean colour, every map with invalid pixels.
+
+    >>> from taskformer.tasks import build_tasks
+    >>> pad_to = TaskCompose([Pad(height=1, width=4)], build_tasks({"depth": {}}))
+    >>> image, depth = np.zeros((1, 2, 3), np.uint8), np.array([[1.0, 2.0]])
+    >>> pad_to({"image": image, "targets": {"depth": depth}, "meta": {}})["targets"]["depth"]
+    tensor([[[nan, 1., 2., nan]]])
 
     Args:
         height: Smallest height in pixels.
@@ -375,6 +413,12 @@ class Pad(SpatialTransform):
 class Resize(SpatialTransform):
     """Resize the whole image; depth keeps its values, for this changes the sensor's pixels and not the view.
 
+    >>> from taskformer.tasks import build_tasks
+    >>> resize = TaskCompose([Resize(height=1, width=4)], build_tasks({"depth": {}}))
+    >>> image, depth = np.zeros((1, 2, 3), np.uint8), np.array([[1.0, 2.0]])
+    >>> resize({"image": image, "targets": {"depth": depth}, "meta": {}})["targets"]["depth"]
+    tensor([[[1., 1., 2., 2.]]])
+
     Args:
         height: New height in pixels.
         width: New width in pixels.
@@ -399,6 +443,12 @@ class Resize(SpatialTransform):
 
 class PhotoMetricDistortion(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentations is untyped
     """Change brightness, contrast, saturation and hue, each with its own coin toss.
+
+    >>> image = np.full((2, 2, 3), 100, np.uint8)
+    >>> distort = PhotoMetricDistortion(brightness=20.0, contrast=0.0, p=1.0)
+    >>> changed = distort(image=image)["image"].astype(int)
+    >>> bool((abs(changed - 100) <= 20).all())  # grey has no colour to change
+    True
 
     The defaults are the recipe of the multi-task dense-prediction literature (SSD's distortion, [1]): a shift from
     [-32, 32]; a contrast factor from [0.5, 1.5], before or after the colours by another coin toss; a saturation factor

@@ -21,6 +21,14 @@ RATIOS = (1.25, 1.25**2, 1.25**3)
 class DepthErrors(SumMetric):
     """RMSE and mean error in metres, relative error, RMSE of logarithms, shares within factors of 1.25, ..., 1.25^3.
 
+    >>> output = torch.tensor([3.0, 5.0, 9.0]).view(1, 1, 1, 3)
+    >>> target = torch.tensor([2.0, 4.0, torch.nan]).view(1, 1, 1, 3)
+    >>> errors = DepthErrors()
+    >>> errors.update(output, target)
+    >>> scores = errors.compute()
+    >>> scores["rmse"].item(), scores["abs_rel"].item()  # errors of 1 m, of depths of 2 m and 4 m
+    (1.0, 0.375)
+
     Sums run over all pixels of all images, so ``rmse`` is not the mean of the images' RMSEs, ``rmse_per_image``. There
     is no depth cap and no median scaling. Pixels whose target is not finite or not above 0 are ignored.
 

@@ -12,6 +12,13 @@ STEPS = (0.7548776662466927, 0.5698402909980532)
 class PairScores(SumMetric):
     """How well closeness tells whether two sampled pixels are of one segment: precision, recall and F over all pairs.
 
+    >>> output = torch.tensor([0.0, 1.0, 5.0, 9.0]).view(1, 1, 1, 4)  # an embedding in one dimension
+    >>> target = torch.tensor([[[1, 1, 2, 2]]])
+    >>> scores = PairScores(distance=2.0, samples=4)
+    >>> scores.update(output, target)
+    >>> scores.compute()["pair_recall"].item()  # of two pairs of one segment one is close
+    0.5
+
     Args:
         distance: Pixels whose embeddings are closer are said to be of one segment.
         samples: Pixels of an image that are compared, each with each.

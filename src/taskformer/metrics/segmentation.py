@@ -18,6 +18,13 @@ from taskformer.metrics.protocols import Averaged
 class MeanIoU(SumMetric):
     """Mean IoU from one confusion matrix of the whole data set (mean IoUs of images are another number).
 
+    >>> output = torch.eye(2)[[0, 0, 1, 1]].T.view(1, 2, 1, 4)  # logits of classes 0, 0, 1 and 1
+    >>> target = torch.tensor([[[0, 1, 1, 255]]])
+    >>> metric = MeanIoU(num_classes=2)
+    >>> metric.update(output, target)
+    >>> metric.compute()["mIoU"].item()  # 1 / 2 for both classes
+    0.5
+
     Equal to torchmetrics' macro ``MulticlassJaccardIndex`` by default, but it does not wait for the device in
     ``update`` and is NaN when nothing was measured.
 
@@ -85,6 +92,13 @@ class MeanIoU(SumMetric):
 
 class SegmentationScores(MeanIoU):
     """Mean IoU and pixel accuracy.
+
+    >>> output = torch.eye(2)[[0, 0, 1, 1]].T.view(1, 2, 1, 4)  # logits of classes 0, 0, 1 and 1
+    >>> target = torch.tensor([[[0, 1, 1, 255]]])
+    >>> metric = SegmentationScores(num_classes=2)
+    >>> metric.update(output, target)
+    >>> print(f"{metric.compute()['pixel_accuracy']:.3f}")  # 2 of 3 labelled pixels
+    0.667
 
     Args:
         num_classes: Number of classes.
