@@ -32,6 +32,12 @@ PROTOCOLS = tuple(_PROTOCOLS)
 class ClassCounts(NamedTuple):
     """How often one target holds each class.
 
+    >>> from taskformer.tasks import SemanticSegmentation
+    >>> semseg = SemanticSegmentation("semseg", ["wall", "floor", "chair"])
+    >>> counts = semseg.count_classes(np.array([[0, 0], [1, 255]]))
+    >>> counts.pixels.tolist(), counts.images.tolist()
+    ([2.0, 1.0, 0.0], [1, 1, 0])
+
     Attributes:
         pixels: Pixels of each class ``(K,)`` float64; for a label of the whole image its probabilities.
         images: Whether the target shows the class, 0 or 1 ``(K,)`` int64; of a whole image only the likeliest is 1.

@@ -145,7 +145,11 @@ class InverseDepth(ValueMapTask):
 
 @register("relative_inverse_depth")
 class RelativeInverseDepth(InverseDepth):
-    """Inverse depth up to a factor, as in data sets whose disparities come without their camera: no metric unit."""
+    """Inverse depth up to a factor, as in data sets whose disparities come without their camera: no metric unit.
+
+    >>> RelativeInverseDepth("inverse_depth").units["mae"], InverseDepth("inverse_depth").units["mae"]
+    ('', '1/m')
+    """
 
     units: ClassVar[dict[str, str]] = {"rmse": "", "rmse_per_image": "", "mae": "", **RATIO_UNITS}
 

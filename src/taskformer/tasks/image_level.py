@@ -14,7 +14,13 @@ from taskformer.tasks.colors import bars
 
 
 class ImageLevelTask(Task):
-    """A task whose target is a row of floats ``(B, channels)`` with NaN where there is no label."""
+    """A task whose target is a row of floats ``(B, channels)`` with NaN where there is no label.
+
+    >>> from taskformer.tasks import Classification  # such a task
+    >>> scene = Classification("scene", ["kitchen", "bath"])
+    >>> scene.invalid(height=480, width=640).tolist()  # the target of an image without a label
+    [nan, nan]
+    """
 
     geometry: ClassVar[Geometry] = "image"
 

@@ -34,6 +34,10 @@ def class_names(task: str, classes: Sequence[object]) -> list[str]:
 class LabelMapTask(Task):
     """A task whose target is a map of class ids ``(B, H, W)`` int64 with 255 where there is no label.
 
+    >>> from taskformer.tasks import Saliency  # such a task
+    >>> Saliency("saliency").invalid(height=1, width=2).tolist()  # the target of an image without a label
+    [[255, 255]]
+
     Args:
         name: The task's name.
         classes: Class names in the order of their ids.
