@@ -295,7 +295,7 @@ FAULTY = [
     ("semseg", lambda v: v[..., None], "values", r"is uint8 \(6, 8, 1\), expected integers \(H, W\)"),
     ("semseg", lambda v: v[:, :-1], "size", r"the map is 6x7 and its image 6x8 \(height x width\)"),
     ("semseg", lambda v: np.full_like(v, 255), "labels", "not a single pixel has a label"),
-    ("depth", put(0), "values", "1 depths are 0; no depth is NaN"),
+    ("depth", put(0), "values", "1 depths are 0; where depth is missing, it must be NaN"),
     ("depth", put(-1), "values", r"1 values lie outside \[0, 1000\], e.g. -1"),
     ("depth", lambda v: v * 1000, "values", r"lie outside \[0, 1000\]"),
     ("depth", put(np.inf), "values", "1 values are infinite"),

@@ -35,10 +35,10 @@ class DepthErrors(SumMetric):
     Args:
         inverse: The values are 1 / depth. Then 0 is valid, infinitely far, and counts for ``rmse`` and ``mae``; ratios
             to it do not exist, so the other shares and means leave it out.
-        floor: What smaller predictions are raised to; None keeps negative ones, which then are within every factor.
-        log_floor: What smaller predictions are raised to before their logarithm.
+        floor: Predictions below it are raised to it; None keeps negative ones, which then are within every factor.
+        log_floor: The same before the logarithm is taken.
         above: Targets up to this value are invalid, whether inverse or not.
-        inclusive: Whether exactly a factor of 1.25^k is within it.
+        inclusive: Whether a factor of exactly 1.25^k counts as within.
         image_means: Whether ``mae`` and ``abs_rel`` are means of the images' means instead of means over pixels.
     """
 
@@ -114,7 +114,7 @@ class DepthErrors(SumMetric):
         if not self.pixels:
             return empty_result(self)
         if not self.ratios:
-            message = "DepthErrors saw no depth but infinite ones, errors of ratios are NaN"
+            message = "DepthErrors saw only infinite depths; errors that need ratios are NaN"
             warnings.warn(message, UserWarning, stacklevel=2)
         share = self.within.double() / self.ratios
         return {

@@ -30,7 +30,7 @@ from taskformer.metrics.counting import (
 
 
 class TolerantFMeasure(SumMetric):
-    """F-measure of edges with a tolerance in place, at the best threshold of the whole data set.
+    """F-measure of edges with a localisation tolerance, at the best threshold of the whole data set.
 
     >>> output, target = torch.full((1, 1, 10, 10), -9.0), torch.zeros(1, 1, 10, 10)
     >>> target[..., 3] = 1.0
@@ -68,7 +68,7 @@ class TolerantFMeasure(SumMetric):
         radius = max(1.0, self.max_dist * math.hypot(*target.shape[-2:]))
         valid = torch.isfinite(target)
         edge = valid & (target >= 0.5)
-        # Where there is no label, a prediction counts neither as wrong nor as the finding of an edge nearby.
+        # Where there is no label, a prediction counts neither as wrong nor as finding an edge nearby.
         probability = torch.where(valid, output.float().sigmoid(), 0.0)
         bins = threshold_bins(probability, self.thresholds)
         near_edge = dilate(edge.float(), radius) > 0
@@ -126,9 +126,9 @@ class EdgeScores(SumMetric):
     >>> print(f"{scores.compute()['odsF']:.3f}")
     0.667
 
-    Matching is work for the processor: ``update`` copies the maps there and takes from tenths of a second to seconds
-    per image. Each image is counted alone and in integers, within the smallest rectangle around its labelled pixels, so
-    that nothing depends on batches, padding or processes.
+    Matching runs on the CPU: ``update`` copies the maps there and takes from tenths of a second to seconds per image.
+    Each image is counted alone and in integers, within the smallest rectangle around its labelled pixels, so that
+    nothing depends on batches, padding or processes.
 
     Args:
         max_dist: Tolerance as a fraction of that rectangle's diagonal; NYUD-v2 uses 0.011, PASCAL-Context 0.0075.

@@ -28,7 +28,7 @@ class AngularError(SumMetric):
     no length are ignored.
 
     Args:
-        inclusive: Whether exactly a limit counts as below it.
+        inclusive: Whether an angle of exactly a limit counts as below it.
         uncentred: Compare ``(n + 1) / 2``, vectors as images store them (x right, y up, z into the scene), as if
             that did not change their angle.
     """

@@ -26,8 +26,8 @@ class SaliencyScores(SumMetric):
     For ``maxF`` the true positives, predicted positives and positives of each threshold are added up over the whole
     data set before precision and recall are formed; without any salient pixel it is 0. ``max_mIoU`` is the maximum over
     thresholds .2, .25, ... .9 of the mean over images of the salient pixels' IoU, which is 1 for an image without any,
-    predicted or true (Vandenhende et al., MTI-Net: ECCV 2020; they want probabilities above the threshold). A pixel is
-    predicted salient if its probability reaches the threshold.
+    predicted or true (Vandenhende et al., MTI-Net: ECCV 2020, who require probabilities above the threshold). A pixel
+    is predicted salient if its probability reaches the threshold.
 
     Args:
         thresholds: Thresholds of the F-measure; .05, .10, ... .95 as in the literature.

@@ -1,4 +1,4 @@
-"""What tasks share whose targets are maps of floating-point values, such as depth and surface normals."""
+"""The base of tasks whose targets are maps of floating-point values, such as depth and surface normals."""
 
 from collections.abc import Sequence
 
