@@ -411,7 +411,7 @@ class Pad(SpatialTransform):
 
 
 class Resize(SpatialTransform):
-    """Resize the whole image; depth keeps its values, for this changes the sensor's pixels and not the view.
+    """Resize the whole image; depth keeps its values, because this changes the sensor's pixels, not the view.
 
     >>> from taskformer.tasks import build_tasks
     >>> resize = TaskCompose([Resize(height=1, width=4)], build_tasks({"depth": {}}))
@@ -442,7 +442,7 @@ class Resize(SpatialTransform):
 
 
 class PhotoMetricDistortion(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentations is untyped
-    """Change brightness, contrast, saturation and hue, each with its own coin toss.
+    """Change brightness, contrast, saturation and hue, each with probability ``p``.
 
     >>> image = np.full((2, 2, 3), 100, np.uint8)
     >>> distort = PhotoMetricDistortion(brightness=20.0, contrast=0.0, p=1.0)
@@ -451,8 +451,8 @@ class PhotoMetricDistortion(A.ImageOnlyTransform):  # type: ignore[misc]  # albu
     True
 
     The defaults are the recipe of the multi-task dense-prediction literature (SSD's distortion, [1]): a shift from
-    [-32, 32]; a contrast factor from [0.5, 1.5], before or after the colours by another coin toss; a saturation factor
-    from [0.5, 1.5] and a turn of the hue by -18 to 17 of OpenCV's 180 steps. Every step ends in 8 bits.
+    [-32, 32]; a contrast factor from [0.5, 1.5], at random before or after the colours; a saturation factor from
+    [0.5, 1.5] and a turn of the hue by -18 to 17 of OpenCV's 180 steps. Every step ends in 8 bits.
 
     [1] Liu et al., SSD: Single Shot MultiBox Detector, https://arxiv.org/abs/1512.02325
 
@@ -483,7 +483,7 @@ class PhotoMetricDistortion(A.ImageOnlyTransform):  # type: ignore[misc]  # albu
         self.chance = p
 
     def get_params(self) -> dict[str, Any]:
-        """Draw the four changes (albumentations' hook); what loses its coin toss is left alone."""
+        """Draw the four changes (albumentations' hook), each with probability ``p``."""
         draw, steps = self.py_random, round(self.hue / 2)  # OpenCV's hue counts double degrees
         shifts, contrasts, saturates, turns = (draw.random() < self.chance for _ in range(4))
         return {
@@ -513,8 +513,8 @@ class TaskCompose:
 
     The random stream starts anew whenever torch's is seeded, which training does for every sample (see
     :mod:`taskformer.data.loading`): same seed, same run, and workers and epochs differ. (Albumentations by itself
-    repeats one stream in every worker and epoch, and when it is seeded gives all transforms *equal* streams, so that
-    say large zooms always come with a flip.)
+    repeats one stream in every worker and epoch, and when it is seeded gives all transforms *equal* streams, so that,
+    say, large zooms always come with a flip.)
 
     Example:
         >>> from taskformer.tasks import build_tasks
@@ -530,7 +530,8 @@ class TaskCompose:
             and are left out of the result.
 
     Raises:
-        ConfigError: If a stock transform would move pixels without correcting depth, vectors and invalid pixels.
+        ConfigError: If a transform of albumentations would move pixels without correcting depth, vectors and invalid
+            pixels.
     """
 
     def __init__(
@@ -617,10 +618,10 @@ def wanted_guides(transforms: Sequence[Transform]) -> list[str]:
 
 
 def require_fixed(transforms: Sequence[Transform]) -> None:
-    """Refuse what differs from call to call: an evaluation gives the same numbers every time.
+    """Refuse random transforms: an evaluation gives the same numbers every time.
 
     Raises:
-        ConfigError: Names the transform.
+        ConfigError: If a transform is random; names it.
     """
     for transform in _leaves(transforms):
         spatial = isinstance(transform, SpatialTransform)

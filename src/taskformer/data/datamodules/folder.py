@@ -42,7 +42,7 @@ class FolderDataModule(MultiTaskDataModule):
         **kwargs: The options that all data modules share, see :class:`MultiTaskDataModule`.
 
     Raises:
-        ConfigError: If labels or splits contradict themselves.
+        ConfigError: If labels or splits are contradictory.
     """
 
     name = "folder"

@@ -46,8 +46,8 @@ class TaskonomyDataModule(MultiTaskDataModule):
     >>> data.task_specs, len(data.buildings("train"))
     ({'depth_zbuffer': {'type': 'depth'}, 'normals': {}}, 25)
 
-    What each task's values are is told in :mod:`taskformer.data.datasets.taskonomy`. A domain that was not downloaded,
-    or has no file for a view, is a missing label. ``vanishing_point`` and ``room_layout`` describe the camera of the
+    :mod:`taskformer.data.datasets.taskonomy` describes the values of each task. A domain that was not downloaded, or
+    has no file for a view, is a missing label. ``vanishing_point`` and ``room_layout`` describe the camera of the
     whole image, so the augmentations must not move pixels with them.
 
     Args:
