@@ -55,7 +55,7 @@ def text_as_image(folder):
         (lambda folder: torch.optim.AdamW([torch.zeros(1)], lr=-1.0), "Invalid learning rate: -1.0"),
         (lambda folder: torch.empty(10**15), "choose smaller sizes"),
         (lambda folder: yaml.safe_load("a: b: c"), "mapping values are not allowed here"),
-        (lambda folder: b"\xff".decode(), "the file is no text"),
+        (lambda folder: b"\xff".decode(), "the file is not text"),
         (lambda folder: __import__("neptune"), "No module named 'neptune'"),
     ],
 )

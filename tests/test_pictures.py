@@ -148,9 +148,9 @@ def test_a_transparent_colour_of_a_palette_is_white(kind):
 
 def test_floats_that_are_no_levels_are_refused():
     for wrong in (GRAY.astype(np.float32), np.full((2, 2), np.nan, np.float32)):
-        with pytest.raises(CorruptFileError, match=r"x\.tiff is no photograph: floats must be within \[0, 1\]"):
+        with pytest.raises(CorruptFileError, match=r"x\.tiff is not a photograph: floats must be within \[0, 1\]"):
             read_rgb(opencv(wrong, ".tiff"))
-    with pytest.raises(CorruptFileError, match=r"no photograph: .*got int32"):
+    with pytest.raises(CorruptFileError, match=r"not a photograph: .*got int32"):
         read_rgb(pillow(Image.fromarray(GRAY.astype(np.int32)), "TIFF"))
 
 
@@ -315,7 +315,7 @@ def test_a_path_without_a_photograph_is_named(tmp_path):
     with pytest.raises(DatasetNotFoundError, match="cannot be read"):
         as_rgb(tmp_path)
     (tmp_path / "x.jpg").write_bytes(b"no picture")
-    with pytest.raises(CorruptFileError, match=r"x\.jpg \(10 bytes\) is truncated or no picture"):
+    with pytest.raises(CorruptFileError, match=r"x\.jpg \(10 bytes\) is truncated or not a picture"):
         as_rgb(tmp_path / "x.jpg")
 
 
@@ -329,7 +329,7 @@ def test_truncated_pictures_of_any_kind_are_found(kind, share):
     file = pillow(Image.fromarray(noisy), kind)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(CorruptFileError, match=r"truncated or no picture"):
+        with pytest.raises(CorruptFileError, match=r"truncated or not a picture"):
             read_rgb(File(file.path, file.content[: int(len(file.content) * share)]))
 
 

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-#: Most characters of a sentence; what came can be longer than anyone reads.
+#: Largest number of characters of a sentence; what came can be longer than anyone reads.
 LONGEST = 1000
 PACKAGE = Path(__file__).parent
 
@@ -38,7 +38,7 @@ class CorruptFileError(TaskformerError, ValueError):
 
 
 class InvalidImageError(TaskformerError, ValueError):
-    """Something that is given as a photograph and is none."""
+    """Something that is given as a photograph and is not one."""
 
 
 class InvalidTargetError(TaskformerError, ValueError):
@@ -69,12 +69,12 @@ class MissingExtraError(TaskformerError, ImportError):
         super().__init__(f'this needs the package {package!r}: pip install "taskformer[{extra}]"')
 
 
-#: Errors of libraries that the user can mend: the class (by name, for nothing is imported here), what its message has,
-#: and what the sentence adds.
+#: Errors of libraries that the user can fix: the class (by name, because nothing is imported here), a pattern of its
+#: message, and what the sentence adds.
 MISTAKES = (
     ("builtins.OSError", "", ""),  # a file missing, forbidden or in the way, a full disk, no network, no image
     ("yaml.error.YAMLError", "", ""),
-    ("builtins.UnicodeDecodeError", "", "the file is no text"),
+    ("builtins.UnicodeDecodeError", "", "the file is not text"),
     ("builtins.ImportError", "", ""),  # an optional package
     ("lightning.fabric.utilities.exceptions.MisconfigurationException", "", ""),
     ("builtins.MemoryError", "", "there is not enough memory: choose smaller sizes"),
@@ -89,7 +89,7 @@ MISTAKES = (
 
 
 def mistake(error: BaseException) -> str | None:
-    """Explain an error that the user can mend in one sentence; None: it is a bug of ours."""
+    """Explain an error that the user can fix in one sentence; None if it is a bug of ours."""
     chain = [error]  # configuration parsers wrap our errors in their own
     while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and inner not in chain:
         chain.append(inner)
@@ -103,7 +103,7 @@ def mistake(error: BaseException) -> str | None:
 
 
 def _advice(error: BaseException) -> str | None:
-    """Return what :data:`MISTAKES` adds to an error, None if it is none of them."""
+    """Return what :data:`MISTAKES` adds to an error, None if the error is not among them."""
     if isinstance(error, ImportError) and (error.name or "").startswith("taskformer"):
         return None
     classes = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(error).__mro__}
@@ -112,9 +112,9 @@ def _advice(error: BaseException) -> str | None:
 
 
 def _is_refusal(error: BaseException) -> bool:
-    """Tell whether a library's constructor refuses a value, which then is the configuration's.
+    """Tell whether a library's constructor refuses a value, which then came from the configuration.
 
-    Lightning's also refuse types, because a configuration's can be any of several.
+    Lightning's constructors also refuse types, because a setting may have one of several.
     """
     calls = [(frame.filename, frame.name) for frame in traceback.extract_tb(error.__traceback__)]
     ours = [place for place, (file, _) in enumerate(calls) if Path(file).is_relative_to(PACKAGE)]
@@ -144,10 +144,10 @@ def require(interval: str, **values: float | Sequence[float] | None) -> None:
 
     Args:
         interval: As in mathematics, e.g. ``"[0, 1)"`` or ``"(0, inf)"``.
-        values: Settings by name, each a number, several, or None where there is no setting.
+        values: Settings by name, each a number, several numbers, or None where nothing is set.
 
     Raises:
-        ConfigError: Names the setting, the interval and what came.
+        ConfigError: If a value is outside; names the setting, the interval and the value.
     """
     low, high = (float(end) for end in interval[1:-1].split(","))
     for name, value in values.items():

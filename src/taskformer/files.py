@@ -14,7 +14,7 @@ from typing import Any
 
 from taskformer.errors import ConfigError, WeightsError
 
-#: How the names of files begin that are still written; what a killed process leaves of them is litter.
+#: How the names of unfinished files begin; those that a killed process leaves behind may be deleted.
 UNFINISHED = ".unfinished-"
 
 
@@ -41,7 +41,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what processes that were killed left below a folder that nobody writes to now."""
+    """Remove the unfinished files of killed processes below a folder that nobody writes to now."""
     for path in folder.rglob(f"{UNFINISHED}*"):
         path.unlink(missing_ok=True)
 
@@ -70,13 +70,13 @@ def inside(folder: Path, name: str, what: str) -> Path:
     Args:
         folder: The folder.
         name: A relative path in it, e.g. ``"a/b"``.
-        what: What the name is of, for the error.
+        what: What the name stands for, for the error.
 
     Raises:
         ConfigError: If the place is the folder itself or outside.
     """
     if not Path(name).parts or Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
-        msg = f"{what} {name!r} is no place in {folder}; use a name without '..' that does not start with '/'"
+        msg = f"{what} {name!r} is not a place in {folder}; use a name without '..' that does not start with '/'"
         raise ConfigError(msg)
     return folder / name
 
@@ -139,7 +139,7 @@ def _damage(path: Path) -> str | None:
         return "it is empty"
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "it is a web page"
-    if not start.startswith(b"pk"):  # checkpoints from before torch 1.6 are no archives
+    if not start.startswith(b"pk"):  # checkpoints from before torch 1.6 are not archives
         return None
     with zipfile.ZipFile(path) as archive:
         part = archive.testzip()
@@ -147,4 +147,4 @@ def _damage(path: Path) -> str | None:
 
 
 def _not_whole(path: Path, reason: str) -> str:
-    return f"{path} ({path.stat().st_size} bytes) is damaged or no checkpoint, {reason}; get the file again"
+    return f"{path} ({path.stat().st_size} bytes) is damaged or not a checkpoint, {reason}; get the file again"

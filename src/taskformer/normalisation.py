@@ -1,4 +1,4 @@
-"""ImageNet's normalisation of images, which all encoders here are trained with, and its undoing.
+"""ImageNet's normalisation of images, which all encoders here are trained with, and its inverse.
 
 Example:
     >>> import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from taskformer.errors import InvalidTargetError
 
-#: Mean and deviation of ImageNet's red, green and blue, in 0..1.
+#: Mean and standard deviation of ImageNet's red, green and blue, in 0..1.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
@@ -26,7 +26,7 @@ _MEAN, _STD = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """Normalise RGB in 0..1 ``(..., 3, H, W)`` with ImageNet's mean and deviation."""
+    """Normalise RGB in 0..1 ``(..., 3, H, W)`` with ImageNet's mean and standard deviation."""
     return (pixels - _MEAN) / _STD
 
 

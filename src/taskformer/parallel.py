@@ -49,13 +49,13 @@ def run_jobs(
 ) -> Iterator[Outcome[Item, Result]]:
     """Apply a function to every item; what it raises becomes the item's error and the others go on.
 
-    On an interrupt, jobs that run are finished and no other is started.
+    On an interrupt, running jobs are finished and no others are started.
 
     Args:
         items: What to work on; items and results must be picklable.
         job: A function of a module's top level, or a ``partial`` of one; each process gets it once.
-        workers: Number of processes; they are only started for work that takes more than some seconds.
-        label: What the progress bar says; none is shown without.
+        workers: Number of processes; they are only started for work that takes more than a few seconds.
+        label: The label of the progress bar; without one, no bar is shown.
 
     Yields:
         The outcomes, in the order of the items.

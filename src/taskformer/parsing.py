@@ -1,6 +1,6 @@
 """Command lines and YAML blocks to typed settings; whatever is wrong with them is one sentence.
 
-Every parser of ours is a :class:`Parser`, or has :class:`OneSentence` among its bases.
+Every parser here is a :class:`Parser`, or has :class:`OneSentence` among its bases.
 """
 
 import inspect
@@ -18,7 +18,7 @@ from taskformer.errors import ConfigError, UnknownNameError, suggest
 
 Class = TypeVar("Class")
 
-#: Lines of jsonargparse's errors that tell nothing: the members of a union, that null is none of them, and its syntax.
+#: Lines of jsonargparse's errors that do not help: the members of a union, that null is none of them, and its syntax.
 NOISE = re.compile(
     r"Does not validate against any|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|Expected a path but|"
     r"Subclass types expect|a class path \(str\)|a dict with|see `"
@@ -35,9 +35,9 @@ PLAIN = {
     r"\. Got value: ": ", got ",
     r"Not a valid subclass of (\w+)": r"expected a \1: class_path and init_args",
 }  # fmt: skip
-#: Where a union's members are no classes of which one is wanted.
+#: Modules whose names in a union are not classes to choose from.
 ABSTRACT = ("typing", "collections.abc")
-#: Most names in a list.
+#: Largest number of names in a list.
 LISTED = 20
 
 
@@ -105,7 +105,7 @@ def read_layers(path: str | Path, above: tuple[Path, ...] = ()) -> Any:
     Raises:
         ConfigError: If a base is missing or lies on top of itself.
         OSError: If the file cannot be read.
-        yaml.YAMLError: If it is no YAML.
+        yaml.YAMLError: If it is not YAML.
     """
     file = Path(path)
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -155,7 +155,7 @@ def explain(message: str, parser: ArgumentParser) -> str:
 
 
 def _reasons(message: str) -> list[str]:
-    """List what each member of a union says against a value, without what tells nothing."""
+    """List what each member of a union says against a value, without the lines that do not help."""
     lines = [line.strip(" -") for line in re.sub(r'^\s*Parser key "[^"]+":', "", message).splitlines()]
     lines = [line for line in lines if line and not NOISE.match(line)]
     text = "\n".join(lines)

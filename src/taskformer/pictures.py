@@ -18,7 +18,7 @@ from torch import Tensor
 
 from taskformer.errors import CorruptFileError, DatasetNotFoundError, InvalidImageError
 
-# What its decoders complain of is raised here, with the name of the file.
+# What its decoders complain about is raised here, with the name of the file.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 #: Endings by which photographs are found in folders, in small letters.
@@ -91,13 +91,13 @@ def read_rgb(file: File, upright: bool = False) -> NDArray[np.uint8]:
         RGB ``(H, W, 3)``.
 
     Raises:
-        CorruptFileError: If it is no picture, or none that can be seen.
+        CorruptFileError: If it is not a picture, or not one that can be seen.
     """
     levels = _decode(file, seen=True)
     try:
         rgb = _photograph(levels)
     except InvalidImageError as error:
-        msg = f"{file.path} is no photograph: {error}"
+        msg = f"{file.path} is not a photograph: {error}"
         raise CorruptFileError(msg) from error
     return turned(rgb, orientation(file)) if upright else rgb
 
@@ -112,7 +112,7 @@ def read_pixels(file: File) -> NDArray[Any]:
         ``(H, W)`` or RGB ``(H, W, 3)``, of the type that is stored.
 
     Raises:
-        CorruptFileError: If it is no picture.
+        CorruptFileError: If it is not a picture.
     """
     pixels = _decode(file)
     return pixels if pixels.ndim == 2 else pixels[..., :3]
@@ -122,7 +122,7 @@ def read_plane(file: File) -> NDArray[Any]:
     """Decode the grey levels ``(H, W)`` of a map of one channel as :func:`read_pixels` does; not for class ids.
 
     Raises:
-        CorruptFileError: If it is no picture of one channel.
+        CorruptFileError: If it is not a picture of one channel.
     """
     pixels = read_pixels(file)
     if pixels.ndim == 3 and not (pixels == pixels[..., :1]).all():
@@ -135,7 +135,7 @@ def read_ids(file: File) -> NDArray[Any]:
     """Decode the numbers ``(H, W)`` that a map of classes stores: indices of palettes, 1, 2 and 4 bits as they are.
 
     Raises:
-        CorruptFileError: If it is no picture of one channel.
+        CorruptFileError: If it is not a picture of one channel.
     """
     image = _open(file)
     if image is not None and image.mode in ("P", "PA"):
@@ -151,7 +151,7 @@ def read_picture(path: str | Path) -> NDArray[np.uint8]:
 
     Raises:
         DatasetNotFoundError: If the file cannot be read.
-        CorruptFileError: If it is no picture, or none that can be seen.
+        CorruptFileError: If it is not a picture, or not one that can be seen.
     """
     try:
         content = Path(path).read_bytes()
@@ -174,7 +174,7 @@ def as_rgb(image: Photograph) -> NDArray[np.uint8]:
 
     Raises:
         InvalidImageError: If it is something else.
-        CorruptFileError: If it is a file that is no picture.
+        CorruptFileError: If it is a file that is not a picture.
         DatasetNotFoundError: If there is no such file.
     """
     if isinstance(image, str | Path):
@@ -248,7 +248,7 @@ def unreadable(file: File, expected: str, error: Exception | None = None) -> Cor
         return CorruptFileError(f"{file.path} is {what}; expected a {expected}")
     reason = f": {' '.join(str(error).split())}" if error and str(error) else ""
     return CorruptFileError(
-        f"{file.path} ({len(file.content)} bytes) is truncated or no {expected}{reason}; get the file again"
+        f"{file.path} ({len(file.content)} bytes) is truncated or not a {expected}{reason}; get the file again"
     )
 
 
@@ -274,7 +274,7 @@ def _decode(file: File, seen: bool = False) -> NDArray[Any]:
 
     Args:
         file: The file.
-        seen: Whether what is seen is wanted: with what is transparent by its colour, and 255 for white.
+        seen: Whether to decode what viewers show: a colour that means transparent has alpha 0, and white is 255.
     """
     image = _open(file)
     if image is None:

@@ -57,8 +57,8 @@ def sentence(words, capsys):
         (["--trainer.num_nodes=5"], "nothing says where the other machines are"),
         (["--data.num_workers=1000"], "num_workers must be in [0, "),
         (["--data.batch_size=0"], "batch_size must be in [1, inf), got 0"),
-        (["--data.tasks=[depth,depth]"], "names one or more different tasks, got ['depth', 'depth']"),
-        (["--data.tasks=[]"], "names one or more different tasks, got []"),
+        (["--data.tasks=[depth,depth]"], "must name one or more different tasks, got ['depth', 'depth']"),
+        (["--data.tasks=[]"], "must name one or more different tasks, got []"),
         (["--data.size=[0,80]"], "size must be in [1, 32767], got (0, 80)"),
         (
             [f"--data.eval_transforms=[{{class_path: {TRANSFORMS}.RandomCrop, init_args: {{height: 8, width: 8}}}}]"],
@@ -87,7 +87,7 @@ def test_mistakes_end_in_a_sentence(fit, words, said, capsys):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (b"\xd4\x00\xff", "the file is no text"),
+        (b"\xd4\x00\xff", "the file is not text"),
         (b"model: [", "expected"),
         (b"!!python/object/apply:os.system ['touch pwned']", "could not determine a constructor"),
         (b"trainer: -0.5\n", "trainer must be settings by name, got -0.5"),
@@ -138,7 +138,7 @@ def test_gpus_are_counted_before_anything_starts(monkeypatch):
 def test_names_from_data_stay_inside(tmp_path):
     assert inside(tmp_path, "a/b", "it") == tmp_path / "a" / "b"
     for name in ("", ".", "..", "../x", "a/../../x", "/etc/passwd", "a\0b"):
-        with pytest.raises(ConfigError, match="is no place in"):
+        with pytest.raises(ConfigError, match="is not a place in"):
             inside(tmp_path, name, "it")
 
 

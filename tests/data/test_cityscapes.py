@@ -353,7 +353,7 @@ def test_broken_official_files_are_named(official, pattern, spoil, task, message
 def test_broken_arrays_are_named(adashare, folder, array):
     write_npy(adashare / "train" / folder / "0.npy", array)
     with pytest.raises(
-        (CorruptFileError, InvalidTargetError), match=rf"{folder}/0.npy (holds .* no map of|has values)"
+        (CorruptFileError, InvalidTargetError), match=rf"{folder}/0.npy (holds .* not a map of|has values)"
     ):
         targets(adashare)
 

@@ -55,7 +55,7 @@ def test_a_data_set_is_not_mistaken_for_a_folder_of_its_name(run, monkeypatch):
         ("folder", {}, ConfigError, "the data set 'folder' needs options that only a YAML file can give"),
         (ROOMS, {"batch_size": "x"}, ConfigError, "batch_size: expected int, got x"),
         (ROOMS, {"batchsize": 3}, ConfigError, r"unknown setting 'batchsize' \(did you mean 'batch_size'\?\)"),
-        (ROOMS.parents[1] / "model" / "baseline.yaml", {}, ConfigError, "is no YAML file with a `data` block"),
+        (ROOMS.parents[1] / "model" / "baseline.yaml", {}, ConfigError, "is not a YAML file with a `data` block"),
     ],
 )
 def test_mistakes_are_one_sentence(source, chosen, error, message, tmp_path, monkeypatch):

@@ -104,7 +104,7 @@ def test_a_broken_map_stops_with_its_name(root):
     path = break_file(root)
     dataset = Rooms(root, "val", TASKS)
     assert dataset[0]["meta"]["id"] == "val_0"
-    with pytest.raises(CorruptFileError, match=rf"{path} .* is truncated or no picture"):
+    with pytest.raises(CorruptFileError, match=rf"{path} .* is truncated or not a picture"):
         dataset[1]
 
 
@@ -209,7 +209,7 @@ def test_the_rendered_rooms_fit_their_tasks():
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("train.json", "[{", r"train\.json \(2 bytes\) is truncated or no JSON file"),
+        ("train.json", "[{", r"train\.json \(2 bytes\) is truncated or not a JSON file"),
         ("train.json", "", r"train\.json is empty; expected a JSON file"),
         ("train.json", '{"id": "x"}', r"train\.json must be a list of images, each with its 'id'"),
         ("train.json", '[{"room": 3}]', r"train\.json must be a list of images, each with its 'id'"),

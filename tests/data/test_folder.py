@@ -259,7 +259,7 @@ def test_text_files_name_the_images(plain):
     (plain / "train.txt").write_bytes(b"007\r\n\r\n012\r\n")
     (plain / "val.txt").write_text("050\n")
     assert splits_of(plain, {"train": "train.txt", "val": "val.txt"}) == {"train": ["007", "012"], "val": ["050"]}
-    with pytest.raises(DatasetNotFoundError, match=r"trian\.txt is no file.*a share or a text file"):
+    with pytest.raises(DatasetNotFoundError, match=r"trian\.txt is not a file.*a share or a text file"):
         splits_of(plain, {"train": "trian.txt"})
 
 

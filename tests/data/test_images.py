@@ -150,10 +150,10 @@ def test_matlab_7_3_is_read_as_it_was_in_matlab(tmp_path):
 
 def test_what_of_matlab_7_3_cannot_be_read_is_said(tmp_path, monkeypatch):
     path = save_7_3(tmp_path / "x.mat", depth=DEEP, anno={})
-    with pytest.raises(CorruptFileError, match=r"x\.mat is a MATLAB 7\.3 file whose 'anno' is no array of .*-v7"):
+    with pytest.raises(CorruptFileError, match=r"x\.mat is a MATLAB 7\.3 file whose 'anno' is not an array of .*-v7"):
         read_mat(file(path))
     content = path.read_bytes()
-    with pytest.raises(CorruptFileError, match=r"x\.mat \(\d+ bytes\) is truncated or no MATLAB 7\.3 file"):
+    with pytest.raises(CorruptFileError, match=r"x\.mat \(\d+ bytes\) is truncated or not a MATLAB 7\.3 file"):
         read_mat(File("x.mat", content[: len(content) // 2]))
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(MissingExtraError, match=r'h5py.*pip install "taskformer\[prepare\]"'):
@@ -189,7 +189,9 @@ def test_truncated_arrays_are_found(save, share):
     stream = io.BytesIO()
     save(stream, DEEP)
     content = stream.getvalue()
-    with pytest.raises(CorruptFileError, match=r"x \(\d+ bytes\) is truncated or no (numpy array|zip archive|MATLAB)"):
+    with pytest.raises(
+        CorruptFileError, match=r"x \(\d+ bytes\) is truncated or not a (numpy array|zip archive|MATLAB)"
+    ):
         read_array(File("x", content[: int(len(content) * share)]))
 
 

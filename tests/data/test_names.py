@@ -38,5 +38,5 @@ def test_lists_are_read_whatever_wrote_them(tmp_path, encoding, end):
 
 def test_a_list_that_is_no_text_is_named(tmp_path):
     (tmp_path / "x.txt").write_bytes(b"a\n\xff\xd8\xff")
-    with pytest.raises(CorruptFileError, match=r"x\.txt is no text file in UTF-8 \(invalid start byte at byte 2\)"):
+    with pytest.raises(CorruptFileError, match=r"x\.txt is not a text file in UTF-8 \(invalid start byte at byte 2\)"):
         read_lines(tmp_path / "x.txt")

@@ -260,7 +260,7 @@ def test_objects_without_pixels_have_no_class(tmp_path):
 @pytest.mark.parametrize("reader", [read_parts, object_classes])
 def test_another_matlab_file_is_no_annotation(tmp_path, reader):
     write_mat(tmp_path / "x.mat", {"LabelMap": np.ones((2, 2))})
-    with pytest.raises(CorruptFileError, match=r"x\.mat is no annotation of PASCAL-Part"):
+    with pytest.raises(CorruptFileError, match=r"x\.mat is not an annotation of PASCAL-Part"):
         reader(File(str(tmp_path / "x.mat"), (tmp_path / "x.mat").read_bytes()))
 
 

@@ -295,7 +295,7 @@ FAULTY = [
     ("semseg", lambda v: v[..., None], "values", r"is uint8 \(6, 8, 1\), expected integers \(H, W\)"),
     ("semseg", lambda v: v[:, :-1], "size", r"the map is 6x7 and its image 6x8 \(height x width\)"),
     ("semseg", lambda v: np.full_like(v, 255), "labels", "not a single pixel has a label"),
-    ("depth", put(0), "values", "1 depths are 0; no depth is NaN"),
+    ("depth", put(0), "values", "1 depths are 0; where depth is missing, it must be NaN"),
     ("depth", put(-1), "values", r"1 values lie outside \[0, 1000\], e.g. -1"),
     ("depth", lambda v: v * 1000, "values", r"lie outside \[0, 1000\]"),
     ("depth", put(np.inf), "values", "1 values are infinite"),
@@ -349,7 +349,7 @@ def test_what_can_be_but_seldom_is_makes_doubts_and_no_faults(arrays, key, chang
     assert report.doubts[0].reason.startswith(str(arrays / "t0" / f"{key}.npy"))
     assert report.doubts[0].reason.endswith("(and 1 more)")
     assert "more)" not in report.doubts[1].reason
-    assert report.summary().splitlines()[1] == "have a look, this may be meant or not:"
+    assert report.summary().splitlines()[1] == "have a look, this may or may not be intended:"
     assert json.loads(json.dumps(report.as_dict()))["doubts"][1]["reason"] == report.doubts[1].reason
 
 
@@ -401,7 +401,7 @@ def test_only_chosen_tasks_and_images_are_opened(arrays):
     report = verify(ArraysDataModule(str(arrays)), sample=2, workers=0)
     assert [found.id for found in report.findings] == ["v0"]  # the first and the last are taken
     assert [split.opened for split in report.splits.values()] == [2, 2]
-    assert report.summary().startswith(f"4 of 5 images of arrays in {arrays} were opened: 1 faults\n  missing  val")
+    assert report.summary().startswith(f"4 of 5 images of arrays in {arrays} were opened: 1 fault\n  missing  val")
     with pytest.raises(ConfigError, match="sample=0"):
         findings(arrays, sample=0)
 

@@ -159,7 +159,7 @@ def test_a_broken_file_is_refused(kind, ending, source, tmp_path):
         path.write_bytes(path.read_bytes()[:-1000])
     else:
         path.write_bytes(broken(kind))
-    with pytest.raises(WeightsError, match=r"w\.\w+ \(\d+ bytes\) is damaged or no "):
+    with pytest.raises(WeightsError, match=r"w\.\w+ \(\d+ bytes\) is damaged or no"):
         Backbone("resnet18", str(path))
 
 

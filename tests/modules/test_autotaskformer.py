@@ -446,7 +446,7 @@ def test_flags_from_before_there_were_groups_name_todays(flag, message):
 def test_weights_that_do_not_fit_are_named(tmp_path):
     file = tmp_path / "broken.ckpt"
     file.write_bytes(b"nothing")
-    with pytest.raises(WeightsError, match="damaged or no checkpoint"):
+    with pytest.raises(WeightsError, match="damaged or not a checkpoint"):
         build(weights=str(file))
     torch.save({"taskformer_class": "x", "state_dict": {"network.stem.cls_token": torch.zeros(1)}}, file)
     with pytest.raises(WeightsError, match="holds no supernet of this space, head and tasks"):

@@ -126,7 +126,7 @@ def test_a_broken_photograph_is_a_sentence_and_the_others_go_on(checkpoint, tmp_
     assert status == 1
     sentences = [line for line in errors.splitlines() if line.startswith("taskformer: ")]
     assert len(sentences) == 2
-    assert "b.png (200 bytes) is truncated or no picture" in sentences[0]
+    assert "b.png (200 bytes) is truncated or not a picture" in sentences[0]
     assert "d.jpg is a numpy array (.npy); expected a picture" in sentences[1]
     assert sorted(path.name for path in (tmp_path / "out/depth").iterdir()) == ["a.png", "c.png"]
     assert f"wrote depth, semseg of 2 photographs to {tmp_path / 'out'} in " in said

@@ -66,7 +66,7 @@ def test_targets_of_another_shape_or_type_do_not_fit(name, target, reason):
     [
         ("semseg", 3, ["has the class ids 3; there are 0..2, and 255 where there is no label"]),
         ("segment_unsup2d", 200, []),
-        ("depth", 0, ["1 depths are 0; no depth is NaN"]),
+        ("depth", 0, ["1 depths are 0; where depth is missing, it must be NaN"]),
         ("depth", 2000, ["1 values lie outside [0, 1000], e.g. 2000"]),
         ("depth", INF, ["1 values are infinite"]),
         ("inverse_depth", 0, []),

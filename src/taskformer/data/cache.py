@@ -40,11 +40,11 @@ _IRRELEVANT = ("transform", "cache", "on_error", "substitutes", "tasks", "_logge
 
 
 class DecodedCache:
-    """The decoded samples of a split, from :meth:`build`. Each is mapped when it is asked for and let go after use.
+    """The decoded samples of a split, from :meth:`build`. Each is mapped when it is asked for and released after use.
 
     Args:
         path: The file.
-        key: What it must have been built from, see :func:`cache_key`.
+        key: The key of what it must have been built from, see :func:`cache_key`.
 
     Raises:
         ConfigError: If it was built from something else.
@@ -65,7 +65,7 @@ class DecodedCache:
 
     @classmethod
     def find(cls, folder: Path, dataset: MultiTaskDataset, gigabytes: float) -> Self | None:
-        """Return the cache of this data set, or None if there is none that was built from just these files."""
+        """Return the cache of this data set, or None if there is none that was built from exactly these files."""
         path = cache_path(folder, dataset)
         if not path.exists():
             return None
@@ -138,7 +138,7 @@ def cache_path(folder: Path, dataset: MultiTaskDataset) -> Path:
 
 
 def cache_key(options: str, files: Iterable[str]) -> str:
-    """Return what identifies a cache's content, from the :func:`fingerprint` and the samples' :func:`file_facts`."""
+    """Return the key of a cache's content, from the :func:`fingerprint` and the samples' :func:`file_facts`."""
     digest = hashlib.sha256(options.encode())
     for facts in files:
         digest.update(facts.encode())
@@ -146,7 +146,7 @@ def cache_key(options: str, files: Iterable[str]) -> str:
 
 
 def fingerprint(dataset: MultiTaskDataset, gigabytes: float) -> str:
-    """Return a hash of all that decides what is in a cache but for the files: options, tasks, images, the bound."""
+    """Return a hash of everything but the files that decides what a cache holds: options, tasks, images, size limit."""
     options = {name: value for name, value in vars(dataset).items() if name not in _IRRELEVANT}
     tasks = {name: (type(task), task.channels) for name, task in dataset.tasks.items()}
     digest = hashlib.sha256()
@@ -155,7 +155,7 @@ def fingerprint(dataset: MultiTaskDataset, gigabytes: float) -> str:
 
 
 def file_facts(dataset: MultiTaskDataset, index: int) -> str:
-    """Return the names, sizes and times of a sample's files: what tells that one has changed."""
+    """Return the names, sizes and modification times of a sample's files, which show that one has changed."""
     return json.dumps([(key, str(path), *_size_and_time(path)) for key, path in dataset.paths(index).items()])
 
 
@@ -182,7 +182,7 @@ def _feed(digest: Any, value: Any) -> None:
 
 
 def _parts(value: Any) -> Iterable[Any] | None:
-    """Return what a collection holds in an order of its own, or None if the value is none."""
+    """Return the elements of a collection in a fixed order, or None if the value is not a collection."""
     if is_dataclass(value) and not isinstance(value, type):
         value = vars(value)
     if isinstance(value, Mapping):
@@ -256,7 +256,7 @@ def _write_facts(stream: BinaryIO, ranges: Sequence[tuple[int, int]], key: str) 
 
 
 def _read_facts(stream: BinaryIO) -> dict[str, Any]:
-    """Return the facts at the end of a cache, or none if the file is no whole one."""
+    """Return the facts at the end of a cache; an empty dictionary if the file is not a whole cache."""
     try:
         stream.seek(-_LENGTH, os.SEEK_END)
         length = int.from_bytes(stream.read(), "little")

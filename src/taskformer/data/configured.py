@@ -67,7 +67,7 @@ def _from_yaml(path: Path, chosen: dict[str, Any]) -> MultiTaskDataModule:
     try:
         block = read_layers(path)["data"]
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
-        msg = f"{path} is no YAML file with a `data` block ({type(error).__name__}: {' '.join(str(error).split())})"
+        msg = f"{path} is not a YAML file with a `data` block ({type(error).__name__}: {' '.join(str(error).split())})"
         raise ConfigError(msg) from error
     block = {"class_path": block} if isinstance(block, str) else block
     block["init_args"] = (block.get("init_args") or {}) | chosen

@@ -151,7 +151,7 @@ def decode_normals(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def normal_vectors(vectors: Array) -> NDArray[np.float32]:
-    """Scale vectors ``(H, W, 3)`` to unit length; NaN where the length is outside [0.5, 1.5] and so no normal's."""
+    """Scale vectors ``(H, W, 3)`` to unit length; NaN where the length is outside [0.5, 1.5]: not a normal."""
     vectors = vectors.astype(np.float32, copy=False)
     length = np.sqrt(cv2.transform(vectors * vectors, _SUM))
     length[~((length >= 0.5) & (length <= 1.5))] = np.nan

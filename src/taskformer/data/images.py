@@ -39,7 +39,7 @@ ARRAY_SUFFIXES = (".npy", ".npz", ".mat")
 
 
 def holds_array(file: File) -> bool:
-    """Whether a file is an array of numpy or MATLAB and no picture: by what is in it, or else by its ending."""
+    """Whether a file is a numpy or MATLAB array rather than a picture, by its content or else by its ending."""
     what = what_it_is(file.content) or ""
     is_known = any(kind in what for kind in ("numpy", "zip archive", "MATLAB", "HDF5"))
     return is_known or ("picture" not in what and file.path.lower().endswith(ARRAY_SUFFIXES))
@@ -50,7 +50,7 @@ def read_array(file: File, names: Sequence[str] = ()) -> NDArray[Any]:
 
     Args:
         file: The file.
-        names: What the variable is called if there are several, the preferred name first.
+        names: Names of the variable to take if there are several, the preferred one first.
 
     Raises:
         CorruptFileError: If it holds no array, or several of other names.
@@ -69,7 +69,7 @@ def read_npy(file: File, names: Sequence[str] = ()) -> NDArray[Any]:
 
     Args:
         file: The file.
-        names: What the array of an .npz is called if there are several.
+        names: Names of the array to take from an .npz with several, the preferred one first.
     """
     is_archive = "zip archive" in (what_it_is(file.content) or "")
     try:
@@ -86,7 +86,7 @@ def read_mat(file: File) -> dict[str, Any]:
     """Decode a MATLAB file into its variables; of version 7.3, which is HDF5, only arrays of numbers.
 
     Raises:
-        CorruptFileError: If it is none.
+        CorruptFileError: If it is not a MATLAB file.
         MissingExtraError: If it is of version 7.3 and h5py is not installed.
     """
     from scipy.io import loadmat
@@ -145,7 +145,7 @@ def write_mat(path: Path, variables: dict[str, Any]) -> None:
 
 
 def _native(array: NDArray[Any]) -> NDArray[Any]:
-    """Bring numbers into this machine's order of bytes, which torch needs."""
+    """Bring numbers into this machine's byte order, which torch needs."""
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
@@ -175,11 +175,11 @@ def _read_hdf5(file: File) -> dict[str, Any]:
     except (OSError, RuntimeError, KeyError) as error:
         raise unreadable(file, "MATLAB 7.3 file", error) from error
     if wrong:
-        msg = f"{file.path} is a MATLAB 7.3 file whose {wrong[0]!r} is no array of numbers; save it with -v7 in MATLAB"
+        msg = f"{file.path} is a MATLAB 7.3 file whose {wrong[0]!r} is not an array of numbers; save it with -v7"
         raise CorruptFileError(msg)
     return variables
 
 
 def _is_numbers(item: Any) -> bool:
-    """Whether an item of an HDF5 file is an array of numbers, and no struct or references to cells."""
+    """Whether an item of an HDF5 file is an array of numbers, not a struct or references to cells."""
     return getattr(item, "dtype", np.dtype(object)).kind in "biuf"

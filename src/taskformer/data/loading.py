@@ -35,7 +35,7 @@ class Draw(NamedTuple):
 
 
 class TrainingOrder(DistributedSampler[Draw]):
-    """Every image once per epoch in random order; each process has its share, what cannot be divided is left out.
+    """Every image once per epoch in random order; each process has its share, and a remainder is left out.
 
     It is a ``DistributedSampler`` so that Lightning neither replaces it nor forgets to tell it the epoch.
 
@@ -121,8 +121,9 @@ class ResumableLoader(DataLoader[Sample]):
 def worker_init(worker_id: int) -> None:
     """Prepare a loader worker: Lightning's seeds, different for every rank, worker and epoch, and its own resources.
 
-    It has one OpenCV thread and keeps the memory of freed arrays. Signals to all processes, of Ctrl-C and of clusters,
-    are the main one's to answer, which needs its loaders until it ends; one that is told to end has ten seconds more.
+    It has one OpenCV thread and keeps the memory of freed arrays. Signals that reach all processes, from Ctrl-C or a
+    cluster, are left to the main process, which needs its workers until it ends; a worker that is told to terminate
+    has ten more seconds.
     The transforms take their random stream from the torch seed set here.
     """
     pl_worker_init_function(worker_id)

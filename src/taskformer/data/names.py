@@ -58,7 +58,7 @@ def read_text(path: Path) -> str:
     try:
         return content.decode("utf-16" if is_wide else "utf-8-sig")
     except UnicodeDecodeError as error:
-        msg = f"{path} is no text file in UTF-8 ({error.reason} at byte {error.start})"
+        msg = f"{path} is not a text file in UTF-8 ({error.reason} at byte {error.start})"
         raise CorruptFileError(msg) from error
 
 
@@ -66,7 +66,7 @@ def read_lines(path: Path) -> list[str]:
     """Read a list, one entry a line; empty lines and spaces around entries are left out.
 
     Raises:
-        CorruptFileError: If it is no text.
+        CorruptFileError: If it is not text.
     """
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 

@@ -72,7 +72,7 @@ def unpack(content: bytes | memoryview) -> Record:
     """Turn the bytes of :func:`pack` into the record.
 
     Raises:
-        CorruptFileError: If they are others.
+        CorruptFileError: If they are not such bytes.
     """
     content = bytes(content)
     try:
@@ -84,7 +84,7 @@ def unpack(content: bytes | memoryview) -> Record:
             start += size
         record = Record(header["meta"], header["tasks"], files)
     except (struct.error, ValueError, KeyError, TypeError) as error:
-        msg = f"a record of {len(content)} bytes is none that write_shards wrote ({error}); write the shards again"
+        msg = f"a record of {len(content)} bytes is not one of write_shards ({error}); write the shards again"
         raise CorruptFileError(msg) from error
     if start != len(content):
         msg = (

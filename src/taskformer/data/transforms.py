@@ -144,6 +144,12 @@ class SpatialTransform(A.DualTransform):  # type: ignore[misc]  # albumentations
 class RandomHorizontalFlip(SpatialTransform):
     """Mirror left and right; normals are mirrored too.
 
+    >>> from taskformer.tasks import build_tasks
+    >>> flip = TaskCompose([RandomHorizontalFlip(p=1.0)], build_tasks({"normals": {}}))
+    >>> image, normals = np.zeros((1, 2, 3), np.uint8), np.array([[[0.6, 0.0, 0.8], [1.0, 0.0, 0.0]]])
+    >>> flip({"image": image, "targets": {"normals": normals}, "meta": {}})["targets"]["normals"][0]  # x
+    tensor([[-1.0000, -0.6000]])
+
     Args:
         p: Probability of a flip.
     """
@@ -162,6 +168,13 @@ class RandomHorizontalFlip(SpatialTransform):
 
 class RandomScale(SpatialTransform):
     """Zoom by a random factor, the same in x and y; depth is divided by it.
+
+    >>> from taskformer.tasks import build_tasks
+    >>> zoom = TaskCompose([RandomScale(choices=[2.0])], build_tasks({"depth": {}}))
+    >>> image, depth = np.zeros((1, 2, 3), np.uint8), np.array([[4.0, 6.0]])
+    >>> zoom({"image": image, "targets": {"depth": depth}, "meta": {}})["targets"]["depth"]
+    tensor([[[2., 2., 3., 3.],
+             [2., 2., 3., 3.]]])
 
     Labels and normals keep their values: exact for a scene ``1/s`` the size seen through a focal length of ``s*f``,
     approximate for the same lens moved closer (see the top of this module). The image is interpolated bilinearly, also
@@ -217,6 +230,12 @@ class RandomScale(SpatialTransform):
 
 class RandomScaledCrop(RandomScale):
     """:class:`RandomScale` followed by :class:`RandomCrop`, without computing what is cut off.
+
+    >>> from taskformer.tasks import build_tasks
+    >>> crop = TaskCompose([RandomScaledCrop(low=2.0, high=2.0, height=1, width=3)], build_tasks({"depth": {}}))
+    >>> image, depth = np.zeros((2, 2, 3), np.uint8), np.full((2, 2), 4.0)
+    >>> crop({"image": image, "targets": {"depth": depth}, "meta": {}})["targets"]["depth"]
+    tensor([[[2., 2., 2.]]])
 
     With ``max_share`` below 1 windows of little variety are drawn again, as in the published recipes: at least two
     classes of ``semseg`` must be in the window, and the most frequent one must cover less than this share of the
@@ -275,6 +294,13 @@ class RandomScaledCrop(RandomScale):
 class RandomRotate(SpatialTransform):
     """Turn the image about its centre; normals turn with it, corners that come from outside are invalid.
 
+    >>> from taskformer.tasks import build_tasks
+    >>> rotate = TaskCompose([RandomRotate(degrees=30.0)], build_tasks({"depth": {}}))
+    >>> image, depth = np.zeros((3, 3, 3), np.uint8), np.arange(1.0, 10.0).reshape(3, 3)
+    >>> turned = rotate({"image": image, "targets": {"depth": depth}, "meta": {}})["targets"]["depth"]
+    >>> turned.shape, turned[0, 1, 1].item()  # the centre stays, with its depth
+    (torch.Size([1, 3, 3]), 5.0)
+
     Args:
         degrees: Largest angle, drawn from ``[-degrees, degrees]``.
         p: Probability that the transform is applied.
@@ -310,6 +336,12 @@ class RandomRotate(SpatialTransform):
 class RandomCrop(SpatialTransform):
     """Cut out a window at random; a side that is already smaller is left as it is (follow with :class:`Pad`).
 
+    >>> from taskformer.tasks import build_tasks
+    >>> crop = TaskCompose([RandomCrop(height=1, width=2)], build_tasks({"depth": {}}))
+    >>> image, depth = np.zeros((4, 4, 3), np.uint8), np.full((4, 4), 3.0)
+    >>> crop({"image": image, "targets": {"depth": depth}, "meta": {}})["targets"]["depth"]
+    tensor([[[3., 3.]]])
+
     Args:
         height: Height of the window in pixels.
         width: Width of the window in pixels.
@@ -338,6 +370,12 @@ class RandomCrop(SpatialTransform):
 
 class Pad(SpatialTransform):
     """Pad to at least this size: the image with ImageNet's mean colour, every map with invalid pixels.
+
+    >>> from taskformer.tasks import build_tasks
+    >>> pad_to = TaskCompose([Pad(height=1, width=4)], build_tasks({"depth": {}}))
+    >>> image, depth = np.zeros((1, 2, 3), np.uint8), np.array([[1.0, 2.0]])
+    >>> pad_to({"image": image, "targets": {"depth": depth}, "meta": {}})["targets"]["depth"]
+    tensor([[[nan, 1., 2., nan]]])
 
     Args:
         height: Smallest height in pixels.
@@ -373,7 +411,13 @@ class Pad(SpatialTransform):
 
 
 class Resize(SpatialTransform):
-    """Resize the whole image; depth keeps its values, for this changes the sensor's pixels and not the view.
+    """Resize the whole image; depth keeps its values, because this changes the sensor's pixels, not the view.
+
+    >>> from taskformer.tasks import build_tasks
+    >>> resize = TaskCompose([Resize(height=1, width=4)], build_tasks({"depth": {}}))
+    >>> image, depth = np.zeros((1, 2, 3), np.uint8), np.array([[1.0, 2.0]])
+    >>> resize({"image": image, "targets": {"depth": depth}, "meta": {}})["targets"]["depth"]
+    tensor([[[1., 1., 2., 2.]]])
 
     Args:
         height: New height in pixels.
@@ -398,11 +442,17 @@ class Resize(SpatialTransform):
 
 
 class PhotoMetricDistortion(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentations is untyped
-    """Change brightness, contrast, saturation and hue, each with its own coin toss.
+    """Change brightness, contrast, saturation and hue, each with probability ``p``.
+
+    >>> image = np.full((2, 2, 3), 100, np.uint8)
+    >>> distort = PhotoMetricDistortion(brightness=20.0, contrast=0.0, p=1.0)
+    >>> changed = distort(image=image)["image"].astype(int)
+    >>> bool((abs(changed - 100) <= 20).all())  # grey has no colour to change
+    True
 
     The defaults are the recipe of the multi-task dense-prediction literature (SSD's distortion, [1]): a shift from
-    [-32, 32]; a contrast factor from [0.5, 1.5], before or after the colours by another coin toss; a saturation factor
-    from [0.5, 1.5] and a turn of the hue by -18 to 17 of OpenCV's 180 steps. Every step ends in 8 bits.
+    [-32, 32]; a contrast factor from [0.5, 1.5], at random before or after the colours; a saturation factor from
+    [0.5, 1.5] and a turn of the hue by -18 to 17 of OpenCV's 180 steps. Every step ends in 8 bits.
 
     [1] Liu et al., SSD: Single Shot MultiBox Detector, https://arxiv.org/abs/1512.02325
 
@@ -433,7 +483,7 @@ class PhotoMetricDistortion(A.ImageOnlyTransform):  # type: ignore[misc]  # albu
         self.chance = p
 
     def get_params(self) -> dict[str, Any]:
-        """Draw the four changes (albumentations' hook); what loses its coin toss is left alone."""
+        """Draw the four changes (albumentations' hook), each with probability ``p``."""
         draw, steps = self.py_random, round(self.hue / 2)  # OpenCV's hue counts double degrees
         shifts, contrasts, saturates, turns = (draw.random() < self.chance for _ in range(4))
         return {
@@ -463,8 +513,8 @@ class TaskCompose:
 
     The random stream starts anew whenever torch's is seeded, which training does for every sample (see
     :mod:`taskformer.data.loading`): same seed, same run, and workers and epochs differ. (Albumentations by itself
-    repeats one stream in every worker and epoch, and when it is seeded gives all transforms *equal* streams, so that
-    say large zooms always come with a flip.)
+    repeats one stream in every worker and epoch, and when it is seeded gives all transforms *equal* streams, so that,
+    say, large zooms always come with a flip.)
 
     Example:
         >>> from taskformer.tasks import build_tasks
@@ -480,7 +530,8 @@ class TaskCompose:
             and are left out of the result.
 
     Raises:
-        ConfigError: If a stock transform would move pixels without correcting depth, vectors and invalid pixels.
+        ConfigError: If a transform of albumentations would move pixels without correcting depth, vectors and invalid
+            pixels.
     """
 
     def __init__(
@@ -567,10 +618,10 @@ def wanted_guides(transforms: Sequence[Transform]) -> list[str]:
 
 
 def require_fixed(transforms: Sequence[Transform]) -> None:
-    """Refuse what differs from call to call: an evaluation gives the same numbers every time.
+    """Refuse random transforms: an evaluation gives the same numbers every time.
 
     Raises:
-        ConfigError: Names the transform.
+        ConfigError: If a transform is random; names it.
     """
     for transform in _leaves(transforms):
         spatial = isinstance(transform, SpatialTransform)

@@ -49,7 +49,7 @@ class ImageVariants:
         self._spoiling = [name for name in tasks if name in SPOIL]
 
     def __call__(self, sample: Sample) -> Sample:
-        """Transform a sample and choose its variant; what it is not labelled for is all invalid."""
+        """Transform a sample and choose its variant; targets that this variant lacks are all invalid."""
         sample = self.transform(sample)
         image = sample["image"]
         stand_in = next(target for name, target in sample["targets"].items() if name in SPECS)

@@ -77,7 +77,7 @@ def _example_transforms(tasks: Mapping[str, Task]) -> "list[Transform]":
 
 
 def _draw_raw(tasks: Mapping[str, Task], sample: Sample) -> list[Picture]:
-    """Draw the image and its targets as they are on disk; what has none there is dark."""
+    """Draw the image and its targets as they are on disk; a missing target is dark."""
     targets = {name: target for name, target in sample["targets"].items() if not tasks[name].misfit(target)}
     channels_first = {name: np.moveaxis(map_, -1, 0) if map_.ndim == 3 else map_ for name, map_ in targets.items()}
     blank = np.full_like(sample[IMAGE], INVALID_COLOR)

@@ -10,9 +10,9 @@ from rich.table import Table
 from taskformer.metrics.units import SHARE, factor
 
 #: What kind of fault it is: a file is missing, cannot be decoded, or has another size than its image; wrong class ids,
-#: normals or other values; an image in the wrong split; another number of images than published. Of doubts: a label is
-#: missing that others have; a map is almost without labels, or in another unit; viewers show the image turned; files
-#: that belong to nothing.
+#: normals or other values; an image in the wrong split; another number of images than published. Kinds of doubts: a
+#: label is missing that other images have; a map is almost without labels, or in another unit; viewers show the image
+#: turned; files belong to nothing.
 Kind: TypeAlias = Literal[
     "missing", "corrupt", "size", "labels", "normals", "values", "split", "count", "few", "unit", "turned", "unused"
 ]
@@ -32,7 +32,7 @@ class Finding:
         file: The file, empty if the fault is not one file's.
         kind: What kind of fault, see :data:`Kind`.
         reason: One sentence.
-        is_doubt: Whether it may be meant to be so.
+        is_doubt: Whether it may be intended.
     """
 
     split: str
@@ -81,7 +81,7 @@ class SplitSummary:
 
     Attributes:
         images: Number of images.
-        published: Number that there should be, None if nobody says.
+        published: Number that there should be, None if it is not known.
         opened: Number of images whose files were opened.
         tasks: The image's and each task's maps.
     """
@@ -101,7 +101,7 @@ class Report:
     'all 654 images of nyud in data/nyud are right'
     >>> report.findings.append(Finding("val", "7", "depth", "7.npy", "missing", "7.npy: cannot be read"))
     >>> print(report.summary())
-    654 images of nyud in data/nyud: 1 faults
+    654 images of nyud in data/nyud: 1 fault
       missing  val    7.npy: cannot be read
 
     Attributes:
@@ -109,7 +109,7 @@ class Report:
         root: Its folder.
         splits: What each split holds.
         findings: The faults: of the splits first, then in the order of the images.
-        doubts: What may be meant, but seldom is: one for all images of a split with the same.
+        doubts: What may be intended, but seldom is: one entry for all images of a split that share it.
     """
 
     dataset: str
@@ -161,13 +161,14 @@ class Report:
         )
         if self.ok:
             return "\n".join([f"{what}; they are right", *self._doubt_lines()])
-        lines = [f"{what}: {len(self.findings)} faults", *_lines(self.findings[:SHOWN])]
+        faults = f"{len(self.findings)} fault{'s' if len(self.findings) > 1 else ''}"
+        lines = [f"{what}: {faults}", *_lines(self.findings[:SHOWN])]
         left = len(self.findings) - SHOWN
         lines += [f"  and {left} more, all of them with --json FILE"] if left > 0 else []
         return "\n".join([*lines, *self._doubt_lines()])
 
     def _doubt_lines(self) -> list[str]:
-        return ["have a look, this may be meant or not:", *_lines(self.doubts)] if self.doubts else []
+        return ["have a look, this may or may not be intended:", *_lines(self.doubts)] if self.doubts else []
 
 
 def _lines(findings: Sequence[Finding]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What of a data set is looked at: which tasks, and which images."""
+"""Which tasks and which images of a data set are looked at."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ def chosen_tasks(module: MultiTaskDataModule, names: Sequence[str] | None = None
 
 
 def spread(count: int, sample: int | None) -> Sequence[int]:
-    """Choose so many of ``count`` places evenly, the first and the last among them; None chooses all.
+    """Choose ``sample`` of ``count`` places evenly, the first and the last among them; None chooses all.
 
     >>> spread(9, 3)
     [0, 4, 8]

@@ -19,7 +19,7 @@ from taskformer.tasks import Task
 
 #: Percentiles of float maps that are reported.
 PERCENTILES = (5, 50, 95)
-#: Values are counted in bins that grow with them: so many for each factor of ten between these two powers of ten, on
+#: Values are counted in bins that grow with them: this many for each factor of ten between these two powers of ten, on
 #: both sides of 0. Percentiles are right within the 0.6 % that a bin is wide.
 BINS_PER_DECADE, LOWEST_DECADE, HIGHEST_DECADE = 400, -6, 6
 BINS = BINS_PER_DECADE * (HIGHEST_DECADE - LOWEST_DECADE)
@@ -70,7 +70,7 @@ class Tally:
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
 
     def percentile(self, percent: float) -> float:
-        """Return the value that so many percent of the values do not exceed."""
+        """Return the value that this percentage of the values does not exceed."""
         place = int(np.searchsorted(np.cumsum(self.bins), max(1, percent / 100 * self.values)))
         return float(np.clip(_bin_center(place - BINS), self.low, self.high))
 
@@ -171,7 +171,7 @@ def statistics(
     Args:
         module: The data set.
         split: The split.
-        sample: Look only at so many images, spread evenly; None looks at all.
+        sample: Number of images to look at, spread evenly; None looks at all.
         workers: Number of processes; None takes one per processor. The counts do not depend on it.
         tasks: The tasks to count; None takes all that there are files for.
 

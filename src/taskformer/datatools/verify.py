@@ -24,11 +24,11 @@ from taskformer.tasks import Task
 
 Array: TypeAlias = NDArray[Any]
 
-#: Length below which a stored normal means no direction; what 8 bits make of a unit vector is at least 0.99 long.
+#: Length below which a stored normal means no direction; a unit vector in 8 bits keeps a length of at least 0.99.
 MIN_LENGTH = 0.5
 #: Largest share of a normal map without a direction; the holes of depth sensors stay below.
 MAX_ZERO_NORMALS = 0.5
-#: Share of labelled pixels below which a map makes one wonder; sparse depth of laser scanners is above.
+#: Share of labelled pixels below which a map is doubtful; sparse depth of laser scanners is above.
 FEW_LABELS = 0.02
 
 
@@ -45,7 +45,7 @@ def verify(
 
     Args:
         module: The data set.
-        sample: Open only so many images of each split, spread evenly; None opens all.
+        sample: Number of images to open of each split, spread evenly; None opens all.
         workers: Number of processes; None takes one per processor. The report does not depend on it.
         tasks: The tasks to check; None takes all that there are files for.
         partial_copy: Whether the folder may hold fewer images and splits than published.
@@ -171,7 +171,9 @@ def _wrong_members(
             yield Finding(split, "", "", "", "split", reason)
             strangers.difference_update(names)
     if strangers:
-        reason = f"the split {split!r} lists {len(strangers)} images of no split: {examples(sorted(strangers))}"
+        reason = (
+            f"the split {split!r} lists {len(strangers)} images that belong to no split: {examples(sorted(strangers))}"
+        )
         yield Finding(split, "", "", "", "split", reason)
     if (lost := sorted(own - ids)) and not partial_copy:
         reason = f"the split {split!r} lacks {len(lost)} of its images: {examples(lost)}"
@@ -204,7 +206,7 @@ def _images(dataset: MultiTaskDataset, hashes: Array, wanted: Array) -> dict[Pat
 
 
 def inspect_sample(dataset: MultiTaskDataset, index: int) -> tuple[dict[str, MapSummary], list[Finding]]:
-    """Open and check all files of one image; returns what each of its maps holds, and what is wrong."""
+    """Open and check all files of one image; returns a summary of each of its maps, and what is wrong with them."""
     inspection = _Inspection(dataset, dataset.ids[index], dataset.paths(index))
     inspection.run()
     return inspection.summaries, inspection.findings

@@ -46,7 +46,7 @@ def thin(mask: Mask) -> Mask:
         mask: ``(H, W)``.
 
     Returns:
-        The thinned mask ``(H, W)``; ends are kept, nothing is torn apart.
+        The thinned mask ``(H, W)``; ends are kept, and what was connected stays connected.
     """
     padded = np.pad(mask, 1).astype(np.uint8)
     flat, width = padded.ravel(), padded.shape[1]
@@ -83,7 +83,7 @@ def suppress(probability: Floats, reach: int = 1, border: int = 5, tolerance: fl
 
     Args:
         probability: Map in [0, 1], ``(H, W)``.
-        reach: A pixel is compared with the values up to so many pixels away on either side of its edge.
+        reach: A pixel is compared with the values up to this many pixels away on either side of its edge.
         border: Width in pixels of the frame where values fade to 0, as estimates there are noisy.
         tolerance: Factor by which a pixel may be lower than those it is compared with.
 
@@ -143,7 +143,7 @@ def match(prediction: Mask, truth: Mask, radius: float) -> tuple[Mask, Mask]:
         ValueError: If the shapes differ.
     """
     if prediction.shape != truth.shape:
-        message = f"prediction {prediction.shape} and truth {truth.shape} must have one shape"
+        message = f"prediction {prediction.shape} and truth {truth.shape} must have the same shape"
         raise ValueError(message)
     right, found = np.zeros_like(prediction), np.zeros_like(truth)
     pixels, true_pixels = np.flatnonzero(prediction), np.flatnonzero(truth)
@@ -163,7 +163,7 @@ def _pairs(truth: Mask, candidates: Mask, radius: float) -> sparse.csr_array:
 
     Returns:
         A matrix (H * W pixels, true pixels) with ``1 + distance``, in hundredths of a pixel, rounded like the official
-        costs. The 1 keeps pairs without distance apart from pixels that are no pair.
+        costs. The 1 tells pairs at distance 0 from pixels that are not a pair.
     """
     from scipy import sparse
 
@@ -212,7 +212,7 @@ def _solve(
 
     Beside its own pairs each row has a substitute column, whose price is that of leaving it unmatched, and each column
     a substitute row. The substitutes of a pair may match each other, so every choice of pairs is a full matching.
-    Costs must be whole numbers: by fractions the solver's bids would creep upwards.
+    Costs must be whole numbers: with fractions the solver's bids would creep upwards.
     """
     from scipy import sparse
     from scipy.sparse.csgraph import min_weight_full_bipartite_matching
@@ -294,7 +294,7 @@ def best_point(counts: Counts, thresholds: Floats) -> Point:
         thresholds: ``(T,)``.
 
     Returns:
-        The best point; of a data set its F-measure is the ODS.
+        The best point; for a data set, its F-measure is the ODS.
     """
     recall, precision, _ = recall_precision_f(counts)
     curve = np.stack([thresholds, recall, precision])
@@ -316,7 +316,7 @@ def counts_at_best(counts: Counts) -> Counts:
 
 
 def average_precision(counts: Counts) -> float:
-    """Return the area under the precision-recall curve of counts ``(4, T)``, by steps of 0.01 in recall.
+    """Return the area under the precision-recall curve of counts ``(4, T)``, in steps of 0.01 in recall.
 
     Precision counts as 0 beyond the recalls that were measured.
     """

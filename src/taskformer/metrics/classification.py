@@ -9,6 +9,13 @@ from taskformer.metrics.counting import SumMetric, empty_result, require_same_sh
 class SoftLabelScores(SumMetric):
     """Top-1 and top-5 accuracy of the likeliest class of a soft label, and the cross entropy in nats.
 
+    >>> scores = SoftLabelScores()
+    >>> output = torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0]])
+    >>> target = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1]])
+    >>> scores.update(output, target)
+    >>> scores.compute()["top1"].item()  # right for the first image only
+    0.5
+
     With fewer than five classes ``top5`` looks at all of them. Rows whose label is not finite are ignored.
     """
 

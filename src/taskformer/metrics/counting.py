@@ -88,7 +88,7 @@ def class_ious(confusion: Tensor) -> Tensor:
 
 
 def within(values: Tensor, limit: Tensor | float, inclusive: bool) -> Tensor:
-    """Find values below a limit, or also those exactly at it."""
+    """Find the values below a limit; if ``inclusive``, those exactly at it too."""
     return values <= limit if inclusive else values < limit
 
 

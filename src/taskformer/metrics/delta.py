@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 
 def improvement(value: float, reference: float, higher_is_better: bool) -> float:
-    """Compute the relative improvement over a reference in percent; positive is better, whatever the metric's sense.
+    """Compute the relative improvement over a reference in percent; positive is always better.
 
     Args:
         value: The metric of the model.
-        reference: The same metric of what it is compared with, in the same unit.
+        reference: The same metric of the model that it is compared with, in the same unit.
         higher_is_better: Whether larger values are better.
 
     Raises:
@@ -39,8 +39,8 @@ def delta_m(
         weights: Weights of tasks in the mean, 1 where none is given; published delta_m have none.
 
     Raises:
-        ValueError: If there are no results, or a task lacks a reference, a sense, or has a reference that is not
-            above 0.
+        ValueError: If there are no results, or a task lacks a reference or ``higher_is_better``, or has a reference
+            that is not above 0.
     """
     if not results:
         message = "delta_m needs the result of at least one task, got none"

@@ -21,16 +21,24 @@ RATIOS = (1.25, 1.25**2, 1.25**3)
 class DepthErrors(SumMetric):
     """RMSE and mean error in metres, relative error, RMSE of logarithms, shares within factors of 1.25, ..., 1.25^3.
 
+    >>> output = torch.tensor([3.0, 5.0, 9.0]).view(1, 1, 1, 3)
+    >>> target = torch.tensor([2.0, 4.0, torch.nan]).view(1, 1, 1, 3)
+    >>> errors = DepthErrors()
+    >>> errors.update(output, target)
+    >>> scores = errors.compute()
+    >>> scores["rmse"].item(), scores["abs_rel"].item()  # errors of 1 m, of depths of 2 m and 4 m
+    (1.0, 0.375)
+
     Sums run over all pixels of all images, so ``rmse`` is not the mean of the images' RMSEs, ``rmse_per_image``. There
     is no depth cap and no median scaling. Pixels whose target is not finite or not above 0 are ignored.
 
     Args:
         inverse: The values are 1 / depth. Then 0 is valid, infinitely far, and counts for ``rmse`` and ``mae``; ratios
             to it do not exist, so the other shares and means leave it out.
-        floor: What smaller predictions are raised to; None keeps negative ones, which then are within every factor.
-        log_floor: What smaller predictions are raised to before their logarithm.
+        floor: Predictions below it are raised to it; None keeps negative ones, which then are within every factor.
+        log_floor: The same before the logarithm is taken.
         above: Targets up to this value are invalid, whether inverse or not.
-        inclusive: Whether exactly a factor of 1.25^k is within it.
+        inclusive: Whether a factor of exactly 1.25^k counts as within.
         image_means: Whether ``mae`` and ``abs_rel`` are means of the images' means instead of means over pixels.
     """
 
@@ -106,7 +114,7 @@ class DepthErrors(SumMetric):
         if not self.pixels:
             return empty_result(self)
         if not self.ratios:
-            message = "DepthErrors saw no depth but infinite ones, errors of ratios are NaN"
+            message = "DepthErrors saw only infinite depths; errors that need ratios are NaN"
             warnings.warn(message, UserWarning, stacklevel=2)
         share = self.within.double() / self.ratios
         return {

@@ -30,7 +30,15 @@ from taskformer.metrics.counting import (
 
 
 class TolerantFMeasure(SumMetric):
-    """F-measure of edges with a tolerance in place, at the best threshold of the whole data set.
+    """F-measure of edges with a localisation tolerance, at the best threshold of the whole data set.
+
+    >>> output, target = torch.full((1, 1, 10, 10), -9.0), torch.zeros(1, 1, 10, 10)
+    >>> target[..., 3] = 1.0
+    >>> output[..., :5, 4] = 9.0  # half of the edge, one pixel away: precision 1, recall 0.5
+    >>> measure = TolerantFMeasure()
+    >>> measure.update(output, target)
+    >>> print(f"{measure.compute()['f_tolerant']:.3f}")
+    0.667
 
     A predicted pixel is right if a true edge lies within the tolerance; a true edge pixel is found if a predicted one
     lies within it. This is a fast approximation for watching a training and it is NOT the odsF of the literature:
@@ -60,7 +68,7 @@ class TolerantFMeasure(SumMetric):
         radius = max(1.0, self.max_dist * math.hypot(*target.shape[-2:]))
         valid = torch.isfinite(target)
         edge = valid & (target >= 0.5)
-        # Where there is no label, a prediction counts neither as wrong nor as the finding of an edge nearby.
+        # Where there is no label, a prediction counts neither as wrong nor as finding an edge nearby.
         probability = torch.where(valid, output.float().sigmoid(), 0.0)
         bins = threshold_bins(probability, self.thresholds)
         near_edge = dilate(edge.float(), radius) > 0
@@ -110,9 +118,17 @@ def dilate(maps: Tensor, radius: float) -> Tensor:
 class EdgeScores(SumMetric):
     """The boundary benchmark's scores: F-measures of thinned edges matched one to one within a tolerance.
 
-    Matching is work for the processor: ``update`` copies the maps there and takes from tenths of a second to seconds
-    per image. Each image is counted alone and in integers, within the smallest rectangle around its labelled pixels, so
-    that nothing depends on batches, padding or processes.
+    >>> output, target = torch.full((1, 1, 10, 10), -9.0), torch.zeros(1, 1, 10, 10)
+    >>> target[..., 3] = 1.0
+    >>> output[..., :5, 4] = 9.0  # half of the edge, one pixel away: precision 1, recall 0.5
+    >>> scores = EdgeScores(max_dist=0.1, thresholds=[0.5], nms=False)
+    >>> scores.update(output, target)
+    >>> print(f"{scores.compute()['odsF']:.3f}")
+    0.667
+
+    Matching runs on the CPU: ``update`` copies the maps there and takes from tenths of a second to seconds per image.
+    Each image is counted alone and in integers, within the smallest rectangle around its labelled pixels, so that
+    nothing depends on batches, padding or processes.
 
     Args:
         max_dist: Tolerance as a fraction of that rectangle's diagonal; NYUD-v2 uses 0.011, PASCAL-Context 0.0075.

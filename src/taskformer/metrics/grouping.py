@@ -10,11 +10,18 @@ STEPS = (0.7548776662466927, 0.5698402909980532)
 
 
 class PairScores(SumMetric):
-    """How well closeness tells whether two sampled pixels are of one segment: precision, recall and F over all pairs.
+    """Whether close embeddings belong to one segment: precision, recall and F-measure over pairs of sampled pixels.
+
+    >>> output = torch.tensor([0.0, 1.0, 5.0, 9.0]).view(1, 1, 1, 4)  # an embedding in one dimension
+    >>> target = torch.tensor([[[1, 1, 2, 2]]])
+    >>> scores = PairScores(distance=2.0, samples=4)
+    >>> scores.update(output, target)
+    >>> scores.compute()["pair_recall"].item()  # of two pairs of one segment one is close
+    0.5
 
     Args:
-        distance: Pixels whose embeddings are closer are said to be of one segment.
-        samples: Pixels of an image that are compared, each with each.
+        distance: Two pixels whose embeddings are closer than this are predicted to belong to one segment.
+        samples: Number of pixels that are sampled from an image; all their pairs count.
         ignore_index: Segment id of pixels without label.
     """
 
@@ -54,9 +61,10 @@ class PairScores(SumMetric):
 
 
 def sample_pixels(output: Tensor, target: Tensor, count: int, ignore_index: int = 255) -> tuple[Tensor, Tensor]:
-    """Pick pixels spread evenly over each image, other ones for another target; all of them where there are not more.
+    """Sample pixels spread evenly over each image; all of them if there are no more than ``count``.
 
-    Nothing here waits for the device, and the choice does not depend on the other images of the batch.
+    Which ones follows from the image's target alone, so it does not depend on the other images of the batch. Nothing
+    here waits for the device.
 
     Args:
         output: ``(B, C, H, W)``.
@@ -83,9 +91,9 @@ def sample_pixels(output: Tensor, target: Tensor, count: int, ignore_index: int 
 
 
 def squared_distances(points: Tensor) -> Tensor:
-    """Compute the squared distance of each two points of an image, ``(B, N, C)`` to ``(B, N, N)``.
+    """Compute the squared distances between all points of an image, ``(B, N, C)`` to ``(B, N, N)``.
 
-    By a product of matrices, which is quicker than ``torch.cdist``: its gradient walks through all pairs.
+    A matrix product is quicker than ``torch.cdist``, whose gradient walks through all pairs.
     """
     squared = points.square().sum(dim=-1)
     return (squared.unsqueeze(1) + squared.unsqueeze(2) - 2 * points @ points.transpose(1, 2)).clamp(min=0)

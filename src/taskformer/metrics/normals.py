@@ -13,13 +13,22 @@ BIN_WIDTH = 180 / BINS
 class AngularError(SumMetric):
     """Mean, median and root mean square angle in degrees, and the shares of pixels below 11.25, 22.5 and 30 degrees.
 
+    >>> right, down = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0])
+    >>> output = torch.stack([2 * right, down], dim=-1).view(1, 3, 1, 2)  # two pixels, the first exactly right
+    >>> target = torch.stack([right, right], dim=-1).view(1, 3, 1, 2)
+    >>> errors = AngularError()
+    >>> errors.update(output, target)
+    >>> scores = errors.compute()
+    >>> f"{scores['mean_angle']:.1f} degrees on average, {scores['within_30']:.2f} of the pixels within 30"
+    '45.0 degrees on average, 0.50 of the pixels within 30'
+
     Both vectors are normalised here, and the angle is ``2 atan2(|p - g|, |p + g|)``, which unlike the arc cosine is
     exact near 0 and 180 degrees and counts a predicted zero vector as 90 degrees. The median comes from a histogram
     with bins of 0.1 degrees, so it is within 0.05 degrees of the exact one. Pixels whose target is not finite or has
     no length are ignored.
 
     Args:
-        inclusive: Whether exactly a limit counts as below it.
+        inclusive: Whether an angle of exactly a limit counts as below it.
         uncentred: Compare ``(n + 1) / 2``, vectors as images store them (x right, y up, z into the scene), as if
             that did not change their angle.
     """

@@ -46,16 +46,16 @@ class Protocol:
     """The choices that evaluators differ in; the defaults are the right ones.
 
     Attributes:
-        averaged_classes: Whose IoUs make the mIoU.
-        ignore_bare_background: Human parts: whether an image whose labels are all background counts for nothing.
+        averaged_classes: The classes whose IoUs are averaged for the mIoU.
+        ignore_bare_background: Human parts: whether images whose labels are all background are left out.
         wrong_void: Semantic segmentation: numbers of classes with which pixels without label count as wrong in the
             pixel accuracy. AdaShare counts all labels below the number of classes, which its void on Cityscapes (19
             classes), -1, is, and that on NYUD-v2 (40 classes), 255, is not.
         image_means: Whether pixel accuracy and the mean errors of depth are means over images of each image's mean,
             instead of means over all pixels.
-        depth_floor: What smaller predicted depths are raised to, in metres; None leaves negative ones, which then
+        depth_floor: Predicted depths below it are raised to it, in metres; None leaves negative ones, which then
             count as near enough to any depth, because both ratios are negative.
-        log_floor: What smaller predicted depths are raised to before their logarithm, in metres.
+        log_floor: The same before the logarithm is taken, in metres.
         depth_above: True depths up to this one, in metres (or 1/m), are invalid; None: those that are not above 0, or
             of inverse depth those below 0.
         inclusive: Whether an error of exactly the limit is within it (ratios of depth, angles of normals).

@@ -7,7 +7,14 @@ from taskformer.metrics.counting import SumMetric, empty_result, require_same_sh
 
 
 class MaskedMeanAbsoluteError(SumMetric):
-    """Mean absolute error over all finite target values, in the unit of the target."""
+    """Mean absolute error over all finite target values, in the unit of the target.
+
+    >>> error = MaskedMeanAbsoluteError()
+    >>> output, target = torch.tensor([1.0, 5.0, 7.0]), torch.tensor([2.0, 2.0, torch.nan])
+    >>> error.update(output.view(1, 1, 1, 3), target.view(1, 1, 1, 3))
+    >>> error.compute()["mae"].item()
+    2.0
+    """
 
     names = ("mae",)
     absolute: Tensor

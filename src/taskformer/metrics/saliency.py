@@ -15,11 +15,19 @@ IOU_STEPS = STEPS[3:18]
 class SaliencyScores(SumMetric):
     """Maximal F-measure and maximal mean IoU over thresholds, and mean IoU of the two classes at probability 0.5.
 
+    >>> log_odds = torch.tensor([-2.0, 2.0, -2.0, 2.0]).view(1, 1, 1, 4)
+    >>> output = torch.cat([torch.zeros_like(log_odds), log_odds], dim=1)
+    >>> target = torch.tensor([[[0, 1, 1, 255]]])
+    >>> scores = SaliencyScores()
+    >>> scores.update(output, target)
+    >>> print(f"{scores.compute()['maxF']:.4f}")  # precision 1 and recall 1 / 2: 1.3 * 0.5 / (0.3 + 0.5)
+    0.8125
+
     For ``maxF`` the true positives, predicted positives and positives of each threshold are added up over the whole
     data set before precision and recall are formed; without any salient pixel it is 0. ``max_mIoU`` is the maximum over
     thresholds .2, .25, ... .9 of the mean over images of the salient pixels' IoU, which is 1 for an image without any,
-    predicted or true (Vandenhende et al., MTI-Net: ECCV 2020; they want probabilities above the threshold). A pixel is
-    predicted salient if its probability reaches the threshold.
+    predicted or true (Vandenhende et al., MTI-Net: ECCV 2020, who require probabilities above the threshold). A pixel
+    is predicted salient if its probability reaches the threshold.
 
     Args:
         thresholds: Thresholds of the F-measure; .05, .10, ... .95 as in the literature.

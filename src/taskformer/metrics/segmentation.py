@@ -16,17 +16,24 @@ from taskformer.metrics.protocols import Averaged
 
 
 class MeanIoU(SumMetric):
-    """Mean IoU from one confusion matrix of the whole data set (mean IoUs of images are another number).
+    """Mean IoU from one confusion matrix of the whole data set (the mean of the images' IoUs is another number).
+
+    >>> output = torch.eye(2)[[0, 0, 1, 1]].T.view(1, 2, 1, 4)  # logits of classes 0, 0, 1 and 1
+    >>> target = torch.tensor([[[0, 1, 1, 255]]])
+    >>> metric = MeanIoU(num_classes=2)
+    >>> metric.update(output, target)
+    >>> metric.compute()["mIoU"].item()  # 1 / 2 for both classes
+    0.5
 
     Equal to torchmetrics' macro ``MulticlassJaccardIndex`` by default, but it does not wait for the device in
     ``update`` and is NaN when nothing was measured.
 
     Args:
         num_classes: Number of classes.
-        averaged: Whose IoUs make the mean: classes that are ``present`` in predictions or labels, ``all`` (0 for one
+        averaged: The classes whose IoUs are averaged: those ``present`` in predictions or labels, ``all`` (0 for one
             that is not; on a full validation set the two agree, on a small subset they do not), or those that were
             ``hit``, which leaves out the worst failures.
-        ignore_bare_background: Whether an image whose labels are all 0, or invalid, counts for nothing.
+        ignore_bare_background: Whether images whose labels are all 0 or invalid are left out.
         ignore_index: Label of invalid pixels.
     """
 
@@ -85,6 +92,13 @@ class MeanIoU(SumMetric):
 
 class SegmentationScores(MeanIoU):
     """Mean IoU and pixel accuracy.
+
+    >>> output = torch.eye(2)[[0, 0, 1, 1]].T.view(1, 2, 1, 4)  # logits of classes 0, 0, 1 and 1
+    >>> target = torch.tensor([[[0, 1, 1, 255]]])
+    >>> metric = SegmentationScores(num_classes=2)
+    >>> metric.update(output, target)
+    >>> print(f"{metric.compute()['pixel_accuracy']:.3f}")  # 2 of 3 labelled pixels
+    0.667
 
     Args:
         num_classes: Number of classes.

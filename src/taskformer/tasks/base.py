@@ -32,9 +32,16 @@ PROTOCOLS = tuple(_PROTOCOLS)
 class ClassCounts(NamedTuple):
     """How often one target holds each class.
 
+    >>> from taskformer.tasks import SemanticSegmentation
+    >>> semseg = SemanticSegmentation("semseg", ["wall", "floor", "chair"])
+    >>> counts = semseg.count_classes(np.array([[0, 0], [1, 255]]))
+    >>> counts.pixels.tolist(), counts.images.tolist()
+    ([2.0, 1.0, 0.0], [1, 1, 0])
+
     Attributes:
         pixels: Pixels of each class ``(K,)`` float64; for a label of the whole image its probabilities.
-        images: Whether the target shows the class, 0 or 1 ``(K,)`` int64; of a whole image only the likeliest is 1.
+        images: Whether the target shows the class, 0 or 1 ``(K,)`` int64; for a label of the whole image only the
+            likeliest class has 1.
     """
 
     pixels: NDArray[np.float64]
@@ -57,8 +64,8 @@ class Task(ABC):
     Invalid pixels are 255 in integer targets and NaN in float targets; losses and metrics ignore them, and a batch
     without a valid pixel gives a loss of exactly 0 that still has a gradient path.
 
-    Whatever another part of the package wants to know about a task is asked here; what differs from these defaults, a
-    task overrides. Losses and metrics take tensors, channels first; the methods about *stored* targets take the arrays
+    Whatever another part of the package wants to know about a task is asked here; a task overrides the defaults that do
+    not suit it. Losses and metrics take tensors, channels first; the methods about *stored* targets take the arrays
     that data sets give: ``(H, W)`` or ``(H, W, C)``, or ``(K,)`` of a whole image.
 
     Args:
@@ -72,11 +79,11 @@ class Task(ABC):
         higher_is_better: Whether a larger headline metric is better.
         loss_weight: Default weight of the task's loss in the sum.
         classes: Names of the classes in the order of their ids; empty for a task without classes.
-        limits: Smallest and largest value that there can be, in the task's unit; class ids have none.
-        stores_classes: Whether files hold class ids, and no values or probabilities.
-        stored_ids: The value, or the values, that mean each class in a file whose owner does not say; None where the
-            ids themselves are stored.
-        other_names: What other programs call the folders and arrays of the task's predictions.
+        limits: Smallest and largest possible value, in the task's unit; class ids have none.
+        stores_classes: Whether files hold class ids rather than values or probabilities.
+        stored_ids: For each class the value, or values, that mean it in a file unless its owner says otherwise; None
+            where the ids themselves are stored.
+        other_names: Names that other programs give to the folders and arrays of the task's predictions.
         about_camera: Whether a target describes the camera, so that it is wrong as soon as pixels move.
     """
 
@@ -98,7 +105,7 @@ class Task(ABC):
 
     @property
     def plausible(self) -> tuple[float, float]:
-        """Smallest and largest median of a map in the task's unit, whatever it shows; by default there is no limit."""
+        """Smallest and largest plausible median of a map, in the task's unit; without limits by default."""
         return -np.inf, np.inf
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
@@ -249,12 +256,12 @@ class Task(ABC):
         return np.asarray(labelled.all(axis=-1) if target.ndim in (1, 3) else labelled)
 
     def wrong_classes(self, target: NDArray[Any]) -> str | None:
-        """Say which class ids of a stored target there are not; None if there are all, or the task has no classes."""
+        """Say which class ids of a stored target do not exist; None if all do, or the task has no classes."""
         del target
         return None
 
     def wrong_values(self, target: NDArray[Any]) -> Iterator[str]:
-        """Say which valid values of a stored target cannot be, in a sentence for each kind of mistake."""
+        """Say which valid values of a stored target are impossible, in one sentence for each kind of mistake."""
         if reason := self.wrong_classes(target):
             yield reason
         values = target[self.valid(target)]
@@ -266,7 +273,7 @@ class Task(ABC):
             yield f"{wrong.size} values lie outside [{low:g}, {high:g}], e.g. {wrong[0]:g}"
 
     def doubtful_median(self, target: NDArray[Any]) -> str | None:
-        """Say if the values of a stored target are hardly in the task's unit: all far too large or too small."""
+        """Say if the values of a stored target are probably not in the task's unit: far too large or too small."""
         values = target[np.isfinite(target)] if target.dtype.kind == "f" else target[:0]
         low, high = self.plausible
         if not values.size or low <= (median := float(np.median(values))) <= high:
@@ -279,7 +286,7 @@ class Task(ABC):
         return None
 
     def quantities(self, target: NDArray[Any]) -> NDArray[Any]:
-        """Return the valid values ``(N,)`` of a stored target of which a mean means something: no ids, no vectors."""
+        """Return the valid values ``(N,)`` of a stored target if their mean has a meaning; none of ids and vectors."""
         values: NDArray[Any] = target[self.valid(target)].ravel()
         return values[:0] if self.geometry in ("label", "vector") else values
 

@@ -74,7 +74,7 @@ def normal_colors(vectors: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def bars(shares: NDArray[Any]) -> NDArray[np.uint8]:
-    """Draw shares ``(K,)`` of 1 as columns ``(64, K, 3)`` in a colour each, full at 1 and empty without a number."""
+    """Draw shares in [0, 1] ``(K,)`` as bars ``(64, K, 3)``, each in its own colour: full at 1, empty at 0 or NaN."""
     filled = np.arange(BAR_HEIGHT, 0, -1)[:, None] <= np.round(np.nan_to_num(shares) * BAR_HEIGHT)[None]
     background = np.array(INVALID_COLOR, dtype=np.uint8)
     return np.where(filled[..., None], distinct_colors(len(shares))[None], background)
@@ -97,10 +97,10 @@ def contact_sheet(
     """Lay pictures out in rows and columns of one width.
 
     Args:
-        headings: What stands above each column.
+        headings: The heading of each column.
         rows: The pictures; the first of a row gives the height of all.
         width: Width of each picture in pixels.
-        captions: What stands in the first picture of each row; nothing by default.
+        captions: The caption in the first picture of each row; none by default.
 
     Returns:
         The sheet.

@@ -18,7 +18,7 @@ from taskformer.tasks.losses import l1
 from taskformer.tasks.registry import register
 from taskformer.tasks.value_map import ValueMapTask, medians
 
-#: Metres that no camera of these data sets can see; larger values are millimetres, or invalid marks taken for depth.
+#: Metres beyond what any camera of these data sets sees; larger values are millimetres, or marks of invalid pixels.
 MAX_DEPTH_M = 1000.0
 #: Units of the metrics that compare by ratio.
 RATIO_UNITS = {"rmse_log": "", "abs_rel": "", "delta1": "%", "delta2": "%", "delta3": "%"}
@@ -54,7 +54,7 @@ class Depth(ValueMapTask):
 
     @property
     def plausible(self) -> tuple[float, float]:
-        """Far from ``max_depth``, as centimetres, millimetres and kilometres taken for metres are."""
+        """Within a wide range of ``max_depth``; centimetres, millimetres and kilometres taken for metres are not."""
         return self.max_depth / 1000, self.max_depth * 10
 
     def check(self, target: Tensor, output: Tensor) -> Tensor:
@@ -83,10 +83,10 @@ class Depth(ValueMapTask):
         return values.double().mean().nan_to_num(0.0).float().view(1)
 
     def wrong_values(self, target: NDArray[Any]) -> Iterator[str]:
-        """Say also where a stored target ``(H, W)`` is 0, which is no depth."""
+        """Say also where a stored target ``(H, W)`` is 0, which is not a depth."""
         yield from super().wrong_values(target)
         if zeros := (target == 0).sum():
-            yield f"{zeros} depths are 0; no depth is NaN"
+            yield f"{zeros} depths are 0; where depth is missing, it must be NaN"
 
 
 @register("inverse_depth")
@@ -145,7 +145,11 @@ class InverseDepth(ValueMapTask):
 
 @register("relative_inverse_depth")
 class RelativeInverseDepth(InverseDepth):
-    """Inverse depth up to a factor, as in data sets whose disparities come without their camera: no metric unit."""
+    """Inverse depth up to a factor, as in data sets whose disparities come without their camera: no metric unit.
+
+    >>> RelativeInverseDepth("inverse_depth").units["mae"], InverseDepth("inverse_depth").units["mae"]
+    ('', '1/m')
+    """
 
     units: ClassVar[dict[str, str]] = {"rmse": "", "rmse_per_image": "", "mae": "", **RATIO_UNITS}
 

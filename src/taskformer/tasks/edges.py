@@ -65,7 +65,7 @@ class Edges(ValueMapTask):
 
     @property
     def plausible(self) -> tuple[float, float]:
-        """Most pixels are no edges; where they are, black and white are exchanged."""
+        """Most pixels are not edges; where most are, black and white are swapped."""
         return 0.0, 0.5
 
     def check(self, target: Tensor, output: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class Embedding(Task):
         channels: Dimensions of the embedding; Taskonomy used 64.
         pull: Distance to its segment's mean within which a pixel is not pulled.
         push: Half the distance of two segments' means beyond which they are not pushed.
-        samples: Pixels of an image that are compared.
+        samples: Number of pixels that are sampled from an image.
         loss_weight: Weight of the task's loss in the sum.
     """
 
@@ -103,7 +103,7 @@ class Embedding(Task):
         return output.float()
 
     def colorize(self, values: NDArray[Any]) -> NDArray[np.uint8]:
-        """Draw segments ``(H, W)`` in a colour each, or an embedding ``(channels, H, W)`` by its main three axes."""
+        """Draw segments ``(H, W)``, a colour each, or the principal components of an embedding ``(channels, H, W)``."""
         if values.ndim == 2:
             palette = np.concatenate([distinct_colors(IGNORE_INDEX), [INVALID_COLOR]]).astype(np.uint8)
             return np.asarray(palette[values.astype(np.int64).clip(0, IGNORE_INDEX)])

@@ -1,4 +1,4 @@
-"""What tasks share whose targets are about the whole image, such as image classification."""
+"""The base of tasks whose targets are about the whole image, such as image classification."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -14,7 +14,13 @@ from taskformer.tasks.colors import bars
 
 
 class ImageLevelTask(Task):
-    """A task whose target is a row of floats ``(B, channels)`` with NaN where there is no label."""
+    """A task whose target is a row of floats ``(B, channels)`` with NaN where there is no label.
+
+    >>> from taskformer.tasks import Classification  # such a task
+    >>> scene = Classification("scene", ["kitchen", "bath"])
+    >>> scene.invalid(height=480, width=640).tolist()  # the target of an image without a label
+    [nan, nan]
+    """
 
     geometry: ClassVar[Geometry] = "image"
 
@@ -25,7 +31,7 @@ class ImageLevelTask(Task):
             InvalidTargetError: If shape or type do not fit.
         """
         if not target.is_floating_point():
-            message = f"task {self.name!r} needs {self.channels} float values (float32) an image, got {target.dtype}"
+            message = f"task {self.name!r} needs {self.channels} float values (float32) per image, got {target.dtype}"
             raise InvalidTargetError(message)
         self._check_shapes(output, target, tuple(output.shape))
         return target.float()

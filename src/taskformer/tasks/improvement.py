@@ -1,4 +1,4 @@
-"""How much better tasks are done together than alone."""
+"""How much better one model does all tasks than single-task models do."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""What tasks share whose targets are maps of class ids, such as semantic segmentation."""
+"""The base of tasks whose targets are maps of class ids, such as semantic segmentation."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -14,15 +14,15 @@ from taskformer.tasks.base import IGNORE_INDEX, ClassCounts, Geometry, Task
 from taskformer.tasks.colors import INVALID_COLOR, distinct_colors
 from taskformer.tasks.losses import kl_divergence
 
-#: Difference of the best and the other logits of a constant prediction.
+#: Difference between the best and the other logits of a constant prediction.
 MARGIN = 10.0
 
 
 def class_names(task: str, classes: Sequence[object]) -> list[str]:
-    """Return the names of a task's classes as text; numbers, which YAML makes of unquoted ones, too.
+    """Return the names of a task's classes as text, also those that YAML reads as numbers because they lack quotes.
 
     Raises:
-        ConfigError: If one is something else.
+        ConfigError: If a name is neither text nor a number.
     """
     for place, name in enumerate(classes):
         if not isinstance(name, str | int | float):
@@ -33,6 +33,10 @@ def class_names(task: str, classes: Sequence[object]) -> list[str]:
 
 class LabelMapTask(Task):
     """A task whose target is a map of class ids ``(B, H, W)`` int64 with 255 where there is no label.
+
+    >>> from taskformer.tasks import Saliency  # such a task
+    >>> Saliency("saliency").invalid(height=1, width=2).tolist()  # the target of an image without a label
+    [[255, 255]]
 
     Args:
         name: The task's name.
@@ -124,7 +128,7 @@ class LabelMapTask(Task):
         return torch.full((height, width), IGNORE_INDEX, dtype=torch.int64)
 
     def wrong_classes(self, target: NDArray[Any]) -> str | None:
-        """Say which class ids of a stored target ``(H, W)`` there are not; None if there are all."""
+        """Say which class ids of a stored target ``(H, W)`` do not exist; None if all do."""
         if target.dtype.kind not in "iub":
             return f"holds {target.dtype}, labels of {self.name!r} must be whole numbers"
         wrong = ((target < 0) | (target >= self.channels)) & (target != IGNORE_INDEX)

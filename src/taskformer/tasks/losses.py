@@ -140,14 +140,14 @@ def kl_divergence(output: Tensor, teacher: Tensor) -> Tensor:
 
 
 def binary_kl_divergence(output: Tensor, teacher: Tensor) -> Tensor:
-    """Compute :func:`kl_divergence` for logits of yes or no, ``(B, 1, H, W)``."""
+    """Compute :func:`kl_divergence` for binary logits ``(B, 1, H, W)``."""
     probability = teacher.sigmoid()
     entropy = F.binary_cross_entropy_with_logits(teacher, probability)
     return F.binary_cross_entropy_with_logits(output, probability) - entropy
 
 
 def cosine_distance(output: Tensor, teacher: Tensor) -> Tensor:
-    """Compute one minus the mean cosine of the angles of vectors ``(B, 3, H, W)`` of any lengths."""
+    """Compute one minus the mean cosine similarity of vectors ``(B, 3, H, W)`` of any length."""
     return 1 - F.cosine_similarity(output, teacher, dim=1, eps=SHORTEST).mean()
 
 

@@ -53,7 +53,7 @@ class Normals(ValueMapTask):
         return normals_l1(output, target)
 
     def _distance(self, output: Tensor, teacher: Tensor) -> Tensor:
-        """Compute one minus the mean cosine of the angles."""
+        """Compute one minus the mean cosine similarity."""
         return cosine_distance(output, teacher)
 
     def _metrics(self, protocol: Protocol, stage: Stage) -> dict[str, Metric]:
@@ -71,7 +71,7 @@ class Normals(ValueMapTask):
         """Return vectors ``(3, H, W)`` of stored ones ``(H, W, 3)``: float, or colours ``(n + 1) / 2`` of 8 or 16 bits.
 
         Raises:
-            InvalidTargetError: If they are something else, also colours as floats.
+            InvalidTargetError: If they are something else, for instance colours as floats.
         """
         if stored.dtype in (np.uint8, np.uint16):
             return super().restore(stored / (np.iinfo(stored.dtype).max / 2) - 1)

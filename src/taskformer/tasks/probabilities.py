@@ -17,14 +17,14 @@ def probability_bytes(probability: Tensor) -> NDArray[np.uint8]:
 
 
 def logits_of(name: str, stored: NDArray[Any]) -> Tensor:
-    """Return log-odds ``(H, W)`` of stored probabilities: float, or shares of the largest number of 8 or 16 bits.
+    """Return log-odds ``(H, W)`` of stored probabilities: floats, or 8-bit or 16-bit integers whose largest means 1.
 
     Args:
         name: The task, for the message.
         stored: The probabilities ``(H, W)``.
 
     Raises:
-        InvalidTargetError: If they are no probabilities.
+        InvalidTargetError: If they are not probabilities.
     """
     values = stored
     if values.dtype.kind == "u":

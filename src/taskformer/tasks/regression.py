@@ -62,7 +62,7 @@ class Regression(ValueMapTask):
         return {"errors": MaskedMeanAbsoluteError()}
 
     def colorize(self, values: NDArray[Any]) -> NDArray[np.uint8]:
-        """Draw one channel by a colour map, more as red, green and blue (the first three; a missing blue is half)."""
+        """Draw one channel with a colour map, more as red, green and blue (the first three; a missing blue is half)."""
         values = values[None] if values.ndim == 2 else values
         if values.ndim != 3 or values.shape[0] != self.channels:
             message = f"task {self.name!r} draws maps ({self.channels}, H, W), got {values.shape}"

@@ -1,4 +1,4 @@
-"""What tasks share whose targets are maps of floating-point values, such as depth and surface normals."""
+"""The base of tasks whose targets are maps of floating-point values, such as depth and surface normals."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,12 @@ from taskformer.tasks.base import Task
 
 
 class ValueMapTask(Task):
-    """A task whose target is a float map ``(B, channels, H, W)`` with NaN where there is no label."""
+    """A task whose target is a float map ``(B, channels, H, W)`` with NaN where there is no label.
+
+    >>> from taskformer.tasks import Depth  # such a task
+    >>> Depth("depth").invalid(height=1, width=2).tolist()  # the target of an image without a label
+    [[[nan, nan]]]
+    """
 
     def check(self, target: Tensor, output: Tensor) -> Tensor:
         """Return the map as ``(B, channels, H, W)`` float32; with one channel that axis may be missing.

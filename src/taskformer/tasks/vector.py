@@ -28,7 +28,7 @@ class ImageVector(ImageLevelTask):
     >>> vanishing.colorize(np.array([-1.0, 0.0, 1.0])).shape  # a bar for each number
     (64, 3, 3)
 
-    Such numbers often describe the camera: whoever moves an image's pixels must not keep them.
+    Such numbers often describe the camera, so they become wrong when the pixels of the image move.
 
     Args:
         name: The task's name.

@@ -201,7 +201,7 @@ def test_other_files_are_refused(mat, tmp_path):
     wrong = tmp_path / "wrong.mat"
     for content in (b"", b"MATLAB 5.0 MAT-file", mat.read_bytes()[: mat.stat().st_size // 2]):
         wrong.write_bytes(content)
-        with pytest.raises(CorruptFileError, match=r"wrong\.mat is truncated or no MATLAB 7.3 file"):
+        with pytest.raises(CorruptFileError, match=r"wrong\.mat is truncated or not a MATLAB 7.3 file"):
             prepare_nyud(wrong, tmp_path / "out")
     shutil.copy(mat, wrong)
     with h5py.File(wrong, "a") as file:

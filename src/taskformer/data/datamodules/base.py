@@ -56,14 +56,14 @@ class MultiTaskDataModule(LightningDataModule, ABC):
             tensors always follow.
         eval_transforms: What is done to images outside training. Images of different sizes need a ``Pad`` or ``Resize``
             to one size here, or ``size``, for results that do not depend on the batch size.
-        size: Height and width that images and maps are resized to when they are loaded, with the same depth; None keeps
-            theirs.
+        size: Height and width that images and maps are resized to when they are loaded; depth stays the same. None
+            keeps the stored size.
         on_error: What a missing or broken file does: ``raise`` stops at once, ``skip`` logs it once and goes on.
         cache_dir: Folder for decoded samples, built once and read instead of the files; None reads the files.
         cache_gb: Largest size of the cached samples of one split in gigabytes; the rest is read from the files.
-        holdout: Share of the training images, the last ones, that do not train but validate in place of the validation
-            split. Choose models and search architectures with one where ``val`` is what papers test on. It is a block
-            because neighbours are often of one scene.
+        holdout: Share of the training images, taken from the end, that is held out and used instead of the validation
+            split. Choose models and search architectures with one where papers test on ``val``. It is a block because
+            neighbouring images often show the same scene.
 
     Attributes:
         name: Short name of the data set, for folders, tables and commands.
@@ -72,7 +72,7 @@ class MultiTaskDataModule(LightningDataModule, ABC):
 
     Raises:
         UnknownNameError: If a task is not offered.
-        ConfigError: If a setting is impossible, or what is random is among ``eval_transforms``.
+        ConfigError: If a setting is impossible, or one of ``eval_transforms`` is random.
     """
 
     name: str
@@ -123,7 +123,7 @@ class MultiTaskDataModule(LightningDataModule, ABC):
                 kind = f"task of {type(self).__name__}"
                 raise UnknownNameError(kind, task, offered)
         if not self.task_names or len(set(self.task_names)) < len(self.task_names):
-            msg = f"data.init_args.tasks names one or more different tasks, got {self.task_names}"
+            msg = f"data.init_args.tasks must name one or more different tasks, got {self.task_names}"
             raise ConfigError(msg)
 
     def task_offers(self) -> dict[str, dict[str, Any]]:
@@ -154,7 +154,7 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         """Build the data set of ``"train"``, ``"val"`` or ``"test"``."""
 
     def prepare_data(self) -> None:
-        """Decode what ``fit`` reads into the cache, if there is to be one; Lightning calls this once per machine."""
+        """Fill the cache for ``fit``, if there is a ``cache_dir``; Lightning calls this once per machine."""
         if self.trainer is None or self.trainer.state.fn == "fit":
             self.build_caches()
 
@@ -186,11 +186,11 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         return Subset(dataset, range(first) if split == "train" else range(first, len(dataset)))
 
     def training_dataset(self, split: str) -> MultiTaskDataset:
-        """Build a split with the augmentation of training, also another one."""
+        """Build any split with the augmentation of training."""
         return self._transformed(split, self.train_transforms)
 
     def evaluation_dataset(self, split: str) -> MultiTaskDataset | ConcatDataset[Sample]:
-        """Build a split without augmentation, also that of training."""
+        """Build any split without augmentation."""
         return self._transformed(split, self.eval_transforms)
 
     def _transformed(self, split: str, steps: list[Transform]) -> MultiTaskDataset:

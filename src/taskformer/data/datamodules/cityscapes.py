@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 class CityscapesDataModule(MultiTaskDataModule):
     """Street scenes (1024x2048) from the owners' packages, or the 256x512 arrays of MTAN and AdaShare.
 
+    >>> data = CityscapesDataModule(tasks=["semseg", "depth"], semseg_classes=2, size=(256, 512))
+    >>> data.task_specs["semseg"]["classes"], data.task_specs["depth"]
+    (['background', 'foreground'], {'max_depth': 80.0})
+
     Their ``size`` is usually [256, 512].
 
     Args:

@@ -102,7 +102,7 @@ class CombinedDataModule(MultiTaskDataModule):
             )
 
     def evaluation_dataset(self, split: str) -> ConcatDataset[Sample]:
-        """Build a split without augmentation, also that of training."""
+        """Build any split without augmentation."""
         return ConcatDataset(self._views([part.evaluation_dataset(split) for part in self.parts]))
 
     def _views(self, datasets: Sequence[Dataset[Sample]]) -> list[PartDataset]:

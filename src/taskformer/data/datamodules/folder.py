@@ -19,6 +19,14 @@ SPLITS = ("train", "val", "test")
 class FolderDataModule(MultiTaskDataModule):
     """Your own images and labels, described by the patterns of their paths; see ``docs/data.md``.
 
+    >>> data = FolderDataModule(
+    ...     root="data/mine",
+    ...     image="images/{split}/{id}.jpg",
+    ...     labels={"depth": Label("depth/{split}/{id}.png", {"max_depth": 5.0}, divide_by=1000)},
+    ... )
+    >>> data.task_specs
+    {'depth': {'max_depth': 5.0}}
+
     Args:
         root: The data set's folder, relative to the current one.
         image: Pattern of the images' paths below the root, e.g. ``images/{split}/{id}.jpg``; ``{id}`` may span folders.
@@ -34,7 +42,7 @@ class FolderDataModule(MultiTaskDataModule):
         **kwargs: The options that all data modules share, see :class:`MultiTaskDataModule`.
 
     Raises:
-        ConfigError: If labels or splits contradict themselves.
+        ConfigError: If labels or splits are contradictory.
     """
 
     name = "folder"

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 class NYUDDataModule(MultiTaskDataModule):
     """1449 indoor images of a depth camera, in any of the layouts of :class:`taskformer.data.datasets.NYUD`.
 
+    >>> data = NYUDDataModule(tasks=["semseg", "depth"], semseg_classes=13)
+    >>> len(data.task_specs["semseg"]["classes"]), data.task_specs["depth"]
+    (13, {'max_depth': 10.0})
+
     Args:
         root: The data set's folder, relative to the current one.
         tasks: Any of ``semseg``, ``depth``, ``normals`` and ``edges``; ``None`` uses those that there are files

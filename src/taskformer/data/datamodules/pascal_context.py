@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 class PASCALContextDataModule(MultiTaskDataModule):
     """PASCAL-Context with semantic classes, human parts, saliency, normals and edges; tested on the validation split.
 
+    >>> data = PASCALContextDataModule(tasks=["human_parts", "edges"], batch_size=4)
+    >>> data.task_specs
+    {'human_parts': {}, 'edges': {'positive_weight': 0.95, 'max_dist': 0.0075}}
+
     The images have different sizes: pad them to one (``eval_transforms``), so that results do not depend on the batch.
 
     Args:

@@ -42,8 +42,12 @@ DENSE = (
 class TaskonomyDataModule(MultiTaskDataModule):
     """Views of 537 buildings, 512x512, 4.5 million in all, with up to 20 tasks.
 
-    What each task's values are is told in :mod:`taskformer.data.datasets.taskonomy`. A domain that was not downloaded,
-    or has no file for a view, is a missing label. ``vanishing_point`` and ``room_layout`` describe the camera of the
+    >>> data = TaskonomyDataModule(tasks=["depth_zbuffer", "normals"], split_list="tiny")
+    >>> data.task_specs, len(data.buildings("train"))
+    ({'depth_zbuffer': {'type': 'depth'}, 'normals': {}}, 25)
+
+    :mod:`taskformer.data.datasets.taskonomy` describes the values of each task. A domain that was not downloaded, or
+    has no file for a view, is a missing label. ``vanishing_point`` and ``room_layout`` describe the camera of the
     whole image, so the augmentations must not move pixels with them.
 
     Args:

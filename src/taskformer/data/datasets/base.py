@@ -43,7 +43,7 @@ class MultiTaskDataset(Dataset[Sample], ABC):
         tasks: The tasks to load, by name.
         transform: Turns a raw sample into tensors, usually a :class:`taskformer.data.transforms.TaskCompose`, which
             makes tasks without a label all invalid; ``None`` gives the raw numpy arrays and only the labels there are.
-        size: Height and width that images and maps are resized to when they are loaded; None keeps theirs.
+        size: Height and width that images and maps are resized to when they are loaded; None keeps the stored size.
         on_error: What a missing or broken file does: ``"raise"`` stops at once; ``"skip"`` logs the file once and gives
             one of ``substitutes`` instead, or a sample with nothing but ``meta``, which batches leave out.
 
@@ -128,7 +128,7 @@ class MultiTaskDataset(Dataset[Sample], ABC):
         yield from ()
 
     def doubts(self) -> Iterator[str]:
-        """Find what is odd about the split as a whole but may be meant; for ``taskformer data verify``."""
+        """Find oddities of the split as a whole that may be intended; for ``taskformer data verify``."""
         yield from ()
 
     def faults(self, key: str, files: Mapping[str, File], target: NDArray[Any]) -> Iterator[str]:
@@ -235,14 +235,14 @@ class MultiTaskDataset(Dataset[Sample], ABC):
         return path
 
     def _read_list(self, path: Path) -> list[str]:
-        """Read a list of this data set, one entry a line, or say that it is not there or no text."""
+        """Read a list of this data set, one entry a line, or say that it is missing or not text."""
         return read_lines(self._require(path))
 
     def _read_json(self, path: Path) -> Any:
-        """Read a JSON file of this data set, or say that it is not there or broken."""
+        """Read a JSON file of this data set, or say that it is missing or broken."""
         return read_json(File(str(path), self._require(path).read_bytes()))
 
 
 def is_list_of_paths(row: Any, count: int) -> bool:
-    """Whether a row of a JSON file lists so many paths."""
+    """Whether a row of a JSON file is a list of ``count`` paths."""
     return isinstance(row, list) and len(row) == count and all(isinstance(path, str) for path in row)

@@ -90,7 +90,7 @@ class Layout(ABC):
 
     @abstractmethod
     def missing(self, task: str) -> str | None:
-        """Say in a sentence's end why there are no labels for a task and what to do; None if there are."""
+        """Return the end of a sentence: why a task has no labels and what to do; None if it has labels."""
 
     @abstractmethod
     def ids(self, split: str) -> list[str]:
@@ -120,7 +120,7 @@ class OfficialLayout(Layout):
     }
 
     def missing(self, task: str) -> str | None:
-        """Name the packages that lack."""
+        """Name the missing packages."""
         absent = [PACKAGES[folder] for folder in self.folders[task] if not (self.root / folder).is_dir()]
         return f"it needs {' and '.join(absent)} from {DOWNLOADS}, unpacked there" if absent else None
 
@@ -233,7 +233,7 @@ class ArrayLayout(Layout):
         shape = (*array.shape[:2], 3)[: 3 if key == IMAGE else 2]
         if array.shape != shape or array.dtype.kind not in "fiu":
             msg = (
-                f"{files[key].path} holds {array.dtype} {array.shape} that is no map of {key} (height x width"
+                f"{files[key].path} holds {array.dtype} {array.shape} that is not a map of {key} (height x width"
                 f"{' x 3' if key == IMAGE else ''}); get the file again"
             )
             raise CorruptFileError(msg)
@@ -264,7 +264,7 @@ def find_layout(root: str | Path, classes: SemsegClasses) -> Layout | None:
 class Cityscapes(MultiTaskDataset):
     """Street scenes: ``semseg``, ``depth`` in metres (up to 500) and ``inverse_depth`` in 1/m.
 
-    The owners' files and the arrays of MTAN and AdaShare are told apart by themselves, see :class:`OfficialLayout` and
+    The owners' files and the arrays of MTAN and AdaShare are told apart automatically, see :class:`OfficialLayout` and
     :class:`ArrayLayout`; the arrays' inverse depth has no unit, and they have no ``depth``. Resizing does not change
     (inverse) depth. The labels of the test images are not public, so ``"test"`` is ``"val"``.
 
@@ -352,7 +352,7 @@ def read_disparity(file: File) -> NDArray[np.float32]:
     A value p above 0 stands for (p - 1) / 256 pixels (README of the data set's scripts); 0 pixels is infinitely far.
 
     Raises:
-        CorruptFileError: If the file has not 16 bits.
+        CorruptFileError: If the file does not have 16 bits.
     """
     values = read_plane(file)
     if values.dtype != np.uint16:
@@ -371,7 +371,7 @@ def read_stereo(file: File) -> float:
     try:
         product = float(camera["extrinsic"]["baseline"]) * float(camera["intrinsic"]["fx"])
     except (KeyError, TypeError, ValueError) as error:
-        msg = f"{file.path} is no calibration of Cityscapes: it needs extrinsic.baseline and intrinsic.fx"
+        msg = f"{file.path} is not a calibration of Cityscapes: it needs extrinsic.baseline and intrinsic.fx"
         raise CorruptFileError(msg) from error
     if not 0 < product < np.inf:
         msg = f"{file.path}: baseline times focal length is {product}, it must be above 0"

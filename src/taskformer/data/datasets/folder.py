@@ -141,7 +141,7 @@ class Folder(MultiTaskDataset):
         path = self.root / str(self._source)
         if not path.is_file():
             msg = (
-                f"Folder: splits.{self.split} is {self._source!r}, but {path} is no file, looked from {Path.cwd()}; "
+                f"Folder: splits.{self.split} is {self._source!r}, but {path} is not a file, looked from {Path.cwd()}; "
                 f"as image is {self._image!r}, it must be a share or a text file below the root with one id a line"
             )
             raise DatasetNotFoundError(msg)
@@ -271,7 +271,7 @@ class _Decoder:
         return read_plane(file) if self.task.channels == 1 else read_pixels(file)
 
     def _shaped(self, stored: NDArray[Any], file: File) -> NDArray[Any]:
-        """Refuse what is no map of so many channels."""
+        """Refuse arrays that are not maps with the task's number of channels."""
         if self.kind is None:
             return stored
         channels = 1 if self.kind == "label" else self.task.channels
@@ -404,7 +404,7 @@ def _changed(label: Label) -> set[str]:
 
 
 def _table(task: Task, ids: list[int | list[int]] | None) -> NDArray[np.uint8] | None:
-    """Make the class id of each stored value; the last entry, one above the largest listed value, is no label."""
+    """Make the class id of each stored value; the last entry, one above the largest listed value, means no label."""
     given = task.stored_ids if ids is None else ids
     if given is None:
         return None

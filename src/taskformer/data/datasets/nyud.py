@@ -207,7 +207,7 @@ class NYUD(MultiTaskDataset):
             ids = self._numbered_ids(split)
         if not ids:
             msg = (
-                f"NYUD: {self.root} has no image of the split {self.split!r}, which goes by gt_sets/{split}.txt, "
+                f"NYUD: {self.root} has no image of the split {self.split!r}, which is given by gt_sets/{split}.txt, "
                 f"{ADASHARE_SPLITS}, or without these the official numbers (e.g. train 295, val 61)"
             )
             raise DatasetNotFoundError(msg)
@@ -333,7 +333,7 @@ class NYUD(MultiTaskDataset):
 
 
 def owner(name: str) -> str | None:
-    """Return the official split of an image, None if its name is no number of an image."""
+    """Return the official split of an image, None if its name is not the number of an official image."""
     return official_split().get(int(name)) if name.isdecimal() else None
 
 

@@ -220,7 +220,7 @@ def read_parts(file: File) -> NDArray[np.uint8] | None:
         Part ids ``(H, W)``, 0 elsewhere; None if there are none.
 
     Raises:
-        CorruptFileError: If it is no such annotation.
+        CorruptFileError: If it is not such an annotation.
     """
     drawn: NDArray[np.uint8] | None = None
     try:
@@ -238,7 +238,7 @@ def object_classes(file: File) -> list[int]:
     """List the VOC class of every object of a PASCAL-Part annotation; -1 for those without a pixel.
 
     Raises:
-        CorruptFileError: If it is no such annotation.
+        CorruptFileError: If it is not such an annotation.
     """
     try:
         return [int(thing["class_ind"].item()) if thing["mask"].any() else -1 for thing in _objects(file)]
@@ -251,10 +251,10 @@ _NO_ANNOTATION = (KeyError, IndexError, ValueError, TypeError)
 
 
 def _no_annotation(file: File, error: Exception) -> CorruptFileError:
-    return CorruptFileError(f"{file.path} is no annotation of PASCAL-Part ({error}); get the file again")
+    return CorruptFileError(f"{file.path} is not an annotation of PASCAL-Part ({error}); get the file again")
 
 
 def _objects(file: File) -> NDArray[Any]:
-    """Return the struct array of the objects; an empty one, and one of no parts, is any empty matrix."""
+    """Return the struct array of the objects; without objects, or parts, files hold any empty matrix instead."""
     objects: NDArray[Any] = read_mat(file)["anno"]["objects"].item()
     return objects.ravel()

@@ -19,18 +19,18 @@ task                 folder               values here
 ``semseg``           segment_semantic     17 classes: 0 (uncertain) is invalid, 1 (background) becomes 0, ...
 ``segment_unsup2d``  ``segment_unsup2d``  segment ids that mean nothing; the id 255 counts as no label
 ``segment_unsup25d`` segment_unsup25d     the same
-``class_object``     ``class_object``     1000 probabilities (ImageNet's classes); zeros are no label
-``class_scene``      ``class_scene``      365 probabilities (Places' classes); zeros are no label
+``class_object``     ``class_object``     1000 probabilities (ImageNet's classes); zeros mean no label
+``class_scene``      ``class_scene``      365 probabilities (Places' classes); zeros mean no label
 ``vanishing_point``  ``point_info``       the directions of the building's three axes, as named there, seen from the
                                           camera (x right, y up, z toward the viewer): 9 numbers
 ``room_layout``      ``point_info``       centre of the room's box in the same frame, the camera's angles, and the
                                           sides of the box: 9 standardised numbers
 ==================== ==================== ======================================================================
 
-The clipped ranges are those of Taskonomy's own networks. What hangs on the scanned surface (normals, curvature,
+The clipped ranges are those of Taskonomy's own networks. What depends on the scanned surface (normals, curvature,
 reshading, occlusion edges, 3D keypoints, 2.5D segments) is invalid where ``mask_valid`` or else the depth has a hole.
 
-Normals: x grows to the right and y downwards, as here. The owners' texts let blue face the viewer, but their renderer
+Normals: x grows to the right and y downwards, as here. In the owners' texts blue faces the viewer, but their renderer
 inverts only red, and what others compute with such maps agrees with blue into the scene. The files decide: a surface
 that is seen faces the camera, so z is turned if a map's vectors would point away on average.
 """
@@ -86,10 +86,10 @@ LAYOUT_STD = (
 
 
 class Taskonomy(MultiTaskDataset):
-    """Views of buildings, in either layout: ``BUILDING/DOMAIN/`` or ``DOMAIN/BUILDING/``, found by itself.
+    """Views of buildings, in either layout: ``BUILDING/DOMAIN/`` or ``DOMAIN/BUILDING/``, which is recognised.
 
-    Files are ``point_POINT_view_VIEW_domain_DOMAIN.png``. A domain that has no file for a view is no label. The views
-    are found once and kept in an index, see :func:`taskformer.data.datasets.taskonomy_index.open_index`.
+    Files are ``point_POINT_view_VIEW_domain_DOMAIN.png``. A view lacks the label of a domain that has no file for it.
+    The views are found once and kept in an index, see :func:`taskformer.data.datasets.taskonomy_index.open_index`.
 
     Args:
         *args: What :class:`MultiTaskDataset` takes.
@@ -146,14 +146,14 @@ class Taskonomy(MultiTaskDataset):
         return decode(key, files, self.mask_blocks)
 
     def problems(self) -> Iterator[str]:
-        """Name the split's buildings that are not there, as after a download in part."""
+        """Name the split's buildings that are not there, as after a partial download."""
         there = set(self._views.disk.buildings)
         missing = [building for building in self.buildings if building not in there]
         if missing and not (self.root / "miniature.json").exists():
             yield f"{len(missing)} of {len(self.buildings)} buildings are not in {self.root}: {', '.join(missing)}"
 
     def doubts(self) -> Iterator[str]:
-        """Name files in the folders of the split's buildings that are no view's."""
+        """Name files in the folders of the split's buildings that belong to no view."""
         strangers = self._views.disk.strangers
         files = [f"{name} of {building}" for building in self.buildings for name in strangers.get(building, [])]
         if files:
@@ -276,7 +276,7 @@ def _camera_facts(
     try:
         values = read(read_json(file))
     except (KeyError, TypeError, ValueError) as error:
-        msg = f"{file.path} lacks what Taskonomy notes of a camera, or in another form ({error!r})"
+        msg = f"{file.path} lacks what Taskonomy notes about a camera, or has it in another form ({error!r})"
         raise CorruptFileError(msg) from error
     return None if values is None else values.astype(np.float32)
 

@@ -32,7 +32,7 @@ DOMAINS = (
 VIEW = np.dtype([("building", "<u2"), ("point", "<u4"), ("view", "<u2"), ("domains", "<u4")])
 #: Folders are listed by this many threads, which wait for the disk most of the time.
 THREADS = 16
-#: How many files of a folder that are no view's are kept in the index.
+#: How many files of a folder that belong to no view are kept in the index.
 STRANGERS = 3
 VERSION = 2
 
@@ -50,7 +50,7 @@ def read_splits(path: Path) -> dict[str, str]:
     r"""Read a table ``id,train,val,test`` with a 1 for each building's split; line ends may be ``\r``, as published.
 
     Raises:
-        ConfigError: If it is no such table.
+        ConfigError: If it is not such a table.
     """
     rows = _rows(path, ("id", *SPLITS))
     splits = {}
@@ -69,7 +69,7 @@ def read_views(path: Path) -> dict[str, set[tuple[int, int]]]:
     """Read a list of views ``building,point,view`` as a set of points and views per building.
 
     Raises:
-        ConfigError: If it is no such list.
+        ConfigError: If it is not such a list.
     """
     views: dict[str, set[tuple[int, int]]] = {}
     try:
@@ -125,7 +125,7 @@ class Index:
             ``{"rgb": "_domain_rgb.png"}``.
         starts: Where each building starts in ``views``, and the end: one more than there are buildings.
         table: The file of the views.
-        strangers: For each building the files of its folders that are no view's, as ``DOMAIN/NAME``, a few of each.
+        strangers: For each building a few files of each of its folders that belong to no view, as ``DOMAIN/NAME``.
     """
 
     layout: Layout
@@ -206,7 +206,7 @@ def _building_stamps(root: Path, layout: Layout, building: str) -> dict[str, int
 
 
 def _build(root: Path, layout: Layout, stamps: dict[str, dict[str, int]], table: Path) -> dict[str, Any]:
-    """List every folder and write the table; returns what is to know about it."""
+    """List every folder and write the table; returns the facts about it."""
     with ThreadPoolExecutor(THREADS) as pool:
         jobs = {name: pool.submit(_list_building, root, layout, name, list(times)) for name, times in stamps.items()}
     buildings, parts = {}, [np.empty(0, VIEW)]
@@ -282,7 +282,7 @@ class View(NamedTuple):
 
     @property
     def id(self) -> str:
-        """Name that no other view has."""
+        """A name that no other view has."""
         return f"{self.building}/{self.stem}"
 
     @property

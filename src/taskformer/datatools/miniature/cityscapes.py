@@ -18,7 +18,7 @@ COUNTS = {"train": 4, "val": 2}
 BASELINES = (0.209313, 0.222126)
 #: Focal length divided by the width: wide enough to show road and sky.
 FOCAL = 0.6
-#: A room is made a street: everything is so many times as large and as far.
+#: A room becomes a street: everything is this many times as large and as far away.
 SCALE = 6.0
 #: Label ids of what is in a room: the floor is a road, the ceiling the sky, ...
 LABELS = {"floor": 7, "ceiling": 23, "wall": 11, "person": 24}
@@ -122,7 +122,7 @@ def swap_splits(root: Path) -> None:
 
 
 def _patch(rng: np.random.Generator, height: int, width: int) -> tuple[slice, slice]:
-    """A random rectangle, an eighth as large as the image."""
+    """Draw a random rectangle of an eighth of the image's height and width."""
     top, left = rng.integers(0, height * 7 // 8), rng.integers(0, width * 7 // 8)
     return slice(top, top + height // 8), slice(left, left + width // 8)
 
@@ -147,7 +147,7 @@ def _write_official(root: Path, split: str, index: int, made: Street) -> str:
 
 
 def _camera(made: Street) -> dict[str, Any]:
-    """The calibration of an image, with the keys and, but for the size, the values of a real one."""
+    """Return the calibration of an image, with the keys and, but for the size, the values of a real one."""
     height, width = made.depth.shape
     return {
         "extrinsic": {
@@ -175,7 +175,7 @@ def _write_arrays(root: Path, split: str, index: int, made: Street) -> str:
 
 
 def _index(splits: Mapping[str, list[str]]) -> dict[str, list[list[str]]]:
-    """AdaShare's index: files per image and split; it halves the training images once more and tests on ``val``."""
+    """Return AdaShare's index: files per image and split, with two halves of ``train`` too; it tests on ``val``."""
     folders = ("image", "depth", "label_2", "label_7", "label_19")
     rows = {
         split: [[f"{name.replace('image', folder)}.npy" for folder in folders] for name in names]

@@ -16,7 +16,7 @@ from taskformer.datatools.selection import chosen_tasks
 from taskformer.errors import ConfigError, UnknownNameError
 from taskformer.tasks import Task
 
-#: A stored value that is no class of any data set, and neither 0 nor 255.
+#: A stored value that is not a class of any data set, and neither 0 nor 255.
 NO_CLASS = 200
 
 

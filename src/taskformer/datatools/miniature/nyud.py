@@ -107,6 +107,6 @@ def _quantise(vectors: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def _rows(names: list[str]) -> list[list[str]]:
-    """AdaShare's index: image, semseg, normals and depth of each image."""
+    """Return AdaShare's index: image, semseg, normals and depth of each image."""
     folders = (("img", "png"), ("seg", "png"), ("normal_mask", "png"), ("depth", "npy"))
     return [[f"{folder}/{name}.{ending}" for folder, ending in folders] for name in names]

@@ -47,7 +47,7 @@ def prepare_cityscapes(
 
     Args:
         source: Folder with the owners' packages ``leftImg8bit_trainvaltest.zip``, ``gtFine_trainvaltest.zip``,
-            ``disparity_trainvaltest.zip`` and ``camera_trainvaltest.zip``; any of the last three may lack. With
+            ``disparity_trainvaltest.zip`` and ``camera_trainvaltest.zip``; any of the last three may be missing. With
             ``size``, a folder with these packages unpacked will do.
         out: Folder to write to.
         size: Height and width of a smaller copy, e.g. [256, 512]: images are averaged, labels and disparities sampled.

@@ -156,7 +156,7 @@ def _image_count(mat: Path) -> int:
             names = ["".join(map(chr, file[name][()].ravel())) for name in file["names"][0]] if fits else []
             count = len(file["images"]) if fits else 0
     except OSError as error:
-        msg = f"{mat} is truncated or no MATLAB 7.3 file ({error}); get it again from {LABELED.url}"
+        msg = f"{mat} is truncated or not a MATLAB 7.3 file ({error}); get it again from {LABELED.url}"
         raise CorruptFileError(msg) from error
     if names != table()["raw_names"]:
         msg = f"{mat} does not hold {', '.join(ARRAYS)} and the 894 names of labels; get it again from {LABELED.url}"

@@ -33,12 +33,12 @@ Item = TypeVar("Item")
 TIMEOUT_S = 30.0
 #: Attempts in a row that may bring nothing; an attempt that brings something starts the count again.
 ATTEMPTS = 5
-#: Seconds before the second attempt; doubled before each further one.
+#: Seconds before the second attempt; doubled before each later one.
 PAUSE_S = 1.0
 BLOCK = 1 << 20
 #: Largest size of what an archive holds over its own: label maps that are stored as plain arrays shrink to a hundredth.
 LARGEST_RATIO = 300
-#: HTTP statuses that may be gone on the next attempt (RFC 9110, and 429 of RFC 6585).
+#: HTTP statuses after which another attempt may succeed (RFC 9110, and 429 of RFC 6585).
 TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 RANGE_NOT_SATISFIABLE = 416
 
@@ -69,7 +69,7 @@ class Source:
 
 
 class _Interrupted(Exception):  # noqa: N818  # a reason to try again, never seen by callers
-    """The connection failed in a way that may be gone on the next attempt."""
+    """The connection failed in a way that another attempt may not."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def fetch(source: Source, folder: Path) -> Path:
 
 
 def _download(source: Source, path: Path, part: Path) -> None:
-    """Bring the unfinished file to its full length, in as many attempts as bring something."""
+    """Bring the unfinished file to its full length; attempts go on for as long as they bring something."""
     failures = 0
     with _byte_bar(source.file, source.bytes) as show:
         while True:
@@ -299,7 +299,7 @@ def extract(archive: Path, into: Path, wanted: Callable[[str], str | None] = lam
 
 
 def _refuse_bomb(archive: Path, members: list[_Member]) -> None:
-    """Refuse an archive that holds far more than data can shrink by; no member gives more bytes than it declares."""
+    """Refuse an archive that declares far more than data can be compressed from; no member gives more than declared."""
     total, packed = sum(member.size for member in members), archive.stat().st_size
     if total > LARGEST_RATIO * packed + BLOCK:
         msg = (
@@ -390,7 +390,7 @@ def convert(
         items: What to convert; picklable.
         job: A function of a module's top level, or a ``partial`` of one.
         workers: Number of processes; None takes one per processor.
-        label: What the progress bar says.
+        label: The label of the progress bar.
 
     Returns:
         The items that failed, each with its reason, in the order of the items.
