@@ -71,6 +71,14 @@ class Pair:
 class EdgeEvaluation:
     """Scores of edge maps by the boundary benchmark.
 
+    One image, of whose 4 true edge pixels 2 are found by the 2 that are predicted: recall 1/2, precision 1.
+
+    >>> counts = {"files": [], **{name: [number] for name, number in zip(COUNTED, (2, 4, 2, 2), strict=True)}}
+    >>> settings = Settings(thresholds=[0.5], max_dist=0.0075, nms=True, thin_truth=False)
+    >>> found = EdgeEvaluation(summarise({"a": counts}, settings, expected=1))  # as `evaluate_edges` returns it
+    >>> found.report["ods_recall"], found.report["ods_precision"], round(found.report["ods"], 3)
+    (0.5, 1.0, 0.667)
+
     Attributes:
         report: ``ods``, ``ois`` and ``ap`` as fractions, their thresholds, recalls and precisions, the rows of all
             ``thresholds`` and ``images``, and the ``settings``.

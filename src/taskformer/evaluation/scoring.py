@@ -43,6 +43,14 @@ SPLITS = ("train", "val", "test")
 class Evaluation:
     """Scores of saved predictions.
 
+    >>> found = evaluate("runs/a", protocol="all")  # doctest: +SKIP
+    >>> found = Evaluation(
+    ...     data="nyud", split="test", images=654, unreadable=[], protocols={"standard": {"depth": {"rmse": 0.5}}},
+    ...     taken={"depth": "float32 of .npy, in m"}, tasks=build_tasks({"depth": {}}), notes=[],
+    ... )
+    >>> found.results["depth"]["rmse"], found.table().row_count
+    (0.5, 1)
+
     Attributes:
         data: Name of the data set.
         split: Its split.

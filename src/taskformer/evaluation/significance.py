@@ -72,6 +72,11 @@ class Difference:
 class Comparison:
     """Runs image by image, each with the first.
 
+    >>> row = Difference("B", "depth", "rmse", 2, 1.0, 1.5, 0.5, low=0.4, high=0.6, better="A")
+    >>> found = Comparison({"A": "runs/a", "B": "runs/b"}, "standard", 10_000, [row])  # as `compare` returns it
+    >>> found.runs[found.differences[0].better]
+    'runs/a'
+
     Attributes:
         runs: Folder of each run by its letter, the first is A.
         protocol: How all were scored.

@@ -128,6 +128,14 @@ class MultiQueryDecoder(nn.Module):
 class MQTransformerHead(MultiQueryDecoder):
     """Backbone features to one raw map per task.
 
+    Scale-aware queries on two of an encoder's four maps:
+
+    >>> import torch
+    >>> head = MQTransformerHead({"depth": 1}, [8, 16, 32, 64], [4, 8, 16, 32], embed_dim=32, scales=[8, 32])
+    >>> features = [torch.randn(1, 8 * 2**i, 16 // 2**i, 16 // 2**i) for i in range(4)]
+    >>> tuple(head(features, size=(64, 64))["depth"].shape)
+    (1, 1, 64, 64)
+
     Args:
         tasks: Task name to output channels. Task-specific parameters have a task axis in this order.
         channels: Channels of the backbone's feature maps.
@@ -149,15 +157,6 @@ class MQTransformerHead(MultiQueryDecoder):
     Raises:
         ConfigError: If a setting is impossible, a scale is not a stride of the backbone, or ``embed_dim`` does not
             divide by ``num_heads``.
-
-    Example:
-        Scale-aware queries on the four maps of an encoder:
-
-        >>> import torch
-        >>> head = MQTransformerHead({"depth": 1}, [8, 16, 32, 64], [4, 8, 16, 32], embed_dim=32, scales=[8, 32])
-        >>> features = [torch.randn(1, 8 * 2**i, 16 // 2**i, 16 // 2**i) for i in range(4)]
-        >>> head(features, size=(64, 64))["depth"].shape
-        torch.Size([1, 1, 64, 64])
     """
 
     project: nn.ModuleList

@@ -16,6 +16,9 @@ Costs = Callable[[Architecture], dict[str, float]]
 class LatencyOptions:
     """What latency is measured of, where an objective or a constraint needs it.
 
+    >>> LatencyOptions(batch_size=8, size=(480, 640))  # eight images of 480x640 pixels where the search runs
+    LatencyOptions(device=None, batch_size=8, size=(480, 640))
+
     Args:
         device: ``cpu``, ``cuda``, ...; null: where the search runs.
         batch_size: Images at a time.

@@ -25,6 +25,11 @@ COSTS = ("params", "macs", "latency")
 class Candidate:
     """An evaluated network.
 
+    >>> small = Candidate(Architecture(64, 1, (2.0,), (1,)), {"delta_m": -3.0, "params": 1e6})
+    >>> large = Candidate(Architecture(128, 1, (2.0,), (2,)), {"delta_m": 0.0, "params": 2e6})
+    >>> front([small, large], [Objective("delta_m", "maximize")]) == [large]
+    True
+
     Args:
         architecture: Which one.
         values: All that was measured, by name: ``"delta_m"`` (percent), each task's headline metric by the task's
@@ -85,6 +90,10 @@ class Constraint:
 @dataclass(frozen=True)
 class Constraints:
     """Lowest and highest value that a network may have; null: any.
+
+    >>> (limits,) = Constraints(params=(5e6, 7e6)).given()
+    >>> limits.admits({"params": 6e6}), limits.admits({"params": 8e6})
+    (True, False)
 
     Args:
         params: Parameters.

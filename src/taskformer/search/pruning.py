@@ -87,6 +87,8 @@ class Pruner(ABC):
 class DominatedPruner(Pruner):
     """Stops those that one of the best sub-networks, which costs no more, clearly beats on the images so far.
 
+    After the first of two batches the best is 2 ahead, four times what counts as clear: half of a standard deviation.
+
     >>> best = Finished(course=(3.0, 1.0), costs=(5e6,))
     >>> history = History((best, Finished(course=(0.0, 0.0), costs=(2e6,))), best=(best,))
     >>> DominatedPruner().prune([1.0], [6e6], history), DominatedPruner().prune([1.0], [4e6], history)

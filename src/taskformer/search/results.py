@@ -26,6 +26,18 @@ from taskformer.tasks import Task
 class SearchResult:
     """What a search has found.
 
+    >>> from taskformer.search.study import Key
+    >>> def record(slot, delta_m, params):
+    ...     candidate = Candidate(Architecture(64, 1, (2.0,), (slot + 1,)), {"delta_m": delta_m, "params": params})
+    ...     return Record(slot, Key("evolution", 0, slot), candidate, TrialState.COMPLETE, (delta_m,), "host:1", 0.0)
+    >>> objectives = [Objective("delta_m", "maximize"), Objective("params", "minimize")]
+    >>> records = [record(0, -3.0, 1e6), record(1, 0.0, 2e6), record(2, -1.0, 3e6)]
+    >>> found = SearchResult(Path("runs/a/search"), objectives, {}, records)
+    >>> [candidate.values["delta_m"] for candidate in found.front]  # the third is worse than the second, and larger
+    [0.0, -3.0]
+    >>> found.pick(params=1.5e6).candidate.values["params"]
+    1000000.0
+
     Args:
         folder: Folder of the study, with the files of :func:`write_results`.
         objectives: What was improved.
