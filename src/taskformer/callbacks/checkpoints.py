@@ -35,7 +35,7 @@ class Checkpoints(Checkpoint):
 
     Args:
         monitor: Logged value that decides which state is best, e.g. ``val/loss``, ``val/semseg/mIoU`` or
-            ``val/delta_m``. Whether more or less of it is better is known.
+            ``val/delta_m``. Whether higher or lower is better is known.
         every_n_train_steps: Write the last state also within epochs, every so many optimizer steps; 0: only at their
             ends.
 

@@ -20,7 +20,7 @@ from taskformer.tasks import Task
 from taskformer.tasks.improvement import improvements
 
 #: What makes a sub-network of a supernet, where there is no backbone with a name. How tasks share it is left out: a
-#: single task has nobody to share with.
+#: single task has no other to share with.
 SUBNET_SETTINGS = ("space", "embed_dims", "depths", "mlp_ratios", "num_heads", "head_dim", "patch_size")
 
 Facts = dict[str, Any]

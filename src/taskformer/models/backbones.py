@@ -50,10 +50,10 @@ class Backbone(nn.Module):
     Attributes:
         channels: Channels of each feature map.
         strides: Stride of each feature map, ascending.
-        step: What height and width must be multiples of: the largest stride, or a few times it (MaxViT's windows).
+        step: What height and width must be multiples of: the largest stride, or a multiple of it (MaxViT's windows).
 
     Raises:
-        ConfigError: If the model cannot encode images of any size, or has no stochastic depth but shall have some.
+        ConfigError: If the model cannot encode images of any size, or has no stochastic depth although a rate is given.
         UnknownNameError: If timm has no such model.
         WeightsError: If the weights cannot be found or do not fit.
     """

@@ -1,4 +1,4 @@
-"""Decoders: an encoder's feature maps in, one task's map out. Of an encoder they know channels and strides only.
+"""Decoders: an encoder's feature maps in, one task's map out. They know an encoder by channels and strides only.
 
     >>> import torch
     >>> head = build_head("dpt", {"semseg": 40, "depth": 1}, channels=[24, 48], strides=[8, 16], embed_dim=16)
@@ -321,7 +321,7 @@ def find_decoder(name: str) -> type[nn.Module]:
         msg = f"cannot import the decoder {name!r}: {error}; give one of {known}, or package.module.Class"
         raise ConfigError(msg) from error
     if not (isinstance(decoder, type) and issubclass(decoder, nn.Module)):
-        msg = f"a decoder is a class of torch modules, {name!r} is {decoder!r}"
+        msg = f"a decoder is a subclass of torch.nn.Module, {name!r} is {decoder!r}"
         raise ConfigError(msg)
     return decoder
 
@@ -342,7 +342,7 @@ def build_head(
         channels: Channels of the maps.
         strides: Their strides.
         embed_dim: Channels inside; None: the decoder's default.
-        head_dim: Channels before each task's last layer, for decoders that have such; None: the decoder's default.
+        head_dim: Channels before each task's last layer, for decoders that have it; None: the decoder's default.
 
     Raises:
         UnknownNameError: If there is no such decoder.
@@ -362,12 +362,12 @@ def build_head(
 
 
 def projection(channels: int, width: int, conv: type[nn.Conv2d] = nn.Conv2d) -> nn.Sequential:
-    """Bring a map to ``width`` channels of one scale, however many channels were summed up for them."""
+    """Bring a map to ``width`` channels of one scale, however many channels each is a sum of."""
     return nn.Sequential(conv(channels, width, kernel_size=1), _norm(width))
 
 
 def _resampling(width: int, doublings: int) -> nn.Module:
-    """Build the layer that doubles the resolution so many times; once less than 0 halves it."""
+    """Build the layer that doubles the resolution that many times; -1 halves it."""
     if doublings < 0:
         return nn.Conv2d(width, width, kernel_size=3, stride=2, padding=1)
     factor = 2**doublings

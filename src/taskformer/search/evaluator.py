@@ -62,7 +62,7 @@ class _Memory:
         self._tokens: dict[Passed, Tensor] = {}
 
     def runner(self, streams: Sequence[tuple[Passed, ...]], needed: Collection[Passed]) -> Run:
-        """Return what runs a sub-network's units, those only that have not run before.
+        """Return a function that runs a sub-network's units, only those that have not run before.
 
         Args:
             streams: What its streams have passed after the stem and after each unit.

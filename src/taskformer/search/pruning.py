@@ -95,7 +95,7 @@ class DominatedPruner(Pruner):
     (True, False)
 
     Args:
-        margin: What is clear: by how many standard deviations of what the remaining images can still change.
+        margin: How much is clear, in standard deviations of what the remaining images can still change.
 
     Raises:
         ConfigError: If the margin is negative.
@@ -117,7 +117,7 @@ class DominatedPruner(Pruner):
 
 
 class NopPruner(Pruner):
-    """Never stops any.
+    """Never stops a sub-network.
 
     >>> NopPruner().prune([-100.0], [], History((Finished((0.0,)),), ()))
     False

@@ -178,7 +178,7 @@ def pick(records: Sequence[Record], objectives: Sequence[Objective], limits: Map
         limits: Largest values by name, any of :data:`~taskformer.search.objectives.COSTS`.
 
     Raises:
-        ConfigError: If no evaluated network is inside the limits, or a cost was not measured.
+        ConfigError: If no evaluated network keeps the limits, or a cost was not measured.
     """
     complete = [record for record in records if record.state == TrialState.COMPLETE]
     for name in limits:
@@ -208,7 +208,7 @@ def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _nothing_fits(records: Sequence[Record], limits: Mapping[str, float]) -> str:
-    """Explain why no network is inside the limits."""
+    """Explain why no network keeps the limits."""
     if not records:
         return "no network has been evaluated completely yet"
     least = {name: min(record.candidate.values[name] for record in records) for name in limits}
