@@ -63,6 +63,10 @@ def register_decoder(name: str) -> Callable[[DecoderClass], DecoderClass]:
 class TaskDecoder(nn.Module, ABC):
     """One task's own decoder: maps in, its map out, at whatever resolution the decoder ends with.
 
+    >>> decoder = LinearDecoder(channels=[24, 48], strides=[8, 16], outputs=40)  # the simplest one
+    >>> tuple(decoder([torch.zeros(2, 24, 8, 12), torch.zeros(2, 48, 4, 6)]).shape)
+    (2, 40, 4, 6)
+
     A subclass is built from the maps' ``channels`` and ``strides``, the task's ``outputs`` and its own settings, whose
     usual name for the channels inside is ``width``. To work in the supernet too, it takes ``conv``, the class of the
     convolutions that read the maps.
