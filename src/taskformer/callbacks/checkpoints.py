@@ -36,7 +36,7 @@ class Checkpoints(Checkpoint):
     Args:
         monitor: Logged value that decides which state is best, e.g. ``val/loss``, ``val/semseg/mIoU`` or
             ``val/delta_m``. Whether higher or lower is better is known.
-        every_n_train_steps: Write the last state also within epochs, every so many optimizer steps; 0: only at their
+        every_n_train_steps: Write the last state within epochs too, once in this many optimizer steps; 0: only at their
             ends.
 
     Raises:

@@ -48,7 +48,7 @@ class Losses(NamedTuple):
 
 
 class Stopping(Callback):
-    """End a training in order: all processes, one status, and a checkpoint to go on from.
+    """End a training in good order: all processes, one status, and a checkpoint to go on from.
 
     >>> trainer = Trainer(callbacks=[Checkpoints(), Stopping()], accelerator="cpu", logger=False)
 

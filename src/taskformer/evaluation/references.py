@@ -32,7 +32,7 @@ class Reference:
 
     Attributes:
         value: The headline metric, the mean over the seeds.
-        spread: Its standard deviation over the seeds; None of one.
+        spread: Its standard deviation over the seeds; None where there is one.
         seeds: How many there are.
     """
 
@@ -231,7 +231,7 @@ def _backbone(settings: Mapping[str, Any]) -> str:
 
 
 def _matching(source: Path, facts: Facts) -> tuple[Path, dict[str, Any]]:
-    """Find the one entry with these facts. One that cannot be read is only told of where no other fits."""
+    """Find the one entry with these facts. One that cannot be read is only reported where no other fits."""
     files = [source] if source.is_file() else sorted(source.glob("*.json"))
     if not files:
         msg = f"{source} holds no single-task results; `taskformer baselines` makes them"

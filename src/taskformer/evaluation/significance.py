@@ -263,7 +263,7 @@ def _difference(
 def _require_alike(a: ScoredRun, b: ScoredRun) -> None:
     """Refuse runs that were scored in other ways or on other images."""
     if a.protocol != b.protocol:
-        msg = f"{a.folder} was scored by the protocol {a.protocol} and {b.folder} by {b.protocol}; test them alike"
+        msg = f"{a.folder} was scored by the protocol {a.protocol} and {b.folder} by {b.protocol}; test both by one"
         raise ConfigError(msg)
     if a.data != b.data:
         msg = f"{a.folder} was tested on {a.data} and {b.folder} on {b.data}; test both on the same images"

@@ -222,6 +222,6 @@ class Evaluator:
             yield self.supernet(batch.image, architecture, memory.runner(own, needed))
 
     def _order(self, architecture: Architecture) -> tuple[Any, ...]:
-        """Return what sorts sub-networks so that those that begin alike are neighbours."""
+        """Return the sort key that makes neighbours of sub-networks that begin alike."""
         units = zip(architecture.unit_widths, architecture.rows(len(self.supernet.tasks)), strict=True)
         return architecture.embed_dim, tuple(units), architecture.decoder

@@ -44,7 +44,7 @@ class History:
     def deviations(self) -> tuple[float, ...]:
         """By number of batches, the standard deviation of what the remaining images changed in delta_m.
 
-        What early images do to all sub-networks alike does not count, only how unlike they do it. NaN of a single one.
+        A change that all sub-networks have in common does not count. NaN where there is a single one.
         """
         deltas = torch.tensor([one.course for one in self.finished], dtype=torch.float64)  # (sub-networks, batches)
         changes = deltas - deltas[:, -1:]

@@ -161,7 +161,7 @@ def supernet_of(model: MultiTaskModule) -> Supernet:
     """Return a model's supernet, ready to evaluate.
 
     Raises:
-        ConfigError: If the model is no supernet.
+        ConfigError: If the model is not a supernet.
     """
     if not isinstance(model.network, Supernet):
         msg = f"only an AutoTaskFormer without an architecture of its own can be searched, got {type(model).__name__}"
