@@ -28,7 +28,7 @@ COMMANDS = {
     "predict": ("predict", "maps and pictures for your own photographs"),
     "evaluate": ("evaluate", "score saved predictions, ours or other people's, under any protocol"),
     "compare": ("compare", "is one run better than another, or was it chance: paired bootstrap intervals"),
-    "baselines": ("baselines", "train the single-task runs that delta_m needs"),
+    "baselines": ("baselines", "train the single-task references that delta_m needs"),
     "data": ("data", "prepare, verify, preview, count, shard and imitate data sets"),
 }
 
@@ -62,7 +62,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _run(argv: list[str]) -> None:
-    """Import what is of the user, then run the command."""
+    """Import the user's modules, then run the command."""
     modules, argv = take_imports(argv)
     if not argv or argv[0] in ("-h", "--help"):
         sys.stdout.write(overview())
@@ -120,8 +120,8 @@ def import_module_of_user(name: str) -> None:
         inside = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
         where = f", {inside[-1].filename}:{inside[-1].lineno}" if len(inside) > 1 else ""
         msg = (
-            f"cannot import the module {name!r}: {type(error).__name__}: {error}{where}; it is to be on Python's path "
-            "or in the current folder, and named as Python does, e.g. mypackage.mytasks"
+            f"cannot import the module {name!r}: {type(error).__name__}: {error}{where}; it must be on Python's path "
+            "or in the current folder, and named as in an import, e.g. mypackage.mytasks"
         )
         raise ConfigError(msg) from error
 
@@ -138,7 +138,7 @@ def overview() -> str:
             *commands,
             "",
             "taskformer COMMAND --help            explains a command",
-            "taskformer COMMAND --import MODULE   first imports a file of yours that has tasks, data sets, models, ...",
+            "taskformer COMMAND --import MODULE   first imports your module of tasks, data sets, models, ...",
             "taskformer fit --model.help NAME     explains a model's settings, e.g. MQTransformer or Baseline",
             "taskformer fit --data.help NAME      explains a data set's settings, e.g. RoomsDataModule",
             "",

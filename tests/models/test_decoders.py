@@ -251,7 +251,7 @@ def test_a_decoder_of_ones_own_that_takes_conv_works_in_the_supernet():
         ),
         ("my_decoders.Deep", {}, ConfigError, "cannot import the decoder 'my_decoders.Deep'.* give one of aspp"),
         ("nowhere.Deep", {}, ConfigError, "No module named 'nowhere'"),
-        ("my_decoders.not_a_decoder", {}, ConfigError, "class of torch modules, 'my_decoders.not_a_decoder' is 3"),
+        ("my_decoders.not_a_decoder", {}, ConfigError, "subclass of torch.nn.Module, 'my_decoders.not_a_decoder' is 3"),
         ("linear", {"embed_dim": 8}, ConfigError, "the decoder 'linear' has no embed_dim, got 8; leave it out"),
         ("dpt", {"head_dim": 8}, ConfigError, "the decoder 'dpt' has no head_dim, got 8"),
         ("pup", {"embed_dim": 0}, ConfigError, r"width must be in \[1, inf\), got 0"),

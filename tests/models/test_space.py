@@ -308,7 +308,7 @@ def test_networks_of_different_depth_are_not_crossed():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_heads": [6]}, "depth 13 needs as many values of mlp_ratio and of num_heads, got 13 and 1"),
+        ({"num_heads": [6]}, "depth 13 needs 13 values of mlp_ratio and of num_heads, got 13 and 1"),
         ({"embed_dim": 0}, "integers above 0"),
         ({"embed_dim": 1.5}, "integers above 0"),
         ({"mlp_ratio": [0.0] * 13}, "at least one hidden channel"),
@@ -328,7 +328,7 @@ def test_impossible_architectures_are_refused(change, message):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "no valid JSON"), ("[1]", "got list"), ('{"depth": 1}', "lacks embed_dim, mlp_ratio")]
+    ("text", "message"), [("{", "not valid JSON"), ("[1]", "got list"), ('{"depth": 1}', "lacks embed_dim, mlp_ratio")]
 )
 def test_broken_json_is_named(text, message):
     with pytest.raises(ConfigError, match=message):

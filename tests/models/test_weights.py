@@ -46,7 +46,7 @@ def file(tmp_path):
 
 def test_a_users_file_is_loaded_and_its_classifier_is_said_to_be_left_out(source, file):
     path = file({"state_dict": {f"module.{key}": value for key, value in source.state_dict().items()}})
-    with pytest.warns(UserWarning, match=r"fill 100 of the 100 tensors of 'resnet18'; beside it: fc.weight, fc.bias$"):
+    with pytest.warns(UserWarning, match=r"fill 100 of the 100 tensors of 'resnet18'; outside it: fc.weight, fc.bias$"):
         backbone = Backbone("resnet18", path)
     torch.testing.assert_close(backbone.encoder.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
 
@@ -62,7 +62,7 @@ def test_a_checkpoint_of_a_whole_network_gives_its_encoder(file):
     network = DenseNetwork(Backbone("vit_tiny_patch16_224"), partial(BaselineHead, {"depth": 1}))
     path = file({"state_dict": {f"network.{key}": value for key, value in network.state_dict().items()}})
     with pytest.warns(
-        UserWarning, match=r"fill 150 of the 150 .*; beside it: network\.backbone\.pyramid.* and \d+ more$"
+        UserWarning, match=r"fill 150 of the 150 .*; outside it: network\.backbone\.pyramid.* and \d+ more$"
     ):
         backbone = Backbone("vit_tiny_patch16_224", path)
     torch.testing.assert_close(backbone.encoder.state_dict(), network.backbone.encoder.state_dict())
@@ -77,7 +77,7 @@ def test_gaps_and_misfits_are_reported(source, file):
     report = (
         "fill 97 of the 100 tensors of 'resnet18'; missing: layer1.0.conv1.weight; of another shape or type: "
         "bn1.weight (64,) int8 for (64,) float32, layer1.0.bn1.bias (63,) float32 for (64,) float32; "
-        "not of this model: layer1.0.bn9.bias; beside it: fc.weight, fc.bias"
+        "not of this model: layer1.0.bn9.bias; outside it: fc.weight, fc.bias"
     )
     with pytest.warns(UserWarning, match=re.escape(report)):
         Backbone("resnet18", file(state))
@@ -94,7 +94,7 @@ def test_a_file_of_another_model_is_refused(other, file):
 
 def test_a_prefix_does_not_make_half_a_file_the_whole(source, file):
     halves = {f"module.{key}" if "layer4" in key else key: value for key, value in source.state_dict().items()}
-    with pytest.raises(WeightsError, match=r"fill 75 of the 100 .*missing: layer4\.0.*; beside it: .*module\.layer4"):
+    with pytest.raises(WeightsError, match=r"fill 75 of the 100 .*missing: layer4\.0.*; outside it: .*module\.layer4"):
         Backbone("resnet18", file(halves))
 
 

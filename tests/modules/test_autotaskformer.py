@@ -341,7 +341,7 @@ def test_autoformers_space_may_choose_the_decoder_too():
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"space": toy_space(num_queries=[2, 4])}, ConfigError, "chosen for the head 'query'"),
+        ({"space": toy_space(num_queries=[2, 4])}, ConfigError, "sizes of the head 'query'"),
         (QUERY | {"head": Head("query", 8)}, ConfigError, "weights hold width=8, an architecture needs 16"),
         ({"space": toy_space(preset="tiny")}, ConfigError, "the space 'tiny' has its own embed_dims, depths"),
         ({"space": toy_space(num_heads=None)}, ConfigError, r"the custom space needs space\.num_heads"),

@@ -1,4 +1,4 @@
-"""The hyper-volume against counting cells, and its curves by hand."""
+"""The hypervolume against counting cells, and its curves by hand."""
 
 from itertools import product
 from random import Random

@@ -35,8 +35,8 @@ class Checkpoints(Checkpoint):
 
     Args:
         monitor: Logged value that decides which state is best, e.g. ``val/loss``, ``val/semseg/mIoU`` or
-            ``val/delta_m``. Whether more or less of it is better is known.
-        every_n_train_steps: Write the last state also within epochs, every so many optimizer steps; 0: only at their
+            ``val/delta_m``. Whether higher or lower is better is known.
+        every_n_train_steps: Write the last state within epochs too, once in this many optimizer steps; 0: only at their
             ends.
 
     Raises:
@@ -161,6 +161,13 @@ def has_finite_weights(module: LightningModule) -> bool:
 
 class WholeCheckpoints(TorchCheckpointIO):
     """Lightning's reading and writing of checkpoints, whole or not at all.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> content = {"taskformer_class": "taskformer.modules.baseline.Baseline", "global_step": 7}
+    >>> with TemporaryDirectory() as folder:
+    ...     WholeCheckpoints().save_checkpoint(content, f"{folder}/last.ckpt")
+    ...     WholeCheckpoints().load_checkpoint(f"{folder}/last.ckpt")["global_step"]
+    7
 
     A checkpoint is written beside its place and renamed, so that a full disk or a killed process leaves the one before.
     What is read is compared with its checksums and loaded as tensors and plain values only.

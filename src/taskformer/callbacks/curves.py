@@ -13,6 +13,18 @@ from taskformer.files import replacing
 class Curves(CSVLogger):
     """Lightning's CSV logger, which writes every row at once and keeps what was written before.
 
+    A training is killed after its third step and goes on from its second:
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     for first_step, losses in ((0, [0.5, 0.4, 0.3]), (2, [0.3, 0.2])):
+    ...         curves = Curves(Path(folder), "fit", first_step)
+    ...         for step, loss in enumerate(losses, start=first_step):
+    ...             curves.log_metrics({"loss": loss}, step)
+    ...             curves.save()
+    ...     [row["loss"] for row in _read(Path(folder, "fit", "metrics.csv"))]
+    ['0.5', '0.4', '0.3', '0.2']
+
     Args:
         folder: Folder of the logs.
         version: Folder in it, e.g. ``"fit"``.

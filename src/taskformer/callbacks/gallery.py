@@ -20,7 +20,7 @@ class Gallery(Callback):
 
     Args:
         images: How many images, spread evenly over the split.
-        every_n_epochs: Draw the validation images every so many epochs, 0: never; the test images are always drawn.
+        every_n_epochs: Draw the validation images once in this many epochs, 0: never; the test images are always drawn.
         width: Width in pixels at which each picture is drawn.
     """
 

@@ -32,7 +32,7 @@ class ResultsTable(Callback):
             ``taskformer compare``.
         edge_benchmark: Whether ``test`` scores edges by odsF, oisF and AP. Matching takes a fifth of a second per image
             of 160x128 and several seconds per image of 560x425; ``taskformer evaluate`` does it later in parallel.
-        baselines: Folder of single-task results, or one file of it; ``test`` and ``validate`` print delta_m against
+        baselines: Folder of single-task references, or one file of it; ``test`` and ``validate`` print delta_m against
             those that belong to the run, and ``fit`` logs it as ``val/delta_m``.
     """
 

@@ -20,6 +20,10 @@ OF_CALLS = ("ckpt_path", "weights_only", "verbose", "resume", "ckpt")
 class RunFolder(SaveConfigCallback):
     """Write ``config.yaml`` and ``environment.json`` into the run folder when training or evaluation starts.
 
+    >>> parser = LightningArgumentParser()
+    >>> callback = RunFolder(parser, parser.parse_args([]))  # as LightningCLI does with its ``save_config_callback``
+    >>> trainer = Trainer(callbacks=[callback], accelerator="cpu", logger=False)
+
     Lightning's own callback writes to the logger's folder, which different wandb runs share.
     """
 

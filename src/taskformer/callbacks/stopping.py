@@ -48,7 +48,7 @@ class Losses(NamedTuple):
 
 
 class Stopping(Callback):
-    """End a training in order: all processes, one status, and a checkpoint to go on from.
+    """End a training in good order: all processes, one status, and a checkpoint to go on from.
 
     >>> trainer = Trainer(callbacks=[Checkpoints(), Stopping()], accelerator="cpu", logger=False)
 
@@ -58,13 +58,13 @@ class Stopping(Callback):
     the job back into the queue.
 
     A loss or a weight that is not finite ends it with the tasks and images named. The losses are looked at in every
-    batch on a CPU or with several processes, which wait for each other anyhow, and else whenever they are logged,
+    batch on a CPU or with several processes, which wait for each other anyway, and otherwise whenever they are logged,
     because to look is to wait for the device. With a gradient scaler (``16-mixed``) steps that overflow are skipped.
 
     When one of the processes that Lightning started dies, the others end too.
 
     Args:
-        max_skipped_steps: Steps that the gradient scaler of ``16-mixed`` may skip one after the other.
+        max_skipped_steps: Steps that the gradient scaler of ``16-mixed`` may skip in a row.
     """
 
     def __init__(self, max_skipped_steps: int = 50) -> None:
@@ -138,7 +138,7 @@ class Stopping(Callback):
             raise TrainingStoppedError(_sentence(trainer, reason))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """See to it that all processes end, and that the one whose error is the cause has the word."""
+        """See to it that all processes end, and that the one whose error is the cause reports it."""
         watch = self._watch_others(trainer)
         if watch is None:
             return

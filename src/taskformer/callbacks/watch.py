@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class Watch(threading.Thread):
-    """Ends this process when one that trains with it has died: it would wait for it, without end on a GPU.
+    """Ends this process when one that trains with it has died: it would wait for the dead one, on a GPU without end.
 
     Takes the place of Lightning's own watch, which ends everything without a word, also while all are ending in order.
 
@@ -35,7 +35,7 @@ class Watch(threading.Thread):
                 self._look_at_others()
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop looking."""
         self._stopped.set()
 
     def end_others(self) -> None:

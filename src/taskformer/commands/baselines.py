@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
                         "by default only --seed_everything")  # fmt: skip
     options, flags = parser.parse_known_args(argv[1:])
     if options.seeds and (min(options.seeds) < 0 or len(set(options.seeds)) < len(options.seeds)):
-        msg = f"--seeds are different whole numbers from 0 on, got {options.seeds}"
+        msg = f"--seeds must be different whole numbers, 0 or above, got {options.seeds}"
         raise ConfigError(msg)
     entry = make_entry(make_plan(flags, options.seeds))
     path = options.out or Path("configs") / "baselines" / f"{entry_name(entry['facts'])}.json"

@@ -66,7 +66,7 @@ def _miniature(args: list[str]) -> None:
 
 def _verify(args: list[str]) -> None:
     parser = _data_parser("verify", "Check a data set: counts, splits, and every file opened. Status 1 if it is wrong.")
-    parser.add_argument("--sample", type=int | None, help="Open only so many images of each split, spread evenly.")
+    parser.add_argument("--sample", type=int | None, help="Open only this many images of each split, spread evenly.")
     parser.add_argument("--partial", action="store_true", help="Accept fewer images and splits than published.")
     _add_common(parser)
     options = parser.parse_args(args)
@@ -85,7 +85,7 @@ def _verify(args: list[str]) -> None:
 def _stats(args: list[str]) -> None:
     parser = _data_parser("stats", "Count classes, values and labelled pixels of a split.")
     parser.add_argument("--split", type=str, default="train", help="The split.")
-    parser.add_argument("--sample", type=int | None, help="Look only at so many images, spread evenly.")
+    parser.add_argument("--sample", type=int | None, help="Look at only this many images, spread evenly.")
     _add_common(parser)
     options = parser.parse_args(args)
     module, tasks = open_data(options)

@@ -1,4 +1,4 @@
-"""Whether this machine can run what the trainer is asked for, told before any process is started."""
+"""Whether this machine can run what the trainer is asked for, checked before any process is started."""
 
 import os
 from typing import Any

@@ -1,7 +1,4 @@
-"""``taskformer evaluate``: score predictions that lie in files, ours or other people's, under any protocol.
-
-``taskformer evaluate edges --help`` explains the boundary benchmark, which needs no data set.
-"""
+"""``taskformer evaluate``: score predictions that lie in files, ours or other people's, under any protocol."""
 
 from pathlib import Path
 
@@ -13,6 +10,11 @@ from taskformer.files import write_json
 from taskformer.parsing import Parser
 from taskformer.tasks import PROTOCOLS
 
+DESCRIPTION = (
+    "Score predictions that lie in files, ours or other people's, under any protocol. `taskformer evaluate edges "
+    "--help` explains the boundary benchmark, which needs no data set."
+)
+
 
 def main(argv: list[str]) -> None:
     """Score files of predictions, and print the table."""
@@ -21,7 +23,7 @@ def main(argv: list[str]) -> None:
 
         evaluate_edges.main(argv[1:])
         return
-    parser = Parser(prog="taskformer evaluate", description=__doc__)
+    parser = Parser(prog="taskformer evaluate", description=DESCRIPTION)
     parser.add_argument("predictions", type=str, help="Folder with a folder of files for each task, named by the "
                         "images' identifiers; or a run's folder that has them in predictions.")  # fmt: skip
     parser.add_argument("--data", type=str | None, help="Short name of the data set, e.g. nyud; by default the run's.")

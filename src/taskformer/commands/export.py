@@ -8,7 +8,8 @@ from taskformer.parsing import Parser
 
 def main(argv: list[str]) -> None:
     """Parse the command line and export."""
-    parser = Parser(prog="taskformer export", description=__doc__)
+    description = "Write a trained network, or one sub-network of a supernet, as an ONNX file."
+    parser = Parser(prog="taskformer export", description=description)
     parser.add_argument("model", type=str, help="Run folder (e.g. runs/demo) or checkpoint file.")
     parser.add_argument("--out", type=str, default="model.onnx", help="File to write.")
     parser.add_argument("--architecture", type=str | None, help="Of a supernet: JSON file of the sub-network; by "

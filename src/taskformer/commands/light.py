@@ -11,7 +11,7 @@ OPTIONAL = ("matplotlib", "scipy", "torchvision")
 
 
 def import_lightning() -> None:
-    """Import LightningCLI as where :data:`OPTIONAL` is not installed; only for processes that end with a help text."""
+    """Import LightningCLI as if :data:`OPTIONAL` were not installed; only for processes that end with a help text."""
     with without(*OPTIONAL):
         importlib.import_module("lightning.pytorch.cli")
 

@@ -1,4 +1,4 @@
-"""Lightning's loop over epochs, mended where it would make a training that goes on another one."""
+"""Lightning's loop over epochs, corrected where a training that goes on would become another one."""
 
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.loop import _Loop

@@ -20,10 +20,14 @@ def main(argv: list[str]) -> None:
         "the file that `taskformer fit --model.architecture` takes. Nothing is searched.",
     )
     parser.add_argument("run", type=str, help="Run folder of the supernet.")
-    parser.add_argument("--params", type=float | None, help="Most parameters.")
-    parser.add_argument("--macs", type=float | None, help="Most multiply-accumulates for one image.")
-    parser.add_argument("--latency", type=float | None, help="Most seconds for one batch, as the search measured it.")
-    parser.add_argument("--json", type=str | None, help="Also write all about the network to this JSON file.")
+    parser.add_argument("--params", type=float | None, help="Largest number of parameters.")
+    parser.add_argument("--macs", type=float | None, help="Largest number of multiply-accumulates for one image.")
+    parser.add_argument(
+        "--latency", type=float | None, help="Largest latency of one batch in seconds, as the search measured it."
+    )
+    parser.add_argument(
+        "--json", type=str | None, help="Also write all that is known of the network to this JSON file."
+    )
     parser.add_argument("--study", type=str, default="search", help="Name of the study.")
     parser.add_argument("--storage", type=str | None, help="Where the study is kept, if not in its folder.")
     options = parser.parse_args(argv[1:])

@@ -8,7 +8,8 @@ from taskformer.parsing import Parser
 
 def main(argv: list[str]) -> None:
     """Parse the command line and predict; status 1 if a photograph could not be read."""
-    parser = Parser(prog="taskformer predict", description=__doc__)
+    description = "Predict maps and pictures of every task for photographs."
+    parser = Parser(prog="taskformer predict", description=description)
     parser.add_argument("model", type=str, help="Run folder (e.g. runs/demo) or checkpoint file.")
     parser.add_argument("images", type=str, nargs="+", help="Image files, or folders of them.")
     parser.add_argument("--out", type=str, default="predictions", help="Folder to write to.")

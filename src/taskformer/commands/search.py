@@ -103,8 +103,8 @@ class SearchCLI(TaskformerCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the arguments of :func:`search`, and the names that some of them once had."""
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--ckpt_path", type=str | None, help="Checkpoint of the supernet; of a run that is given "
-                            "(`taskformer search runs/NAME`) by default its best one.")  # fmt: skip
+        parser.add_argument("--ckpt_path", type=str | None, help="Checkpoint of the supernet; by default the best "
+                            "one of the run that is given (`taskformer search runs/NAME`).")  # fmt: skip
         parser.add_function_arguments(search, skip=set(NO_FLAGS))
         parser.set_defaults({"pruner": {"class_path": type(DOMINATED).__name__, "init_args": vars(DOMINATED)}})
         parser.add_argument("--early_stop", type=bool | None, help=SUPPRESS)

@@ -122,7 +122,7 @@ class TaskformerCLI(LightningCLI):
         parser.add_argument("--json", type=str | None, help="Also write the results table to this JSON file.")
         parser.link_arguments("data", "model.init_args.tasks", compute_fn=_task_specs, apply_on="instantiate")
         parser.add_argument("--resume", type=str | None, help="fit: go on with this run, e.g. runs/demo, exactly "
-                            "where its last checkpoint is; other flags change its configuration.")  # fmt: skip
+                            "from its last checkpoint; other flags change its configuration.")  # fmt: skip
         parser.add_argument("--ckpt", type=str | None, help="test, validate: best, last, a file, or `initial` for the "
                             "weights that the model starts from.")  # fmt: skip
         parser.add_lightning_class_args(Checkpoints, "checkpoint")

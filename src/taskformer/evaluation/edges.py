@@ -33,7 +33,7 @@ from taskformer.metrics.boundaries import (
 )
 from taskformer.parallel import default_workers, run_jobs
 
-#: Seconds between savings of what has been scored.
+#: Seconds from one save of what has been scored to the next.
 SAVE_EVERY_S = 60.0
 
 
@@ -44,7 +44,7 @@ class Settings:
     Attributes:
         thresholds: Increasing, in (0, 1].
         max_dist: Tolerance as a fraction of the image diagonal.
-        nms: Whether predictions are first suppressed off the ridges.
+        nms: Whether predictions are first thinned by non-maximum suppression.
         thin_truth: Whether true edges are thinned first.
     """
 
@@ -70,6 +70,14 @@ class Pair:
 @dataclass(frozen=True)
 class EdgeEvaluation:
     """Scores of edge maps by the boundary benchmark.
+
+    One image, of whose 4 true edge pixels 2 are found by the 2 that are predicted: recall 1/2, precision 1.
+
+    >>> counts = {"files": [], **{name: [number] for name, number in zip(COUNTED, (2, 4, 2, 2), strict=True)}}
+    >>> settings = Settings(thresholds=[0.5], max_dist=0.0075, nms=True, thin_truth=False)
+    >>> found = EdgeEvaluation(summarise({"a": counts}, settings, expected=1))  # as `evaluate_edges` returns it
+    >>> found.report["ods_recall"], found.report["ods_precision"], round(found.report["ods"], 3)
+    (0.5, 1.0, 0.667)
 
     Attributes:
         report: ``ods``, ``ois`` and ``ap`` as fractions, their thresholds, recalls and precisions, the rows of all
@@ -115,7 +123,7 @@ def evaluate_edges(
             annotators; or with one array.
         thresholds: How many thresholds, spread evenly inside (0, 1), or a text file with one on each line.
         max_dist: Tolerance as a fraction of the image diagonal: 0.0075 for BSDS and PASCAL-Context, 0.011 for NYUD-v2.
-        nms: Whether predictions are first suppressed off the ridges; not if they are already.
+        nms: Whether predictions are first thinned by non-maximum suppression; not if they are already.
         thin_truth: Whether the true edges are thinned too.
         json: JSON file that keeps what every image scored: the same call again goes on where it was stopped, and scores
             only images whose files have changed.

@@ -92,7 +92,7 @@ def run_command(arguments: list[str]) -> None:
     """
     done = subprocess.run([sys.executable, "-m", "taskformer", *arguments], check=False)
     if done.returncode:
-        msg = f"`taskformer {' '.join(arguments)}` failed with status {done.returncode}; mend it and start again"
+        msg = f"`taskformer {' '.join(arguments)}` failed with status {done.returncode}; fix it and start again"
         raise TaskformerError(msg)
 
 

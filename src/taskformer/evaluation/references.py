@@ -20,7 +20,7 @@ from taskformer.tasks import Task
 from taskformer.tasks.improvement import improvements
 
 #: What makes a sub-network of a supernet, where there is no backbone with a name. How tasks share it is left out: a
-#: single task has nobody to share with.
+#: single task has no other to share with.
 SUBNET_SETTINGS = ("space", "embed_dims", "depths", "mlp_ratios", "num_heads", "head_dim", "patch_size")
 
 Facts = dict[str, Any]
@@ -32,7 +32,7 @@ class Reference:
 
     Attributes:
         value: The headline metric, the mean over the seeds.
-        spread: Its standard deviation over the seeds; None of one.
+        spread: Its standard deviation over the seeds; None where there is one.
         seeds: How many there are.
     """
 
@@ -231,7 +231,7 @@ def _backbone(settings: Mapping[str, Any]) -> str:
 
 
 def _matching(source: Path, facts: Facts) -> tuple[Path, dict[str, Any]]:
-    """Find the one entry with these facts. One that cannot be read is only told of where no other fits."""
+    """Find the one entry with these facts. One that cannot be read is only reported where no other fits."""
     files = [source] if source.is_file() else sorted(source.glob("*.json"))
     if not files:
         msg = f"{source} holds no single-task results; `taskformer baselines` makes them"

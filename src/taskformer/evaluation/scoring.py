@@ -43,6 +43,14 @@ SPLITS = ("train", "val", "test")
 class Evaluation:
     """Scores of saved predictions.
 
+    >>> found = evaluate("runs/a", protocol="all")  # doctest: +SKIP
+    >>> found = Evaluation(
+    ...     data="nyud", split="test", images=654, unreadable=[], protocols={"standard": {"depth": {"rmse": 0.5}}},
+    ...     taken={"depth": "float32 of .npy, in m"}, tasks=build_tasks({"depth": {}}), notes=[],
+    ... )
+    >>> found.results["depth"]["rmse"], found.table().row_count
+    (0.5, 1)
+
     Attributes:
         data: Name of the data set.
         split: Its split.
@@ -109,7 +117,7 @@ def evaluate(
             has them in ``predictions``.
         data: The data set: its short name, a YAML file with its options, a run folder, or a data module; by default
             that of the run in whose folder the predictions lie.
-        root: The data set's folder, where another one than by default.
+        root: The data set's folder, if it is not the default one.
         tasks: The tasks; by default all of the data set's that there are predictions for.
         protocol: How to score, one of :data:`taskformer.tasks.PROTOCOLS` or ``"all"``.
         split: The split that was predicted: ``"train"``, ``"val"`` or ``"test"``.

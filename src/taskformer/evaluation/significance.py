@@ -72,6 +72,11 @@ class Difference:
 class Comparison:
     """Runs image by image, each with the first.
 
+    >>> row = Difference("B", "depth", "rmse", 2, 1.0, 1.5, 0.5, low=0.4, high=0.6, better="A")
+    >>> found = Comparison({"A": "runs/a", "B": "runs/b"}, "standard", 10_000, [row])  # as `compare` returns it
+    >>> found.runs[found.differences[0].better]
+    'runs/a'
+
     Attributes:
         runs: Folder of each run by its letter, the first is A.
         protocol: How all were scored.
@@ -258,7 +263,7 @@ def _difference(
 def _require_alike(a: ScoredRun, b: ScoredRun) -> None:
     """Refuse runs that were scored in other ways or on other images."""
     if a.protocol != b.protocol:
-        msg = f"{a.folder} was scored by the protocol {a.protocol} and {b.folder} by {b.protocol}; test them alike"
+        msg = f"{a.folder} was scored by the protocol {a.protocol} and {b.folder} by {b.protocol}; test both by one"
         raise ConfigError(msg)
     if a.data != b.data:
         msg = f"{a.folder} was tested on {a.data} and {b.folder} on {b.data}; test both on the same images"

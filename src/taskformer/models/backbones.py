@@ -29,6 +29,13 @@ FINEST_STRIDE, MAX_LEVELS = 4, 4
 class Backbone(nn.Module):
     """A timm encoder: ``(B, 3, H, W)`` -> maps ``(B, channels[i], H/strides[i], W/strides[i])``.
 
+    >>> import torch
+    >>> backbone = Backbone("test_resnet")  # a tiny model of timm's, with random weights
+    >>> backbone.channels, backbone.strides
+    ([32, 48, 192, 96], [4, 8, 16, 32])
+    >>> [tuple(x.shape) for x in backbone(torch.zeros(1, 3, 64, 96))]
+    [(1, 32, 16, 24), (1, 48, 8, 12), (1, 192, 4, 6), (1, 96, 2, 3)]
+
     The image is ImageNet-normalised; it is brought to the normalisation that the weights were trained with. Height and
     width must be multiples of ``step`` (:class:`~taskformer.models.network.DenseNetwork` pads).
 
@@ -43,20 +50,12 @@ class Backbone(nn.Module):
     Attributes:
         channels: Channels of each feature map.
         strides: Stride of each feature map, ascending.
-        step: What height and width must be multiples of: the largest stride, or a few times it (MaxViT's windows).
+        step: What height and width must be multiples of: the largest stride, or a multiple of it (MaxViT's windows).
 
     Raises:
-        ConfigError: If the model cannot encode images of any size, or has no stochastic depth but shall have some.
+        ConfigError: If the model cannot encode images of any size, or has no stochastic depth although a rate is given.
         UnknownNameError: If timm has no such model.
-        WeightsError: If the weights cannot be had or do not fit.
-
-    Example:
-        >>> import torch
-        >>> backbone = Backbone("test_resnet")  # a tiny one of timm's, with random weights
-        >>> backbone.channels, backbone.strides
-        ([32, 48, 192, 96], [4, 8, 16, 32])
-        >>> [tuple(x.shape) for x in backbone(torch.zeros(1, 3, 64, 96))]
-        [(1, 32, 16, 24), (1, 48, 8, 12), (1, 192, 4, 6), (1, 96, 2, 3)]
+        WeightsError: If the weights cannot be found or do not fit.
     """
 
     def __init__(

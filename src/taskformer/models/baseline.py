@@ -14,6 +14,12 @@ from taskformer.models.layers import TaskPredictor, TaskProjection
 class BaselineHead(nn.Module):
     """Fused features, one 1x1 projection and one small predictor per task; no exchange between tasks.
 
+    >>> import torch
+    >>> head = BaselineHead({"semseg": 40, "depth": 1}, channels=[24, 48], strides=[8, 16], embed_dim=16)
+    >>> features = [torch.randn(2, 24, 8, 12), torch.randn(2, 48, 4, 6)]  # of images of 64 x 96 pixels
+    >>> {task: tuple(output.shape) for task, output in head(features, size=(64, 96)).items()}
+    {'semseg': (2, 40, 64, 96), 'depth': (2, 1, 64, 96)}
+
     With one task it is the single-task reference of delta_m, with several the plain multi-task baseline.
 
     Args:
@@ -25,13 +31,6 @@ class BaselineHead(nn.Module):
 
     Raises:
         ConfigError: If a width is below 1.
-
-    Example:
-        >>> import torch
-        >>> head = BaselineHead({"semseg": 40, "depth": 1}, channels=[24, 48], strides=[8, 16], embed_dim=16)
-        >>> features = [torch.randn(2, 24, 8, 12), torch.randn(2, 48, 4, 6)]  # of images of 64 x 96 pixels
-        >>> {task: tuple(output.shape) for task, output in head(features, size=(64, 96)).items()}
-        {'semseg': (2, 40, 64, 96), 'depth': (2, 1, 64, 96)}
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Decoders: an encoder's feature maps in, one task's map out. Of an encoder they know channels and strides only.
+"""Decoders: an encoder's feature maps in, one task's map out. They know an encoder by channels and strides only.
 
     >>> import torch
     >>> head = build_head("dpt", {"semseg": 40, "depth": 1}, channels=[24, 48], strides=[8, 16], embed_dim=16)
@@ -62,6 +62,10 @@ def register_decoder(name: str) -> Callable[[DecoderClass], DecoderClass]:
 
 class TaskDecoder(nn.Module, ABC):
     """One task's own decoder: maps in, its map out, at whatever resolution the decoder ends with.
+
+    >>> decoder = LinearDecoder(channels=[24, 48], strides=[8, 16], outputs=40)  # the simplest one
+    >>> tuple(decoder([torch.zeros(2, 24, 8, 12), torch.zeros(2, 48, 4, 6)]).shape)
+    (2, 40, 4, 6)
 
     A subclass is built from the maps' ``channels`` and ``strides``, the task's ``outputs`` and its own settings, whose
     usual name for the channels inside is ``width``. To work in the supernet too, it takes ``conv``, the class of the
@@ -321,7 +325,7 @@ def find_decoder(name: str) -> type[nn.Module]:
         msg = f"cannot import the decoder {name!r}: {error}; give one of {known}, or package.module.Class"
         raise ConfigError(msg) from error
     if not (isinstance(decoder, type) and issubclass(decoder, nn.Module)):
-        msg = f"a decoder is a class of torch modules, {name!r} is {decoder!r}"
+        msg = f"a decoder is a subclass of torch.nn.Module, {name!r} is {decoder!r}"
         raise ConfigError(msg)
     return decoder
 
@@ -342,7 +346,7 @@ def build_head(
         channels: Channels of the maps.
         strides: Their strides.
         embed_dim: Channels inside; None: the decoder's default.
-        head_dim: Channels before each task's last layer, for decoders that have such; None: the decoder's default.
+        head_dim: Channels before each task's last layer, for decoders that have it; None: the decoder's default.
 
     Raises:
         UnknownNameError: If there is no such decoder.
@@ -362,12 +366,12 @@ def build_head(
 
 
 def projection(channels: int, width: int, conv: type[nn.Conv2d] = nn.Conv2d) -> nn.Sequential:
-    """Bring a map to ``width`` channels of one scale, however many channels were summed up for them."""
+    """Bring a map to ``width`` channels of one scale, however many channels each is a sum of."""
     return nn.Sequential(conv(channels, width, kernel_size=1), _norm(width))
 
 
 def _resampling(width: int, doublings: int) -> nn.Module:
-    """Build the layer that doubles the resolution so many times; once less than 0 halves it."""
+    """Build the layer that doubles the resolution that many times; -1 halves it."""
     if doublings < 0:
         return nn.Conv2d(width, width, kernel_size=3, stride=2, padding=1)
     factor = 2**doublings

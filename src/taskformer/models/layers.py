@@ -131,7 +131,7 @@ class TaskPredictor(nn.Module):
 
 
 def stochastic_depth(rate: float) -> "DropPath":
-    """Build what leaves a residual branch out with a probability, for each sample of a batch by itself."""
+    """Build the layer that drops a residual branch at a rate, for each sample of a batch on its own."""
     from timm.layers.drop import DropPath  # with torchvision, which takes seconds to import
 
     return DropPath(rate)

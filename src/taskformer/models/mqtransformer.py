@@ -17,7 +17,7 @@ Reference:
     Xu, Li, Yuan, Yang, Zhang. Multi-Task Learning with Multi-Query Transformer for Dense Prediction. arXiv 2205.14354.
 
 The design follows the paper's two perspectives of cross-task attention (different tasks at one scale, different scales
-of one task). It leaves out two accidents of the released code: an attention in the decoder that runs over the images
+of one task). It leaves out two quirks of the released code: an attention in the decoder that runs over the images
 of the batch, and stochastic depth that drops one query for all of them. Here an image's output never depends on the
 batch it is in.
 """
@@ -128,6 +128,14 @@ class MultiQueryDecoder(nn.Module):
 class MQTransformerHead(MultiQueryDecoder):
     """Backbone features to one raw map per task.
 
+    Scale-aware queries on two of an encoder's four maps:
+
+    >>> import torch
+    >>> head = MQTransformerHead({"depth": 1}, [8, 16, 32, 64], [4, 8, 16, 32], embed_dim=32, scales=[8, 32])
+    >>> features = [torch.randn(1, 8 * 2**i, 16 // 2**i, 16 // 2**i) for i in range(4)]
+    >>> tuple(head(features, size=(64, 64))["depth"].shape)
+    (1, 1, 64, 64)
+
     Args:
         tasks: Task name to output channels. Task-specific parameters have a task axis in this order.
         channels: Channels of the backbone's feature maps.
@@ -147,17 +155,8 @@ class MQTransformerHead(MultiQueryDecoder):
         head_dim: Channels before each task's last layer.
 
     Raises:
-        ConfigError: If a setting is impossible, a scale is not a stride of the backbone, or ``embed_dim`` does not
-            divide by ``num_heads``.
-
-    Example:
-        Scale-aware queries on the four maps of an encoder:
-
-        >>> import torch
-        >>> head = MQTransformerHead({"depth": 1}, [8, 16, 32, 64], [4, 8, 16, 32], embed_dim=32, scales=[8, 32])
-        >>> features = [torch.randn(1, 8 * 2**i, 16 // 2**i, 16 // 2**i) for i in range(4)]
-        >>> head(features, size=(64, 64))["depth"].shape
-        torch.Size([1, 1, 64, 64])
+        ConfigError: If a setting is impossible, a scale is not a stride of the backbone, or ``embed_dim`` is not
+            a multiple of ``num_heads``.
     """
 
     project: nn.ModuleList
@@ -344,7 +343,7 @@ class MLP(nn.Sequential):
 
 
 def require_whole_heads(num_heads: int, **width: int) -> None:
-    """Refuse a width, given under its setting's name, that does not divide into attention heads.
+    """Refuse a width, given under its setting's name, that cannot be divided into attention heads.
 
     Raises:
         ConfigError: If it does not.

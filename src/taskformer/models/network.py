@@ -12,6 +12,14 @@ from taskformer.models.layers import enough_values, undecayed
 class DenseNetwork(nn.Module):
     """Image to one raw map per task at the image's own resolution, for any height and width.
 
+    >>> import torch
+    >>> from taskformer.models import BaselineHead
+    >>> def head(channels, strides):
+    ...     return BaselineHead({"depth": 1, "scene": 5}, channels, strides, embed_dim=16)
+    >>> network = DenseNetwork(Backbone("test_resnet"), head, image_tasks=["scene"]).eval()
+    >>> {task: tuple(output.shape) for task, output in network(torch.zeros(1, 3, 50, 70)).items()}
+    {'depth': (1, 1, 50, 70), 'scene': (1, 5)}
+
     Args:
         backbone: The encoder.
         head: Builds the head from the backbone's ``channels`` and ``strides``; the head maps

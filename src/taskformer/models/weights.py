@@ -1,4 +1,4 @@
-"""Weights for an encoder, from the bundled package or a user's file: all of them are used, or it is said what is not.
+"""Weights for an encoder, from the bundled package or a user's file; what is not used is reported.
 
 timm's own functions translate the files of other projects and resample positions and relative tables. A file that does
 not belong to the encoder is refused.
@@ -27,7 +27,7 @@ State = Mapping[str, Tensor]
 
 
 def load_weights(encoder: nn.Module, name: str, weights: str) -> None:
-    """Fill a timm model, warn of what is left out on either side, refuse a poor match.
+    """Fill a timm model, warn about what is left out on either side, refuse a poor match.
 
     Args:
         encoder: The model, as timm builds it: nothing pruned.
@@ -52,7 +52,7 @@ def load_weights(encoder: nn.Module, name: str, weights: str) -> None:
         "missing": sorted(own.keys() - state.keys()),
         "of another shape or type": misfits,
         "not of this model": inside,
-        "beside it": [key for key in unknown if key not in inside] + outside,
+        "outside it": [key for key in unknown if key not in inside] + outside,
     }
     report = f"weights {weights!r} fill {len(fitting)} of the {len(own)} tensors of {name!r}" + "".join(
         f"; {what}: {_some(keys)}" for what, keys in faults.items() if keys
@@ -70,7 +70,7 @@ def load_weights(encoder: nn.Module, name: str, weights: str) -> None:
 
 
 def _translated(file: State, encoder: nn.Module, name: str, weights: str) -> tuple[State, list[str]]:
-    """Find the encoder in a file: its tensors under timm's names, and the names of those beside it."""
+    """Find the encoder in a file: its tensors under timm's names, and the names of those outside it."""
     prefix = _prefix(file, encoder, weights)
     stripped = {key.removeprefix(prefix): value for key, value in file.items() if key.startswith(prefix)}
     outside = [key for key in file if not key.startswith(prefix)]
@@ -81,7 +81,7 @@ def _translated(file: State, encoder: nn.Module, name: str, weights: str) -> tup
 
 
 def _prefix(file: State, encoder: nn.Module, weights: str) -> str:
-    """Return what wrappers (DataParallel, a whole network) put before the most of the encoder's names."""
+    """Return the prefix that wrappers (DataParallel, a whole network) put before most of the encoder's names."""
     own = _counted(encoder.state_dict())
     counts: Counter[str] = Counter()
     for key in file:
@@ -104,7 +104,7 @@ def _by_timm(state: State, encoder: nn.Module, name: str) -> State:
     if translate is None:
         return state
     try:
-        with warnings.catch_warnings():  # torch about how timm resamples
+        with warnings.catch_warnings():  # torch's, about how timm resamples
             warnings.simplefilter("ignore")
             return _counted(translate(dict(state), encoder))
     except FAULTS:  # not a file that timm knows
@@ -157,7 +157,7 @@ def _read_safetensors(path: Path) -> State:
     except (SafetensorError, OSError, ValueError) as error:
         msg = (
             f"{path} ({path.stat().st_size} bytes) is damaged or no safetensors file ({error}); "
-            "get the file again, or give it the ending of what it is"
+            "get the file again, or give it the file extension of what it is"
         )
         raise WeightsError(msg) from error
 

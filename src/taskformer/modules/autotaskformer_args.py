@@ -51,9 +51,10 @@ class Space:
         num_heads: Choices of each layer's attention heads.
         head_dim: Channels of one attention head.
         sharing: What tasks may share in each layer's attention and MLP: everything (``"none"``), all tasks or none
-            (``"binary"``), any of ``copies`` (``"grouped"``), or the same without ever meeting again (``"tree"``).
+            (``"binary"``), any of ``copies`` (``"grouped"``), or the same where tasks that parted never meet again
+            (``"tree"``).
         copies: Stored copies of every unit for ``"grouped"`` and ``"tree"``.
-        num_queries: Choices of the query head's queries per task; None: nothing to choose, and so in the following.
+        num_queries: Choices of the query head's queries per task; None: nothing to choose; so for the next two.
         num_scales: Choices of its scales: how many of the transformer's taps it reads, from the last one on.
         decoder_widths: Choices of its width, multiples of an attention head's channels: of a fourth of the largest.
     """

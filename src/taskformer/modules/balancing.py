@@ -15,6 +15,14 @@ from torch import Tensor, distributed, nn
 class Balancing(nn.Module, ABC):
     """Make one loss of the tasks' losses.
 
+    Example: the largest loss alone, so that the task that is worst trains.
+
+    >>> class Largest(Balancing):
+    ...     def forward(self, losses):
+    ...         return torch.stack(list(losses.values())).max()
+    >>> Largest({"depth": 1.0, "normals": 10.0})({"depth": torch.tensor(2.0), "normals": torch.tensor(0.5)}).item()
+    2.0
+
     Every training batch calls it once, with one loss per task. Where several sub-networks train, this is the mean over
     what each has to learn, from labels and from a larger network. Losses of validation have the configured weights
     whatever the method, so that they stay comparable.

@@ -34,7 +34,7 @@ from taskformer.seeds import derive
 from taskformer.tasks import Stage, build_tasks
 from taskformer.tasks.improvement import improvements
 
-#: Arguments of constructors that are no plain values, or that follow from others, and so no hyper-parameters.
+#: Arguments of constructors that are not plain values, or follow from others, and thus are no hyper-parameters.
 BUILDERS = ("network", "build_head", "last_only", "balancing", "optimizer", "lr_scheduler")
 #: Largest ratio of the sides of what the network sees of a photograph.
 MAX_ASPECT = 16
@@ -71,7 +71,7 @@ class MultiTaskModule(Checkpointed):
 
     Raises:
         ConfigError: If a weight is negative.
-        UnknownNameError: If ``loss_weights`` names a task that there is not.
+        UnknownNameError: If ``loss_weights`` names a task that does not exist.
 
     Attributes:
         recipe_settings: Names of the hyper-parameters that belong to the training and not to the network, see
@@ -203,7 +203,7 @@ class MultiTaskModule(Checkpointed):
 
         Raises:
             InvalidImageError: If it is something else.
-            CorruptFileError: If it is a file that is no picture.
+            CorruptFileError: If it is a file that is not a picture.
             DatasetNotFoundError: If there is no such file.
         """
         normalised = normalise_bytes(as_rgb(image)).unsqueeze(0).to(self.device)  # (1, 3, H, W)

@@ -12,7 +12,17 @@ from taskformer.modules.base import MultiTaskModule, image_tasks, not_negative
 
 
 class DenseModule(MultiTaskModule, ABC):
-    """Any timm encoder with a head on its feature maps.
+    """Any timm encoder with a head on its feature maps; a model is a subclass that says which head.
+
+    >>> import torch
+    >>> from functools import partial
+    >>> from taskformer.models import BaselineHead
+    >>> class Narrow(DenseModule):
+    ...     def __init__(self, tasks, width: int = 8, **kwargs):
+    ...         super().__init__(tasks, partial(BaselineHead, {"depth": 1}, embed_dim=width), **kwargs)
+    >>> model = Narrow({"depth": {}}, backbone="lcnet_050").eval()
+    >>> tuple(model(torch.zeros(1, 3, 64, 96))["depth"].shape)
+    (1, 1, 64, 96)
 
     Args:
         tasks: Task name to its plain description; filled in from the data module.

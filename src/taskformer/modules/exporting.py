@@ -45,7 +45,7 @@ class Exported(NamedTuple):
     Attributes:
         out: The file that it has written.
         tasks: The names of the file's outputs.
-        difference: Largest difference of its outputs from the network's over the largest value of each.
+        difference: Largest difference of its outputs from the network's, relative to the largest value of each.
     """
 
     out: Path

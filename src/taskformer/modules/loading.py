@@ -25,7 +25,7 @@ def load(path: str | Path, map_location: str = "cpu") -> MultiTaskModule:
     if name not in known:
         msg = (
             f"{checkpoint.source} names the model {name!r}, which is none of {', '.join(sorted(known))}; "
-            "import the file of a model of your own first, a checkpoint never does"
+            "import the file of a model of your own first: loading a checkpoint never does"
         )
         raise WeightsError(msg)
     try:

@@ -156,7 +156,7 @@ def result_names(files: Sequence[Path]) -> dict[str, Path]:
     """Name the results of photographs so that none overwrites another's.
 
     The name is the file's without its ending where no other file has that, else with its ending, else with as many of
-    its folders as it takes: ``x``, ``x.png``, ``b/x.png``. Case does not make a difference, as on some disks.
+    its folders as it takes: ``x``, ``x.png``, ``b/x.png``. Names that differ in case alone count as equal.
     """
     paths = [file.absolute() for file in files]
     depths = [0] * len(files)  # how many parts of its path name a file; 0 is the last one without its ending

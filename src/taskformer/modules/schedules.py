@@ -52,7 +52,7 @@ class PolyLR(LambdaLR):
     def factor(self, step: int) -> float:
         """Return the share of the peak rate that a step has."""
         if self.total_steps is None:
-            if step == 0:  # of an optimizer that nothing has been told of yet
+            if step == 0:  # LambdaLR asks when it is built, before the length is known
                 return 0.0
             msg = "PolyLR does not know how long the training is: give it total_steps, or call span()"
             raise ConfigError(msg)

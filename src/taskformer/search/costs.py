@@ -14,7 +14,10 @@ Costs = Callable[[Architecture], dict[str, float]]
 
 @dataclass(frozen=True)
 class LatencyOptions:
-    """What latency is measured of, where an objective or a constraint needs it.
+    """How latency is measured, where an objective or a constraint needs it.
+
+    >>> LatencyOptions(batch_size=8, size=(480, 640))  # eight images of 480x640 pixels where the search runs
+    LatencyOptions(device=None, batch_size=8, size=(480, 640))
 
     Args:
         device: ``cpu``, ``cuda``, ...; null: where the search runs.
@@ -30,7 +33,7 @@ class LatencyOptions:
 def count_costs(
     supernet: Supernet, size: tuple[int, int], latency: Callable[[Architecture], float] | None = None
 ) -> Costs:
-    """Return what counts the costs of a supernet's sub-networks, of each once.
+    """Return a function that counts the costs of a supernet's sub-networks, of each only once.
 
     Args:
         supernet: The supernet.

@@ -1,4 +1,4 @@
-"""Pictures of a search, readable at 800 pixels' width: its front, its hyper-volume, and what tasks share in a network.
+"""Pictures of a search, readable at 800 pixels' width: its front, its hypervolume, and what tasks share in a network.
 
 The colours are Okabe and Ito's, which colour-blind people can tell apart; markers and letters say the same again.
 """
@@ -129,7 +129,7 @@ def draw_hypervolume(path: Path, curves: Mapping[str, Curve]) -> None:
         percent = [factor(SHARE) * share for share in curve.shares]
         axes.plot(curve.evaluations, percent, style, color=color, markersize=5, label=MARKS[origin].label)
     axes.set_xlabel("networks evaluated")
-    axes.set_ylabel("hyper-volume, % of the ideal")
+    axes.set_ylabel("hypervolume, % of the ideal")
     axes.legend(loc="lower right")
     _save(figure, path)
 

@@ -62,7 +62,7 @@ class _Memory:
         self._tokens: dict[Passed, Tensor] = {}
 
     def runner(self, streams: Sequence[tuple[Passed, ...]], needed: Collection[Passed]) -> Run:
-        """Return what runs a sub-network's units, those only that have not run before.
+        """Return a function that runs a sub-network's units, only those that have not run before.
 
         Args:
             streams: What its streams have passed after the stem and after each unit.
@@ -222,6 +222,6 @@ class Evaluator:
             yield self.supernet(batch.image, architecture, memory.runner(own, needed))
 
     def _order(self, architecture: Architecture) -> tuple[Any, ...]:
-        """Return what sorts sub-networks so that those that begin alike are neighbours."""
+        """Return the sort key that makes neighbours of sub-networks that begin alike."""
         units = zip(architecture.unit_widths, architecture.rows(len(self.supernet.tasks)), strict=True)
         return architecture.embed_dim, tuple(units), architecture.decoder

@@ -29,10 +29,10 @@ class Evolution:
     Args:
         space: Where architectures are drawn from.
         objectives: What to improve.
-        admits: Whether an architecture is inside all constraints.
+        admits: Whether an architecture meets all constraints.
         seed: Seed of all draws.
         population: Architectures of a generation; half of them mutations, half of them crossovers.
-        parents: Of a single objective the best so many become parents; of several as many as a population.
+        parents: How many of the best become parents with a single objective; with several, as many as a population has.
         gene_prob: Probability of each layer's genes to mutate.
         size_prob: Probability of depth and of width to mutate.
     """
@@ -99,7 +99,7 @@ class Distinct:
     """Collect architectures that are admitted and have not been seen.
 
     Args:
-        admits: Whether an architecture is inside all constraints.
+        admits: Whether an architecture meets all constraints.
         seen: Architectures that are not wanted again.
     """
 

@@ -1,4 +1,4 @@
-"""The hyper-volume: how much of what is possible a search has found, and when."""
+"""The hypervolume: how much of what is possible a search has found, and when."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Curve:
 
     Args:
         evaluations: Networks evaluated by the end of each generation, also those that were pruned.
-        shares: Share of the possible hyper-volume that was dominated then, from 0 to 1.
+        shares: Share of the possible hypervolume that was dominated then, from 0 to 1.
     """
 
     evaluations: list[int]
@@ -29,7 +29,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class HyperVolume:
-    """The hyper-volume over the course of a search.
+    """The hypervolume over the course of a search.
 
     Args:
         reference: For each objective the worst value of the first, random generation; worse ones count nothing.
@@ -69,7 +69,7 @@ def hypervolume(points: NDArray[np.float64], reference: NDArray[np.float64]) -> 
 
 
 def hypervolume_curves(records: Sequence[Record], objectives: Sequence[Objective]) -> HyperVolume:
-    """Measure the hyper-volume that each compared origin had reached after every generation.
+    """Measure the hypervolume that each compared origin had reached after every generation.
 
     Args:
         records: Records of a study, at least one of the first generation of them complete.
@@ -97,7 +97,7 @@ def hypervolume_curves(records: Sequence[Record], objectives: Sequence[Objective
 def _curve(
     records: Sequence[Record], objectives: Sequence[Objective], reference: NDArray[np.float64], box: float
 ) -> Curve:
-    """Follow one origin's hyper-volume, as a share of the box between the reference and the ideal."""
+    """Follow one origin's hypervolume, as a share of the box between the reference and the ideal."""
     evaluations, shares = [], []
     found: list[Candidate] = []
     for generation in sorted({record.key.generation for record in records}):

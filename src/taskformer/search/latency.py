@@ -254,9 +254,9 @@ def shared_table(
     Args:
         memory: The study, in which the times are kept.
         supernet: The supernet.
-        options: What latency is measured of.
+        options: How latency is measured.
         size: Height and width of the validation images.
-        folder: Where the table is kept, for other studies of the same conditions.
+        folder: Where the table is kept, to be loaded again under the same conditions.
 
     Returns:
         The table, and its mean error on random sub-networks in percent if this call has measured it.

@@ -74,7 +74,7 @@ def _breed(
     generation = evolution.generation(number, history, _architectures(records), screen)
     if not generation and not records:
         draws = evolution.population * RANDOM_ATTEMPTS
-        msg = f"of {draws} random sub-networks none is inside all constraints; widen them"
+        msg = f"of {draws} random sub-networks none meets all constraints; widen them"
         raise ConfigError(msg)
     return generation
 
@@ -99,7 +99,7 @@ class SearchLoop:
         costs: What an architecture costs, by name.
         batch: Most architectures to evaluate at once.
         pruner: Decides who stops. A search that measures anything but delta_m on the images prunes nothing.
-        parents: Of a single objective, how many candidates a new one must not be worse than all of.
+        parents: With a single objective, the rank of the candidate that a new one must not be worse than.
     """
 
     study: SearchStudy
@@ -183,7 +183,7 @@ class SearchLoop:
             raise
 
     def _rule(self, records: Sequence[Record]) -> Stop:
-        """Return what stops architectures, given the records of earlier rounds of the same origin."""
+        """Return the rule that stops architectures, given the records of earlier rounds of the same origin."""
         objectives = self.study.objectives
         costs = [each.name for each in objectives if each.name in COSTS]
         measured = [each.name for each in objectives if each.name not in COSTS]

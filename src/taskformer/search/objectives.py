@@ -1,7 +1,7 @@
 """What a search wants: objectives, constraints that always hold, and which of several networks are better.
 
 Networks are compared as in NSGA-II (Deb et al., IEEE Transactions on Evolutionary Computation 2002): by their front,
-then by how alone they are on it. With a single objective that is the order of its values.
+then by their crowding distance on it. With a single objective that is the order of its values.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +24,11 @@ COSTS = ("params", "macs", "latency")
 @dataclass(frozen=True)
 class Candidate:
     """An evaluated network.
+
+    >>> small = Candidate(Architecture(64, 1, (2.0,), (1,)), {"delta_m": -3.0, "params": 1e6})
+    >>> large = Candidate(Architecture(128, 1, (2.0,), (2,)), {"delta_m": 0.0, "params": 2e6})
+    >>> front([small, large], [Objective("delta_m", "maximize")]) == [large]
+    True
 
     Args:
         architecture: Which one.
@@ -54,7 +59,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Constraint:
-    """Limits on a cost that no network leaves.
+    """Limits on a cost, which every network keeps.
 
     >>> Constraint("params", 5e6, 7e6).admits({"params": 6e6, "macs": 1e9})
     True
@@ -78,13 +83,17 @@ class Constraint:
             raise ConfigError(msg)
 
     def admits(self, costs: Mapping[str, float]) -> bool:
-        """Tell whether costs are inside."""
+        """Tell whether costs are within the limits."""
         return self.low <= costs[self.name] <= self.high
 
 
 @dataclass(frozen=True)
 class Constraints:
     """Lowest and highest value that a network may have; null: any.
+
+    >>> (limits,) = Constraints(params=(5e6, 7e6)).given()
+    >>> limits.admits({"params": 6e6}), limits.admits({"params": 8e6})
+    (True, False)
 
     Args:
         params: Parameters.
@@ -145,7 +154,7 @@ def front_ranks(points: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def crowding_distances(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Measure how alone every point ``(N, M)`` of one front is: 0 among equal ones, at its ends without limit."""
+    """Compute the crowding distance of every point ``(N, M)`` of a front: 0 among equal ones, infinite at the ends."""
     distances = np.zeros(len(points))
     for values in points.T:
         order = np.argsort(values, kind="stable")

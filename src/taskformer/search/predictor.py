@@ -1,4 +1,4 @@
-"""Guessing delta_m from what an architecture looks like, so that few of many offspring have to be evaluated."""
+"""Predicting delta_m from an architecture's genes, so that few of many offspring have to be evaluated."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -66,12 +66,12 @@ class Predictor:
         self._model.fit(*self._data(candidates, at_least=2))
 
     def predict(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
-        """Guess delta_m of each architecture, in percent."""
+        """Predict delta_m of each architecture, in percent."""
         guesses: NDArray[np.float64] = self._model.predict(self._encode(architectures))
         return guesses
 
     def rank_correlation(self, candidates: Sequence[Candidate]) -> float:
-        """Return Spearman's correlation of delta_m with guesses, each made by a fit to four fifths without it.
+        """Return Spearman's correlation of delta_m with predictions, each by a fit to the four fifths without it.
 
         Raises:
             ConfigError: If there are too few to divide.
@@ -82,7 +82,7 @@ class Predictor:
         return float(spearmanr(cross_val_predict(_regression(), genes, scores, cv=FOLDS), scores).statistic)
 
     def screen(self, offspring: Sequence[Architecture], keep: int) -> list[Architecture]:
-        """Choose the offspring that seem best: of the first fronts of guesses and costs, by guess, best first.
+        """Choose the offspring that seem best: of the first fronts of predictions and costs, by prediction, best first.
 
         Args:
             offspring: Architectures.

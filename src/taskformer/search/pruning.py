@@ -44,7 +44,7 @@ class History:
     def deviations(self) -> tuple[float, ...]:
         """By number of batches, the standard deviation of what the remaining images changed in delta_m.
 
-        What early images do to all sub-networks alike does not count, only how unlike they do it. NaN of a single one.
+        A change that all sub-networks have in common does not count. NaN where there is a single one.
         """
         deltas = torch.tensor([one.course for one in self.finished], dtype=torch.float64)  # (sub-networks, batches)
         changes = deltas - deltas[:, -1:]
@@ -87,13 +87,15 @@ class Pruner(ABC):
 class DominatedPruner(Pruner):
     """Stops those that one of the best sub-networks, which costs no more, clearly beats on the images so far.
 
+    After the first of two batches the best is 2 ahead, four times what counts as clear: half of a standard deviation.
+
     >>> best = Finished(course=(3.0, 1.0), costs=(5e6,))
     >>> history = History((best, Finished(course=(0.0, 0.0), costs=(2e6,))), best=(best,))
     >>> DominatedPruner().prune([1.0], [6e6], history), DominatedPruner().prune([1.0], [4e6], history)
     (True, False)
 
     Args:
-        margin: What is clear: by how many standard deviations of what the remaining images can still change.
+        margin: How much is clear, in standard deviations of what the remaining images can still change.
 
     Raises:
         ConfigError: If the margin is negative.
@@ -115,7 +117,7 @@ class DominatedPruner(Pruner):
 
 
 class NopPruner(Pruner):
-    """Never stops any.
+    """Never stops a sub-network.
 
     >>> NopPruner().prune([-100.0], [], History((Finished((0.0,)),), ()))
     False

@@ -21,7 +21,7 @@ class ReferenceArchitectures:
 
     Args:
         space: Where architectures are drawn from.
-        admits: Whether an architecture is inside all constraints.
+        admits: Whether an architecture meets all constraints.
         params: Counts an architecture's parameters.
         seed: Seed of all draws.
     """

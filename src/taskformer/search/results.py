@@ -26,6 +26,18 @@ from taskformer.tasks import Task
 class SearchResult:
     """What a search has found.
 
+    >>> from taskformer.search.study import Key
+    >>> def record(slot, delta_m, params):
+    ...     candidate = Candidate(Architecture(64, 1, (2.0,), (slot + 1,)), {"delta_m": delta_m, "params": params})
+    ...     return Record(slot, Key("evolution", 0, slot), candidate, TrialState.COMPLETE, (delta_m,), "host:1", 0.0)
+    >>> objectives = [Objective("delta_m", "maximize"), Objective("params", "minimize")]
+    >>> records = [record(0, -3.0, 1e6), record(1, 0.0, 2e6), record(2, -1.0, 3e6)]
+    >>> found = SearchResult(Path("runs/a/search"), objectives, {}, records)
+    >>> [candidate.values["delta_m"] for candidate in found.front]  # the third is worse than the second, and larger
+    [0.0, -3.0]
+    >>> found.pick(params=1.5e6).candidate.values["params"]
+    1000000.0
+
     Args:
         folder: Folder of the study, with the files of :func:`write_results`.
         objectives: What was improved.
@@ -166,7 +178,7 @@ def pick(records: Sequence[Record], objectives: Sequence[Objective], limits: Map
         limits: Largest values by name, any of :data:`~taskformer.search.objectives.COSTS`.
 
     Raises:
-        ConfigError: If no evaluated network is inside the limits, or a cost was not measured.
+        ConfigError: If no evaluated network keeps the limits, or a cost was not measured.
     """
     complete = [record for record in records if record.state == TrialState.COMPLETE]
     for name in limits:
@@ -196,7 +208,7 @@ def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _nothing_fits(records: Sequence[Record], limits: Mapping[str, float]) -> str:
-    """Explain why no network is inside the limits."""
+    """Explain why no network keeps the limits."""
     if not records:
         return "no network has been evaluated completely yet"
     least = {name: min(record.candidate.values[name] for record in records) for name in limits}

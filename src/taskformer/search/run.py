@@ -87,8 +87,8 @@ def search(
             before (needs ``taskformer[search]``) thinks best.
         references: Also evaluate reference architectures to compare with: as many random ones, some that share
             everything or nothing at equal parameters, and some as one would draw them by hand.
-        latency: What latency is measured of.
-        final: How many of the best sub-networks, spread over the trade-off, are scored on the test images at last.
+        latency: How latency is measured.
+        final: How many of the best sub-networks, spread over the trade-off, are scored on the test images at the end.
         on_progress: Told what is found so far whenever there may be more.
 
     Returns:
@@ -161,7 +161,7 @@ def supernet_of(model: MultiTaskModule) -> Supernet:
     """Return a model's supernet, ready to evaluate.
 
     Raises:
-        ConfigError: If the model is no supernet.
+        ConfigError: If the model is not a supernet.
     """
     if not isinstance(model.network, Supernet):
         msg = f"only an AutoTaskFormer without an architecture of its own can be searched, got {type(model).__name__}"

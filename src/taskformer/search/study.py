@@ -31,7 +31,7 @@ from taskformer.search.costs import Costs
 from taskformer.search.objectives import Candidate, Constraint, Direction, Objective
 from taskformer.search.pruning import DominatedPruner, NopPruner
 
-#: Seconds after which a trial of a process on another machine, which cannot be looked at, counts as left.
+#: Seconds after which a trial of a process on another machine, which cannot be looked at, counts as abandoned.
 STALE = 1800.0
 #: Seconds that SQLite waits for another process's write.
 LOCK_TIMEOUT = 60
@@ -183,7 +183,7 @@ class SearchStudy:
         return won
 
     def finish(self, record: Record, values: Mapping[str, float], course: Sequence[float], complete: bool) -> None:
-        """Note what was measured; nothing happens if the trial has been failed as left.
+        """Note what was measured; nothing happens if the trial has been failed as abandoned.
 
         Args:
             record: The trial.

@@ -50,7 +50,7 @@ class Architecture:
         mlp_ratio: Hidden width of each layer's MLP over ``embed_dim``.
         num_heads: Attention heads of each layer.
         sharing: The row of each unit. Empty: all tasks share everything; rows of zeros become empty.
-        num_queries: Queries per task of the query decoder; 0: all that it has, and so in the following.
+        num_queries: Queries per task of the query decoder; 0: all that it has; so for the next two.
         num_scales: Its scales: taps of the transformer that it reads.
         decoder_width: Its width.
 
@@ -84,7 +84,7 @@ class Architecture:
     def _check_layers(self) -> None:
         if not len(self.mlp_ratio) == len(self.num_heads) == self.depth:
             msg = (
-                f"an architecture of depth {self.depth} needs as many values of mlp_ratio and of num_heads, "
+                f"an architecture of depth {self.depth} needs {self.depth} values of mlp_ratio and of num_heads, "
                 f"got {len(self.mlp_ratio)} and {len(self.num_heads)}"
             )
             raise ConfigError(msg)
@@ -172,12 +172,12 @@ class Architecture:
         """Build an architecture from :meth:`to_json`.
 
         Raises:
-            ConfigError: If the text is no JSON object or does not fit.
+            ConfigError: If the text is not a JSON object or does not fit.
         """
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
-            msg = f"the architecture is no valid JSON: {error}"
+            msg = f"the architecture is not valid JSON: {error}"
             raise ConfigError(msg) from error
         if not isinstance(values, dict):
             msg = f"an architecture is a JSON object with embed_dim, depth, ..., got {type(values).__name__}"
@@ -190,8 +190,8 @@ class Architecture:
 
         Args:
             source: The file, or the text.
-            num_tasks: Tasks of the supernet. A single one, the reference of several in the same network, has nobody to
-                share with: what the source says about sharing is left out.
+            num_tasks: Tasks of the supernet. A single one, which serves as the reference of several, has no other
+                to share with: what the source says about sharing is left out.
 
         Raises:
             ConfigError: If the file cannot be read or does not fit.

@@ -71,7 +71,7 @@ def import_autoformer(state: Mapping[str, Tensor], num_heads: int) -> Supernet:
         patch = state["patch_embed_super.proj.weight"].shape[-1]
         side = isqrt(state["pos_embed"].shape[1] - 1)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        msg = f"these are no weights of an AutoFormer supernet with relative positions: {error}"
+        msg = f"these are not the weights of an AutoFormer supernet with relative positions: {error}"
         raise WeightsError(msg) from error
     supernet = Supernet(
         _space(width, depth, num_heads, hidden / width, head_dim),
@@ -156,10 +156,10 @@ def original_macs(architecture: Architecture, num_patches: int = 196, num_classe
 
 
 def get_complexity(architecture: Architecture, num_patches: int = 196, num_classes: int = 1000) -> int:
-    """Compute what AutoFormer's ``get_complexity`` returns, the "FLOPs" of its paper, accidents included.
+    """Compute what AutoFormer's ``get_complexity`` returns, the "FLOPs" of its paper, quirks included.
 
     Blocks count one token too many, the classifier runs on every token, the cost of relative positions is not what
-    is computed, and half operations are counted for positions.
+    is computed, and half an operation is counted for each addition of positions.
 
     Args:
         architecture: The sub-network.

@@ -23,14 +23,14 @@ from taskformer.models.autotaskformer.query import QUARTERS, QueryHead
 from taskformer.models.decoders import DECODERS, Maps, SeparateHead, TaskDecoder
 from taskformer.models.layers import near_zero, undecayed
 
-# torch's operation counter knows the fused attention of GPUs only, and takes the processor's for free.
+# torch's operation counter knows the fused attention of GPUs only, and counts that of CPUs as free.
 if (_FUSED := torch.ops.aten._scaled_dot_product_flash_attention_for_cpu) not in flop_registry:
     register_flop_formula(_FUSED, get_raw=True)(sdpa_flop)
 
 LAST = (1.0,)
 #: The stride that decoders are built for, whatever the patches: their weights do not depend on the size of these.
 STRIDE = 16
-#: Arguments of decoders that are no settings of theirs.
+#: Arguments of decoders that are not settings.
 GIVEN = ("channels", "strides", "outputs", "conv", "embed_dim", "tasks")
 
 
@@ -83,7 +83,7 @@ class Heads(nn.Module):
         """Return a stand-alone copy for one width, with plain layers only and the same outputs.
 
         Raises:
-            ConfigError: As of :meth:`check`.
+            ConfigError: See :meth:`check`.
         """
         self.check(embed_dim, decoder)
         dense = self.dense.narrowed(decoder) if isinstance(self.dense, QueryHead) else self.dense
@@ -122,7 +122,7 @@ class Heads(nn.Module):
         if isinstance(self.dense, QueryHead):
             self.dense.check(decoder)
         elif any(decoder):
-            msg = "queries, scales and decoder width are chosen for the head 'query' of tasks with a map: there is none"
+            msg = "queries, scales and decoder width are sizes of the head 'query', which this network does not have"
             raise ConfigError(msg)
 
     def no_weight_decay(self) -> set[str]:

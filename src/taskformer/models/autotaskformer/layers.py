@@ -205,7 +205,7 @@ def attend_fused(q: Tensor, k: Tensor, v: Tensor, biases: Tensor, places: Tensor
 
 
 def attend_by_products(q: Tensor, k: Tensor, v: Tensor, biases: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-    """Do as :func:`attend_fused` in single products: on a CPU faster, and torch's operation counter sees them."""
+    """Do as :func:`attend_fused` in separate products: faster on a CPU, and torch's operation counter sees them."""
     scale = q.shape[-1] ** -0.5
     heads = q.shape[:2]
     q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)

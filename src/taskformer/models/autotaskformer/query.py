@@ -48,7 +48,7 @@ class QueryHead(MultiQueryDecoder):
         num_scales: Taps that are read, the last ones.
 
     Raises:
-        ConfigError: If ``width`` does not divide by ``num_heads``, or there are not as many taps.
+        ConfigError: If ``width`` is not a multiple of ``num_heads``, or there are not as many taps.
     """
 
     project: nn.ModuleDict
@@ -161,7 +161,7 @@ class QueryHead(MultiQueryDecoder):
         """Refuse sizes that these weights do not hold.
 
         Raises:
-            ConfigError: If there is one.
+            ConfigError: If a size is too large, or the width is not one of whole attention heads.
         """
         for what, needed, available in zip(decoder._fields, decoder, self._size(), strict=True):
             if needed > available:

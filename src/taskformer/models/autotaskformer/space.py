@@ -1,7 +1,7 @@
 """The search space: all architectures that a supernet holds, and how they are drawn, changed and mixed.
 
 Sizes and the order of random draws are AutoFormer's (Chen et al., ICCV 2021, arXiv 2107.00651). What tasks share
-(AutoTaskFormer, Liu et al., arXiv 2304.08756) is our reading of that paper, whose search space is not published.
+(AutoTaskFormer, Liu et al., arXiv 2304.08756) follows the text of that paper, whose search space is not published.
 """
 
 from dataclasses import dataclass, replace
@@ -66,9 +66,9 @@ class SearchSpace:
         sharing: What tasks may share in each unit (attention or MLP of a layer). ``"none"``: there is nothing to
             choose, all is shared. ``"binary"``: a unit is shared by all or every task has its own. ``"grouped"``: any
             task uses any of ``copies``. ``"tree"``: as grouped, but tasks that parted never meet again.
-        copies: Stored copies of each unit for ``"grouped"`` and ``"tree"``; more than tasks are of no use.
-        num_queries: Choices of the query decoder's queries per task; empty: there is nothing to choose, and so in the
-            following.
+        copies: Stored copies of each unit for ``"grouped"`` and ``"tree"``; more copies than tasks are of no use.
+        num_queries: Choices of the query decoder's queries per task; empty: there is nothing to choose; so for the
+            next two.
         num_scales: Choices of its scales, the taps of the transformer that it reads.
         decoder_widths: Choices of its width.
 
