@@ -45,7 +45,7 @@ def _prepare(args: list[str]) -> None:
 
 def _miniature(args: list[str]) -> None:
     from taskformer.datatools.miniature import WRITERS, writer
-    from taskformer.datatools.miniature.faults import FAULTS, plant
+    from taskformer.datatools.miniature.faults import FAULTS, write_miniature
 
     texts = {name: f"explained by `taskformer data miniature {name} --help`" for name in WRITERS}
     name, rest = _choose(args, "taskformer data miniature", "data set", texts)
@@ -55,13 +55,8 @@ def _miniature(args: list[str]) -> None:
     parser.add_function_arguments(writer(name), skip={"root"})
     options = parser.parse_args(rest).as_dict()
     out, fault = Path(options.pop("out")), options.pop("fault")
-    if out.exists() and any(out.iterdir()):
-        msg = f"{out} is not empty; a miniature could overwrite real data there: give --out a new folder"
-        raise ConfigError(msg)
-    if fault is not None and fault not in FAULTS:
-        raise UnknownNameError("fault", fault, FAULTS)
-    writer(name)(out, **options)
-    _say(f"wrote {out}" + (f", with the fault {fault!r} in {plant(name, out, fault)}" if fault else ""))
+    damaged = write_miniature(name, out, fault, **options)
+    _say(f"wrote {out}" + (f", with the fault {fault!r} in {damaged}" if damaged else ""))
 
 
 def _verify(args: list[str]) -> None:

@@ -11,13 +11,39 @@ from numpy.typing import NDArray
 from taskformer.data.datamodules import data_modules
 from taskformer.data.datasets.base import IMAGE, MultiTaskDataset
 from taskformer.data.images import File, read_ids, read_npy, read_pixels, write_npy, write_png
-from taskformer.datatools.miniature import WRITERS, split_swapper
+from taskformer.datatools.miniature import WRITERS, split_swapper, writer
 from taskformer.datatools.selection import chosen_tasks
 from taskformer.errors import ConfigError, UnknownNameError
 from taskformer.tasks import Task
 
 #: A stored value that is not a class of any data set, and neither 0 nor 255.
 NO_CLASS = 200
+
+
+def write_miniature(name: str, out: Path, fault: str | None = None, **options: Any) -> Path | None:
+    """Write a miniature of a data set to a new or an empty folder, and damage it if that is asked for.
+
+    Args:
+        name: Short name of the data set.
+        out: The folder.
+        fault: One of :data:`FAULTS`; None: none.
+        **options: Of the data set's writer, see :func:`taskformer.datatools.miniature.writer`.
+
+    Returns:
+        What was damaged, see :func:`plant`; None if nothing was.
+
+    Raises:
+        ConfigError: If the folder holds something already.
+        UnknownNameError: If there is no such data set or fault; then nothing is written.
+    """
+    if out.exists() and any(out.iterdir()):
+        msg = f"{out} is not empty; a miniature could overwrite real data there: give --out a new folder"
+        raise ConfigError(msg)
+    if fault is not None and fault not in FAULTS:
+        kind = "fault"
+        raise UnknownNameError(kind, fault, FAULTS)
+    writer(name)(out, **options)
+    return None if fault is None else plant(name, out, fault)
 
 
 def plant(name: str, root: Path, fault: str) -> Path:
