@@ -104,6 +104,10 @@ class TaskformerCLI(LightningCLI):
         commands = LightningCLI.subcommands()
         return {name: commands[name] for name in self._command}
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Build the parser, which calls the program by its name, however it was started."""
+        return super().init_parser(**{"prog": "taskformer"} | kwargs)
+
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         """Leave tables to :class:`ResultsTable`, not to Lightning's own print of every logged number."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
