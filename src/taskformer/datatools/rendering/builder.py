@@ -120,7 +120,7 @@ class Library:
     """Models by pool.
 
     Args:
-        models: the models that may be shown.
+        models: The models that may be shown.
     """
 
     def __init__(self, models: Iterable[Model]) -> None:
@@ -143,9 +143,9 @@ class Builder:
     """Fills one room.
 
     Args:
-        rng: source of every random choice.
-        library: the models that may be used.
-        size: width, depth, height of the room in metres.
+        rng: Source of every random choice.
+        library: The models that may be used.
+        size: Width, depth, height of the room in metres.
     """
 
     def __init__(self, rng: np.random.Generator, library: Library, size: Vec3) -> None:
@@ -260,9 +260,9 @@ class Builder:
         """Place x, y and angle of a thing of some depth whose back touches a wall.
 
         Args:
-            side: back, left or right.
-            along: x on the back wall, y on the others.
-            depth: distance of its middle from the wall times two, metres.
+            side: Back, left or right.
+            along: Where along the wall: x on the back wall, y on the others.
+            depth: Twice the distance of its middle from the wall, in metres.
         """
         gap = depth / 2 + 0.02
         if side == "back":

@@ -22,7 +22,7 @@ SPLITS: tuple[str, ...] = ("train", "val", "test")
 PROPERTIES = "PluginFurnitureCatalog.properties"
 MAX_PROPERTIES_BYTES = 4_000_000
 
-_HERE = "apt-get install sweethome3d-furniture, or pass the folder that holds its *.sh3f files as `furniture`"
+_ADVICE = "run apt-get install sweethome3d-furniture, or give the folder that holds its *.sh3f files as `furniture`"
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,16 @@ class Entry:
     """One model of a catalogue.
 
     Attributes:
-        key: unique, file-system safe name such as ``scopia--bathroom3``.
+        key: Unique, file-system safe name such as ``scopia--bathroom3``.
         name: English display name.
         category: English category of the catalogue.
-        catalog: catalogue file name without suffix, a key of `LICENCES`.
-        creator: author as the catalogue writes it.
-        member: path of the OBJ file inside the zip.
-        size: width, depth, height in metres, of the model standing with its front to the viewer.
-        elevation: height above the floor in metres at which the model hangs; 0 for standing ones.
-        top: height in metres above the model's foot on which things can be put.
-        rotation: row-major 3x3 matrix to apply to the vertices first, or None.
+        catalog: Catalogue file name without suffix, a key of `LICENCES`.
+        creator: Author as the catalogue writes it.
+        member: Path of the OBJ file inside the zip.
+        size: Width, depth, height in metres, of the model standing with its front to the viewer.
+        elevation: Height above the floor in metres at which the model hangs; 0 for standing ones.
+        top: Height in metres above the model's foot on which things can be put.
+        rotation: Row-major 3x3 matrix to apply to the vertices first, or None.
     """
 
     key: str
@@ -200,7 +200,7 @@ def parse_properties(text: str) -> list[dict[str, str]]:
     r"""Parse the numbered records of a ``.properties`` text.
 
     Args:
-        text: file content; backslash-newline continues a line and ``\uXXXX`` stands for a character.
+        text: File content; backslash-newline continues a line and ``\uXXXX`` stands for a character.
 
     Returns:
         One mapping key -> value per number, in ascending order of the number.
@@ -243,18 +243,18 @@ def read_catalog(furniture: Path) -> list[Entry]:
     """Read every licensed catalogue in a folder.
 
     Args:
-        furniture: folder with the ``*.sh3f`` files.
+        furniture: Folder with the ``*.sh3f`` files.
 
     Returns:
         All entries, sorted by key; keys are unique.
 
     Raises:
-        FileNotFoundError: if the folder holds no known catalogue.
-        ValueError: if a catalogue lacks its table of contents or the table is absurdly large.
+        DatasetNotFoundError: If the folder holds no known catalogue.
+        CorruptFileError: If a catalogue lacks its table of contents or the table is absurdly large.
     """
     paths = sorted(path for path in Path(furniture).glob("*.sh3f") if path.stem in LICENCES)
     if not paths:
-        msg = f"No furniture catalogue ({', '.join(LICENCES)}; *.sh3f) in {str(furniture)!r}. Do: {_HERE}."
+        msg = f"{str(furniture)!r} holds no furniture catalogue ({', '.join(LICENCES)}; *.sh3f); {_ADVICE}"
         raise DatasetNotFoundError(msg)
     entries: dict[str, Entry] = {}
     for path in paths:
@@ -268,10 +268,10 @@ def read_catalog(furniture: Path) -> list[Entry]:
 def _read_properties(path: Path) -> str:
     with zipfile.ZipFile(path) as archive:
         if PROPERTIES not in archive.namelist():
-            msg = f"{str(path)!r} holds no {PROPERTIES}; it is not a furniture catalogue. Do: {_HERE}."
+            msg = f"{str(path)!r} holds no {PROPERTIES}, so it is not a furniture catalogue; {_ADVICE}"
             raise CorruptFileError(msg)
         if archive.getinfo(PROPERTIES).file_size > MAX_PROPERTIES_BYTES:
-            msg = f"{PROPERTIES} in {str(path)!r} is larger than {MAX_PROPERTIES_BYTES} bytes; expected about 150 kB."
+            msg = f"{PROPERTIES} in {str(path)!r} is larger than {MAX_PROPERTIES_BYTES} bytes, about 150 kB are usual"
             raise CorruptFileError(msg)
         return archive.read(PROPERTIES).decode("latin-1")
 
@@ -286,8 +286,8 @@ def split_keys(keys_by_pool: Mapping[str, Sequence[str]], held_out: float = 0.2)
     A pool of three or more models gives at least one to each split; smaller pools go to train first, then test.
 
     Args:
-        keys_by_pool: model keys by pool.
-        held_out: share of a pool for val, and again for test.
+        keys_by_pool: Model keys by pool.
+        held_out: Share of a pool for val, and again for test.
 
     Returns:
         Split name by model key.

@@ -20,8 +20,8 @@ def despeckle(radiance: Floats, factor: float = 4.0) -> Floats:
     """Pull pixels down that are ``factor`` times brighter than the median of their 3x3 neighbourhood.
 
     Args:
-        radiance: linear RGB ``(H, W, 3)``.
-        factor: how much brighter a pixel may be.
+        radiance: Linear RGB ``(H, W, 3)``.
+        factor: How much brighter a pixel may be.
     """
     light = (radiance @ LUMINANCE).astype(np.float32)
     median = cv2.medianBlur(light, 3)
@@ -43,13 +43,13 @@ def denoise(
     The image is divided by the albedo first, so textures are not blurred. Each pass doubles the tap spacing.
 
     Args:
-        radiance: linear RGB ``(H, W, 3)``.
-        albedo: reflectance ``(H, W, 3)``.
-        normals: unit normals ``(H, W, 3)``.
-        depth: metres ``(H, W)``.
-        labels: integers ``(H, W)``; light never flows between different labels.
-        passes: number of passes.
-        strength: width of the brightness kernel.
+        radiance: Linear RGB ``(H, W, 3)``.
+        albedo: Reflectance ``(H, W, 3)``.
+        normals: Unit normals ``(H, W, 3)``.
+        depth: Metres ``(H, W)``.
+        labels: Integers ``(H, W)``; light never flows between different labels.
+        passes: Number of passes.
+        strength: Width of the brightness kernel.
     """
     base = np.clip(albedo, 0.03, 1.0)
     light = np.log1p(np.clip(radiance, 0.0, None) / base)
@@ -85,8 +85,8 @@ def tone_map(radiance: Floats, key: float = TARGET_KEY) -> Floats:
     """Expose to a fixed mean brightness, roll highlights off softly, encode as sRGB.
 
     Args:
-        radiance: linear RGB ``(H, W, 3)``.
-        key: log-mean luminance after exposure.
+        radiance: Linear RGB ``(H, W, 3)``.
+        key: Log-mean luminance after exposure.
 
     Returns:
         sRGB in 0..1, same shape.
@@ -110,9 +110,9 @@ def develop(srgb: Floats, rng: np.random.Generator, noise: float = 0.006) -> NDA
     """Quantise to 8 bits with a little sensor noise, stronger in the shadows, and a small white-balance error.
 
     Args:
-        srgb: image in 0..1, ``(H, W, 3)``.
-        rng: source of the noise.
-        noise: standard deviation of the noise in mid-grey.
+        srgb: Image in 0..1, ``(H, W, 3)``.
+        rng: Source of the noise.
+        noise: Standard deviation of the noise in mid-grey.
     """
     balance = rng.normal(1.0, 0.015, 3)
     grain = rng.normal(0.0, 1.0, srgb.shape) * noise * (1.4 - srgb)

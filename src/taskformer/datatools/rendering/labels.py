@@ -45,11 +45,11 @@ def edges(cls: Ints, instance: Ints, normals: Floats, depth: Floats, rays: Float
     pixel wide.
 
     Args:
-        cls: class ids ``(H, W)``.
-        instance: instance ids ``(H, W)``.
-        normals: unit normals ``(H, W, 3)``.
-        depth: z-depth in metres ``(H, W)``.
-        rays: unit viewing directions ``(H, W, 3)``.
+        cls: Class ids ``(H, W)``.
+        instance: Instance ids ``(H, W)``.
+        normals: Unit normals ``(H, W, 3)``.
+        depth: Z-depth in metres ``(H, W)``.
+        rays: Unit viewing directions ``(H, W, 3)``.
     """
     result = np.zeros(cls.shape, bool)
     structure = instance == 0
@@ -96,11 +96,11 @@ def human_parts(
     """Part ids (`PART_NAMES`) of standing people by where a point is on the body; 255 on all other people.
 
     Args:
-        cls: class ids ``(H, W)``.
-        placement: positions in ``placements`` ``(H, W)``, -1 for none.
-        points: world positions in metres ``(H, W, 3)``.
-        placements: the room's models.
-        sizes: height in metres by model key.
+        cls: Class ids ``(H, W)``.
+        placement: Positions in ``placements`` ``(H, W)``, -1 for none.
+        points: World positions in metres ``(H, W, 3)``.
+        placements: The room's models.
+        sizes: Height in metres by model key.
     """
     parts = np.zeros(cls.shape, np.uint8)
     for index in np.unique(placement[cls == CLASSES.index("person")]):

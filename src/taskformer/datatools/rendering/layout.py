@@ -43,20 +43,20 @@ def make_room(rng: np.random.Generator, library: Library, kind: str | None = Non
     """Furnish a room.
 
     Args:
-        rng: source of every random choice; the same state and library give the same room.
-        library: the models that may be shown, generated shapes included.
-        kind: one of `KINDS`, drawn at random when None.
+        rng: Source of every random choice; the same state and library give the same room.
+        library: The models that may be shown, generated shapes included.
+        kind: One of `KINDS`, drawn at random when None.
 
     Returns:
         The room with six candidate cameras.
 
     Raises:
-        ValueError: if ``kind`` is unknown.
+        ConfigError: If ``kind`` is unknown.
     """
     if kind is None:
         kind = str(rng.choice(list(KIND_WEIGHTS), p=list(KIND_WEIGHTS.values())))
     if kind not in KINDS:
-        msg = f"Unknown kind of room {kind!r}; expected one of {KINDS}."
+        msg = f"unknown kind of room {kind!r}; expected one of {KINDS}"
         raise ConfigError(msg)
     small = 0.75 if kind == "bathroom" else 1.0
     size = (rng.uniform(3.2, 4.7) * small, rng.uniform(3.8, 5.4) * small, rng.uniform(2.4, 2.85))

@@ -41,11 +41,11 @@ class Part:
     """One material of a model.
 
     Attributes:
-        ply: path of the mesh, relative to the cache folder.
-        color: diffuse sRGB colour in 0..1, used where there is no texture.
-        texture: path of an RGB texture, relative to the cache folder, or None.
-        glass: whether the material is mostly transparent.
-        area: surface in square metres.
+        ply: Path of the mesh, relative to the cache folder.
+        color: Diffuse sRGB colour in 0..1, used where there is no texture.
+        texture: Path of an RGB texture, relative to the cache folder, or None.
+        glass: Whether the material is mostly transparent.
+        area: Surface in square metres.
     """
 
     ply: str
@@ -62,15 +62,15 @@ class Model:
     Its frame: origin on the floor under the middle of its box, x to the right, y backwards, z up, front towards -y.
 
     Attributes:
-        key: key of the catalogue entry.
+        key: Key of the catalogue entry.
         name: English name.
         pool: ``class.role``.
-        size: width, depth, height in metres.
-        elevation: height above the floor in metres at which the model hangs.
-        top: height in metres on which things can be put.
-        brightness: area-weighted mean sRGB value in 0..1.
-        triangles: number of triangles.
-        parts: its materials.
+        size: Width, depth, height in metres.
+        elevation: Height above the floor in metres at which the model hangs.
+        top: Height in metres on which things can be put.
+        brightness: Area-weighted mean sRGB value in 0..1.
+        triangles: Number of triangles.
+        parts: Its materials.
     """
 
     key: str
@@ -100,7 +100,7 @@ class ObjMesh:
     Attributes:
         vertices: ``(V, 3)`` positions as written.
         uvs: ``(T, 2)`` texture coordinates.
-        faces: material name -> ``(F, 3, 2)`` indices into vertices and uvs; -1 = no uv.
+        faces: Material name -> ``(F, 3, 2)`` indices into vertices and uvs; -1 = no uv.
     """
 
     vertices: Floats
@@ -112,7 +112,7 @@ def parse_obj(text: str) -> ObjMesh:
     """Parse an OBJ file; polygons become fans of triangles, file normals are ignored.
 
     Raises:
-        ValueError: if the file holds no face.
+        CorruptFileError: If the file holds no face.
     """
     vertices: list[list[float]] = []
     uvs: list[list[float]] = []
@@ -134,7 +134,7 @@ def parse_obj(text: str) -> ObjMesh:
             fan.extend([corners[0], corners[i], corners[i + 1]] for i in range(1, len(corners) - 1))
     triangles = {name: np.array(fan, dtype=np.int64) for name, fan in faces.items() if fan}
     if not triangles or not vertices:
-        msg = "The OBJ file holds no face; expected at least one triangle."
+        msg = "the OBJ file holds no face; expected at least one triangle"
         raise CorruptFileError(msg)
     uv_array = np.array(uvs, dtype=np.float64) if uvs else np.zeros((0, 2))
     return ObjMesh(np.array(vertices, dtype=np.float64), uv_array, triangles)
@@ -176,8 +176,8 @@ def to_model_frame(vertices: Floats, used: Ints, entry: Entry) -> Floats:
 
     Args:
         vertices: ``(V, 3)`` in file units, y up, front towards +z.
-        used: indices of the vertices that faces use; others do not count for the box.
-        entry: the catalogue entry with size and rotation.
+        used: Indices of the vertices that faces use; others do not count for the box.
+        entry: The catalogue entry with size and rotation.
 
     Returns:
         ``(V, 3)`` positions, z up, front towards -y, lowest point at z = 0.
@@ -200,7 +200,7 @@ def crease_normals(welded: Ints, face_normals: Floats, areas: Floats, angle_deg:
         welded: ``(F, 3)`` vertex ids, equal where positions are equal.
         face_normals: ``(F, 3)`` unit normals.
         areas: ``(F,)`` weights.
-        angle_deg: crease angle in degrees.
+        angle_deg: Crease angle in degrees.
 
     Returns:
         ``(F, 3, 3)`` unit normals per face and corner.
@@ -232,7 +232,7 @@ def write_ply(path: Path, positions: Floats, normals: Floats, uvs: Floats) -> No
     """Write triangles as a binary PLY file with shared vertices.
 
     Args:
-        path: file to write.
+        path: File to write.
         positions: ``(F, 3, 3)`` corner positions in metres.
         normals: ``(F, 3, 3)`` corner normals.
         uvs: ``(F, 3, 2)`` corner texture coordinates.
@@ -256,7 +256,7 @@ def write_mesh(path: Path, positions: Floats, uvs: Floats | None = None) -> floa
     """Write triangles with crease normals.
 
     Args:
-        path: file to write.
+        path: File to write.
         positions: ``(F, 3, 3)`` corner positions in metres.
         uvs: ``(F, 3, 2)`` texture coordinates, zero when None.
 
@@ -327,10 +327,10 @@ def convert(entry: Entry, pool: str, archive: Archive, cache: Path) -> Model | N
     """Convert one model into the cache, or read it from there.
 
     Args:
-        entry: the catalogue entry.
-        pool: its pool.
-        archive: the open catalogue zip that holds it.
-        cache: cache folder.
+        entry: The catalogue entry.
+        pool: Its pool.
+        archive: The open catalogue zip that holds it.
+        cache: Cache folder.
 
     Returns:
         The model; None when it has too many triangles or its file cannot be used.
@@ -404,9 +404,9 @@ def convert_all(entries: Sequence[tuple[Entry, str]], furniture: Path, cache: Pa
     """Convert many models, opening each catalogue once.
 
     Args:
-        entries: pairs of catalogue entry and pool.
-        furniture: folder with the ``*.sh3f`` files.
-        cache: cache folder.
+        entries: Pairs of catalogue entry and pool.
+        furniture: Folder with the ``*.sh3f`` files.
+        cache: Cache folder.
 
     Returns:
         The usable models in the order of ``entries``.

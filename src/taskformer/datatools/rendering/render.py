@@ -171,7 +171,7 @@ class Worker:
     """Renders rooms; one per process.
 
     Args:
-        settings: what to render with.
+        settings: What to render with.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -187,14 +187,14 @@ class Worker:
         """Render one room, with further seeds until enough views are good.
 
         Raises:
-            RuntimeError: if no attempt gives enough good views.
+            RuntimeError: If no attempt gives enough good views.
         """
         for attempt in range(ATTEMPTS):
             rng = np.random.default_rng([self.settings.seed, SPLITS.index(job.split), job.index, attempt])
             records = self._attempt(job, rng)
             if records is not None:
                 return records
-        msg = f"Room {job.room_id} ({job.split}): no good view in {ATTEMPTS} attempts; expected {job.views}."
+        msg = f"room {job.room_id} ({job.split}) has too few good views after {ATTEMPTS} attempts; expected {job.views}"
         raise RuntimeError(msg)
 
     def _attempt(self, job: Job, rng: np.random.Generator) -> list[dict[str, Any]] | None:
@@ -232,7 +232,7 @@ def _start(settings: Settings) -> None:
 
 def _work(job: Job) -> tuple[Job, list[dict[str, Any]]]:
     if _worker is None:
-        msg = "The worker process was not initialised; start rooms through render_rooms."
+        msg = "the worker process was not initialised; start rooms through render_rooms"
         raise RuntimeError(msg)
     return job, _worker.run(job)
 
@@ -255,8 +255,8 @@ def prepare_models(furniture: Path, cache: Path) -> tuple[list[Entry], list[Mode
     """Read the catalogues, convert the usable models (cached) and split them.
 
     Args:
-        furniture: folder with the ``*.sh3f`` files.
-        cache: folder for converted models.
+        furniture: Folder with the ``*.sh3f`` files.
+        cache: Folder for converted models.
 
     Returns:
         Catalogue entries, models including generated shapes, split name by model key.
@@ -319,7 +319,7 @@ def _finish(output: Path, entries: Iterable[Entry], settings: Settings) -> dict[
 def _positive(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
-            msg = f"{name}={value} is not possible; expected at least 1."
+            msg = f"{name}={value} is not possible; expected at least 1"
             raise ConfigError(msg)
 
 
@@ -329,7 +329,7 @@ def _same_settings(output: Path, wanted: dict[str, Any]) -> None:
     index = json.loads(path.read_text()) if path.exists() else wanted
     found = {name: index[name] for name in wanted}
     if found != wanted:
-        msg = f"{str(output)!r} was rendered with {found}, not {wanted}. Use the same values, or another output folder."
+        msg = f"{str(output)!r} was rendered with {found}, not {wanted}; use the same values, or another output folder"
         raise ConfigError(msg)
 
 
@@ -355,28 +355,28 @@ def render_rooms(
     continues where it stopped, and a larger ``train`` adds rooms. The splits share no room and no furniture model.
 
     Args:
-        output: folder to write, made if missing.
-        furniture: folder with the ``*.sh3f`` catalogues of Debian's sweethome3d-furniture.
-        cache: folder for converted models; about 200 MB, may be deleted at any time.
-        train: number of training images.
-        val: number of validation images.
-        test: number of test images.
-        width: image width in pixels.
-        height: image height in pixels.
-        samples: light paths per rendered pixel before denoising.
-        supersample: images are rendered this many times wider and higher, then shrunk; labels never are.
-        views_per_room: images per room.
-        seed: seed of rooms and cameras.
-        workers: number of processes.
-        progress: whether to show a progress bar.
+        output: Folder to write, made if missing.
+        furniture: Folder with the ``*.sh3f`` catalogues of Debian's sweethome3d-furniture.
+        cache: Folder for converted models; about 200 MB, may be deleted at any time.
+        train: Number of training images.
+        val: Number of validation images.
+        test: Number of test images.
+        width: Image width in pixels.
+        height: Image height in pixels.
+        samples: Light paths per rendered pixel before denoising.
+        supersample: Images are rendered this many times wider and higher, then shrunk; labels never are.
+        views_per_room: Images per room.
+        seed: Seed of rooms and cameras.
+        workers: Number of processes.
+        progress: Whether to show a progress bar.
 
     Returns:
         Number of images per split now in ``output``.
 
     Raises:
-        ValueError: if a size or number is not positive, or ``output`` holds rooms of another size or seed.
-        FileNotFoundError: if the furniture catalogues are missing.
-        RendererMissingError: if Mitsuba or LLVM is missing.
+        ConfigError: If a size or number is not positive, or ``output`` holds rooms of another size or seed.
+        DatasetNotFoundError: If the furniture catalogues are missing.
+        RendererMissingError: If Mitsuba or LLVM is missing.
     """
     _positive(width=width, height=height, samples=samples, supersample=supersample)
     _positive(views_per_room=views_per_room, workers=workers)
@@ -418,7 +418,7 @@ def _render_batch(jobs: Sequence[Job], settings: Settings, workers: int, advance
                 write_text(settings.output / PENDING / f"{job.room_id}.json", json.dumps(records))
                 advance()
         except BrokenProcessPool as error:
-            msg = "A rendering process died (often: too little memory). Run the same command again to continue."
+            msg = "a rendering process died (often: too little memory); run the same command again to continue"
             raise TaskformerError(msg) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -18,11 +18,11 @@ class Surface:
     """What a rectangle looks like.
 
     Attributes:
-        pattern: name of a drawing function in `textures`.
-        color: main sRGB colour in 0..1.
-        accent: second sRGB colour in 0..1.
-        seed: seed of the drawing.
-        repeat: how often the drawing repeats along width and height.
+        pattern: Name of a drawing function in `textures`.
+        color: Main sRGB colour in 0..1.
+        accent: Second sRGB colour in 0..1.
+        seed: Seed of the drawing.
+        repeat: How often the drawing repeats along width and height.
     """
 
     pattern: str
@@ -37,15 +37,15 @@ class Panel:
     """A rectangle: wall, floor, window pane, picture, rug or ceiling light.
 
     Attributes:
-        name: unique name in the room.
-        cls: semantic class name.
-        center: middle in metres.
-        u: unit vector along the width.
-        v: unit vector along the height; the front is the side that ``u x v`` points to.
-        size: width and height in metres.
-        surface: what it looks like.
-        instance: instance id; 0 for walls, floor and ceiling.
-        radiance: emitted light (RGB, linear), or None; a pane with the ``view`` pattern emits its drawing times this.
+        name: Unique name in the room.
+        cls: Semantic class name.
+        center: Middle in metres.
+        u: Unit vector along the width.
+        v: Unit vector along the height; the front is the side that ``u x v`` points to.
+        size: Width and height in metres.
+        surface: What it looks like.
+        instance: Instance id; 0 for walls, floor and ceiling.
+        radiance: Emitted light (RGB, linear), or None; a pane with the ``view`` pattern emits its drawing times this.
     """
 
     name: str
@@ -64,14 +64,14 @@ class Placement:
     """A model in the room.
 
     Attributes:
-        model: key of a converted model or of a generated shape (``shape--box`` and so on).
+        model: Key of a converted model or of a generated shape (``shape--box`` and so on).
         pool: ``class.role``.
-        instance: instance id, at least 1.
-        position: where the middle of its foot is, metres.
-        angle: rotation about z in degrees, counter-clockwise from above; 0 faces the camera wall.
-        scale: factor along the model's width, depth, height.
-        tint: factor on the colours of untextured materials.
-        recolor: sRGB colour for the largest untextured material, or None.
+        instance: Instance id, at least 1.
+        position: Where the middle of its foot is, metres.
+        angle: Rotation about z in degrees, counter-clockwise from above; 0 faces the camera wall.
+        scale: Factor along the model's width, depth, height.
+        tint: Factor on the colours of untextured materials.
+        recolor: Colour (sRGB) for the largest untextured material, or None.
     """
 
     model: str
@@ -94,10 +94,10 @@ class Camera:
     """A camera without lens distortion.
 
     Attributes:
-        origin: position in metres.
-        target: point it looks at.
-        fov_x_deg: horizontal field of view in degrees.
-        roll: sideways lean of the up vector, radians.
+        origin: Position in metres.
+        target: Point it looks at.
+        fov_x_deg: Horizontal field of view in degrees.
+        roll: Sideways lean of the up vector, radians.
     """
 
     origin: Vec3
@@ -111,11 +111,11 @@ class Room:
     """A room with candidate cameras.
 
     Attributes:
-        kind: one of `KINDS`.
-        size: width (x), depth (y), height (z) in metres.
-        panels: rectangles.
-        placements: models.
-        cameras: candidate views, best first.
+        kind: One of `KINDS`.
+        size: Width (x), depth (y), height (z) in metres.
+        panels: Rectangles.
+        placements: Models.
+        cameras: Candidate views, best first.
     """
 
     kind: str

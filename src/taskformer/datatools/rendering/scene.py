@@ -43,9 +43,9 @@ class Label:
     """What a shape of the scene is.
 
     Attributes:
-        cls: class id.
-        instance: instance id, 0 for walls, floor and ceiling.
-        placement: position in `Room.placements`, -1 for panels.
+        cls: Class id.
+        instance: Instance id, 0 for walls, floor and ceiling.
+        placement: Position in `Room.placements`, -1 for panels.
     """
 
     cls: int
@@ -58,15 +58,15 @@ class View:
     """What one camera sees, pixel by pixel; all maps are ``(H, W)`` or ``(H, W, 3)``.
 
     Attributes:
-        cls: class ids, 255 where a ray left the room.
-        instance: instance ids.
-        placement: positions in `Room.placements`, -1 elsewhere.
-        depth: z-depth in metres.
-        normals: unit normals, x right, y down, z into the scene.
-        points: world positions in metres.
-        rays: unit directions from the camera in the frame of ``normals``.
-        albedo: linear reflectance in 0..1.
-        emits: whether the surface is a light.
+        cls: Class ids, 255 where a ray left the room.
+        instance: Instance ids.
+        placement: Positions in `Room.placements`, -1 elsewhere.
+        depth: Z-depth in metres.
+        normals: Unit normals, x right, y down, z into the scene.
+        points: World positions in metres.
+        rays: Unit directions from the camera in the frame of ``normals``.
+        albedo: Linear reflectance in 0..1.
+        emits: Whether the surface is a light.
     """
 
     cls: Ints
@@ -106,7 +106,7 @@ def mitsuba() -> Any:
     """The Mitsuba module with its LLVM variant selected.
 
     Raises:
-        RendererMissingError: if Mitsuba or LLVM is missing.
+        RendererMissingError: If Mitsuba or LLVM is missing.
     """
     llvm = find_llvm()
     if llvm is not None:
@@ -114,15 +114,15 @@ def mitsuba() -> Any:
     try:
         import mitsuba as mi
     except ImportError as error:
-        msg = 'Rendering needs Mitsuba, which is not installed. Do: pip install "taskformer[render]".'
+        msg = 'rendering needs Mitsuba, which is not installed: pip install "taskformer[render]"'
         raise RendererMissingError(msg) from error
     try:
         mi.set_variant("llvm_ad_rgb")
         float(mi.Float(1.0)[0])  # the first kernel is what loads LLVM
     except (ImportError, RuntimeError) as error:
         msg = (
-            "Mitsuba cannot load LLVM, which compiles its kernels. Do: apt-get install libllvm19, or set "
-            f"DRJIT_LIBLLVM_PATH to a libLLVM.so (now {llvm!r})."
+            "Mitsuba cannot load LLVM, which compiles its kernels; run apt-get install libllvm19, or set "
+            f"DRJIT_LIBLLVM_PATH to a libLLVM.so (now {llvm!r})"
         )
         raise RendererMissingError(msg) from error
     return mi
@@ -213,9 +213,9 @@ def build(room: Room, models: Mapping[str, Model], cache: Path) -> tuple[Any, di
     """Load a room.
 
     Args:
-        room: the room.
-        models: converted models by key.
-        cache: folder that holds their meshes and textures.
+        room: The room.
+        models: Converted models by key.
+        cache: Folder that holds their meshes and textures.
 
     Returns:
         The Mitsuba scene without a camera, and what each of its shapes is, by shape id.
@@ -275,12 +275,12 @@ def look(scene: Any, labels: Mapping[str, Label], camera: Camera, sensor: Any, w
     """Exact labels: one ray through the middle of every pixel.
 
     Args:
-        scene: from `build`.
-        labels: from `build`.
-        camera: the camera that looks.
-        sensor: the same camera from `make_sensor`.
-        width: image width in pixels.
-        height: image height in pixels.
+        scene: From `build`.
+        labels: From `build`.
+        camera: The camera that looks.
+        sensor: The same camera from `make_sensor`.
+        width: Image width in pixels.
+        height: Image height in pixels.
     """
     mi = mitsuba()
     pose = np.array(sensor.world_transform().matrix, dtype=np.float64).reshape(4, 4)

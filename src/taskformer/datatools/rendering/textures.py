@@ -176,10 +176,10 @@ def draw(surface: Surface) -> Image:
     """Draw a surface.
 
     Raises:
-        ValueError: if its pattern is unknown.
+        ConfigError: If its pattern is unknown.
     """
     if surface.pattern not in PATTERNS:
-        msg = f"Unknown surface pattern {surface.pattern!r}; expected one of {sorted(PATTERNS)}."
+        msg = f"unknown surface pattern {surface.pattern!r}; expected one of {sorted(PATTERNS)}"
         raise ConfigError(msg)
     rng = np.random.default_rng(surface.seed)
     color, accent = np.array(surface.color, np.float32), np.array(surface.accent, np.float32)
