@@ -308,7 +308,7 @@ def test_verify_checks_own_data(streets):
     ("changes", "error", "message"),
     [
         ({"image": "img/{split}/{id}.jpg"}, DatasetNotFoundError,
-         r"no image matches 'img/train/\{id\}\.jpg' in .*looked from .*a file there is 'img/train/a/1_image\.png'"),
+         r"no image matches 'img/train/\{id\}\.jpg' in .*working dir.*a file there is 'img/train/a/1_image\.png'"),
         ({"image": "images/{split}/{id}.jpg"}, DatasetNotFoundError, r"a file there is '(img|seg|depth)/"),
         ({"splits": {"train": "training"}}, DatasetNotFoundError, r"img/training/\{id\}.*a file there is 'img/"),
         ({"labels": {"semseg": Label("seg/{split}/{id}.png", spec=SEMSEG.spec)}}, DatasetNotFoundError,

@@ -63,7 +63,7 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Read a list, one entry a line; empty lines and spaces around entries are left out.
+    """Read a list, one entry per line; empty lines and spaces around entries are left out.
 
     Raises:
         CorruptFileError: If it is not text.

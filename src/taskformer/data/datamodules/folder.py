@@ -33,8 +33,8 @@ class FolderDataModule(MultiTaskDataModule):
         labels: Where each task's labels are and what their values mean, by task.
         splits: For each of ``train``, ``val`` and ``test`` the folder that ``{split}`` stands for; where ``image`` has
             no ``{split}``, the share of the images (a number; an image's id alone decides where it falls) or a text
-            file below the root with one id a line. None: folders of these names, or shares of 0.8, 0.1 and 0.1. Without
-            ``test``, the validation images are tested.
+            file below the root with one id per line. None: folders of these names, or shares of 0.8, 0.1 and 0.1.
+            Without ``test``, the validation images are tested.
         border: Width in pixels of a frame at the edge of the image where no label counts.
         orientation: What the orientation tags of images turn: nothing (``stored``); the ``image``, whose labels were
             drawn on it as viewers show it; or ``both``, the image and its labels, which fit its stored pixels.

@@ -228,14 +228,14 @@ class MultiTaskDataset(Dataset[Sample], ABC):
         """Return the path of a file of this data set, or say that the data set is not there."""
         if not path.exists():
             msg = (
-                f"{type(self).__name__}: {path} does not exist, looked from {Path.cwd()}; "
+                f"{type(self).__name__}: {path} does not exist (working directory: {Path.cwd()}); "
                 f"point `data.init_args.root` (now {str(self.root)!r}) to the data set's folder"
             )
             raise DatasetNotFoundError(msg)
         return path
 
     def _read_list(self, path: Path) -> list[str]:
-        """Read a list of this data set, one entry a line, or say that it is missing or not text."""
+        """Read a list of this data set, one entry per line, or say that it is missing or not text."""
         return read_lines(self._require(path))
 
     def _read_json(self, path: Path) -> Any:

@@ -220,7 +220,7 @@ class ArrayLayout(Layout):
         is_index = isinstance(index, dict) and all(isinstance(rows, list) for rows in index.values())
         rows = [row for rows in index.values() for row in rows] if is_index else [[]]
         if not all(is_list_of_paths(row, 5) for row in rows):
-            msg = f"{path} must give each split a list of [image, depth, 2, 7 and 19 class labels], five paths an image"
+            msg = f"{path} must give each split a list of [image, depth, 2, 7 and 19 class labels], 5 paths per image"
             raise CorruptFileError(msg)
         return index
 
@@ -283,8 +283,9 @@ class Cityscapes(MultiTaskDataset):
         layout = find_layout(root, semseg_classes)
         if layout is None:
             msg = (
-                f"Cityscapes: {root} has neither leftImg8bit/ nor train/image/, looked from {Path.cwd()}; unpack "
-                f"the packages of {DOWNLOADS} there (taskformer data prepare cityscapes) or set data.init_args.root"
+                f"Cityscapes: {root} has neither leftImg8bit/ nor train/image/ (working directory: {Path.cwd()}); "
+                f"unpack the packages of {DOWNLOADS} there (taskformer data prepare cityscapes), or set "
+                "data.init_args.root"
             )
             raise DatasetNotFoundError(msg)
         self._layout = layout

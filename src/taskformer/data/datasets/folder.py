@@ -79,7 +79,7 @@ class Folder(MultiTaskDataset):
             ``{split}``.
         labels: Where each task's labels are.
         splits: What ``{split}`` stands for, by split; where the image's pattern has no ``{split}``, the share of the
-            images (a number; which ones follows from their ids alone) or a text file below the root with an id a line.
+            images (a number; which ones follows from their ids alone) or a text file below the root, one id per line.
         border: Width in pixels of a frame at the edge of the image where no label counts.
         orientation: What the orientation tags of images turn: nothing (``"stored"``), the image, whose labels were
             drawn on it as viewers show it (``"image"``), or the image and its labels, which fit its stored pixels
@@ -141,8 +141,9 @@ class Folder(MultiTaskDataset):
         path = self.root / str(self._source)
         if not path.is_file():
             msg = (
-                f"Folder: splits.{self.split} is {self._source!r}, but {path} is not a file, looked from {Path.cwd()}; "
-                f"as image is {self._image!r}, it must be a share or a text file below the root with one id a line"
+                f"Folder: splits.{self.split} is {self._source!r}, but {path} is not a file (working directory: "
+                f"{Path.cwd()}); as image is {self._image!r}, it must be a share or a text file below the root with "
+                "one id per line"
             )
             raise DatasetNotFoundError(msg)
         return self._read_list(path)
@@ -175,7 +176,7 @@ class Folder(MultiTaskDataset):
 
     def _nothing(self, key: str, pattern: str, message: str) -> DatasetNotFoundError:
         return DatasetNotFoundError(
-            f"Folder: {message} matches {pattern!r} in {str(self.root)!r}, looked from {Path.cwd()}; "
+            f"Folder: {message} matches {pattern!r} in {str(self.root)!r} (working directory: {Path.cwd()}); "
             f"{what_is_there(self.root, pattern)}; correct data.init_args.root, {key} or splits"
         )
 

@@ -179,7 +179,7 @@ class NYUD(MultiTaskDataset):
         name = find_layout(root) if layout == "auto" else layout
         if name is None:
             msg = (
-                f"NYUD: {root} has neither images/*.png, images/*.jpg nor img/*.png, looked from {Path.cwd()}; "
+                f"NYUD: {root} has neither images/*.png, images/*.jpg nor img/*.png (working directory: {Path.cwd()}); "
                 "write it with `taskformer data prepare nyud`, or point data.init_args.root to the data set's folder"
             )
             raise DatasetNotFoundError(msg)
@@ -222,7 +222,7 @@ class NYUD(MultiTaskDataset):
             rows = index.get(split) or (index.get("test", []) if split == "val" else [])
         keys = (IMAGE, "semseg", "normals", "depth")
         if not isinstance(rows, list) or not all(is_list_of_paths(row, len(keys)) for row in rows):
-            msg = f"{path} must give each split a list of [img, seg, normal_mask, depth], four paths an image"
+            msg = f"{path} must give each split a list of [img, seg, normal_mask, depth], four paths per image"
             raise CorruptFileError(msg)
         files = [{key: self.root / name for key, name in zip(keys, row, strict=True)} for row in rows]
         self._listed = {paths[IMAGE].stem: paths for paths in files}

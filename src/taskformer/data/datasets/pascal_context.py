@@ -63,7 +63,7 @@ class PASCALContext(MultiTaskDataset):
 
     Layout (the folder is usually called ``PASCALContext`` or ``PASCAL_MT``), ``ID`` like ``2008_000002``:
 
-    - ``ImageSets/Context/{train,val}.txt``: an id a line;
+    - ``ImageSets/Context/{train,val}.txt``: one id per line;
     - ``JPEGImages/ID.jpg``: at most 500 pixels high and wide;
     - ``semseg/VOC12/ID.png``, or where there is none ``semseg/pascal-context/ID.png``: class ids, 255 where unlabelled;
     - ``human_parts/ID.mat``: PASCAL-Part's ``anno``; images that show no part of a person have no label;

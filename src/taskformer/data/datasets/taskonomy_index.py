@@ -83,7 +83,7 @@ def read_views(path: Path) -> dict[str, set[tuple[int, int]]]:
 
 def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     if not path.is_file():
-        msg = f"there is no table {path}, looked from {Path.cwd()}"
+        msg = f"there is no table {path} (working directory: {Path.cwd()})"
         raise DatasetNotFoundError(msg)
     reader = csv.DictReader(read_text(path).splitlines())  # of any kind of line ends
     if not set(columns) <= set(reader.fieldnames or ()):
@@ -103,7 +103,7 @@ def find_layout(root: Path) -> Layout:
     if root.is_dir() and any((root / name / "rgb").is_dir() for name in folders_in(root)):
         return "building_first"
     msg = (
-        f"Taskonomy: neither {root}/rgb/BUILDING nor {root}/BUILDING/rgb exists, looked from {Path.cwd()}; "
+        f"Taskonomy: neither {root}/rgb/BUILDING nor {root}/BUILDING/rgb exists (working directory: {Path.cwd()}); "
         "point `data.init_args.root` to the data set's folder"
     )
     raise DatasetNotFoundError(msg)

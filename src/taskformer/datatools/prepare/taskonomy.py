@@ -17,7 +17,7 @@ from taskformer.datatools.prepare.sources import DownloadError, Source, convert,
 from taskformer.errors import UnknownNameError
 from taskformer.files import write_text
 
-#: Where the owners publish ``links.txt`` (one address a line) and ``md5sum.txt`` (checksum and file a line), and the
+#: Where the owners publish ``links.txt`` (one address per line), ``md5sum.txt`` (checksum and file per line) and the
 #: archives ``BUILDING_DOMAIN.tar``. The licence is ``data/LICENSE`` of https://github.com/StanfordVL/taskonomy.
 SERVER = "https://datasets.epfl.ch/taskonomy"
 NOTE = (
