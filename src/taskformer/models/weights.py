@@ -156,7 +156,7 @@ def _read_safetensors(path: Path) -> State:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         msg = (
-            f"{path} ({path.stat().st_size} bytes) is damaged or no safetensors file ({error}); "
+            f"{path} ({path.stat().st_size} bytes) is damaged or not a safetensors file ({error}); "
             "get the file again, or give it the file extension of what it is"
         )
         raise WeightsError(msg) from error
