@@ -198,7 +198,7 @@ def test_weights_that_do_not_fit_are_explained():
         import_autoformer(state | {"blocks.1.fc2.bias": torch.zeros(3)}, 2)
     with pytest.raises(WeightsError, match=r"blocks\.1\.fc2\.bias \(16,\) torch\.int8 for"):
         import_autoformer(state | {"blocks.1.fc2.bias": torch.zeros(16, dtype=torch.int8)}, 2)
-    with pytest.raises(WeightsError, match="no weights of an AutoFormer supernet"):
+    with pytest.raises(WeightsError, match="not the weights of an AutoFormer supernet"):
         import_autoformer({"pos_embed": torch.zeros(1, 17, 16)}, 2)
     with pytest.raises(WeightsError, match="of another shape or type: cls_token"):
         warm_start(toy(), waves(shapes(24, 2, 2, 32, 16, head_dim=8, patch=8)))
