@@ -24,7 +24,7 @@ def test_help_lists_every_command_without_importing_torch():
 
 
 def test_help_imports_nothing_that_it_does_not_need():
-    heavy = ("albumentations", "matplotlib", "onnx", "optuna", "scipy", "timm", "torchvision", "wandb")
+    heavy = ("albumentations", "matplotlib", "onnx", "optuna", "scipy", "timm", "torch._dynamo", "torchvision", "wandb")
     code = (
         "import sys\nfrom taskformer.cli import main\n"
         "try:\n    main(['fit', '--help'])\n"
@@ -43,6 +43,18 @@ def test_hidden_packages_are_there_again(monkeypatch):
         assert importlib.import_module("pytest") is pytest
         assert metadata.version("pytest")
     assert importlib.util.find_spec("this")
+
+
+def test_who_wants_more_of_the_compiler_gets_it():
+    code = (
+        "import sys, torch\nfrom taskformer.commands.light import LightCompiler, without_compiler\n"
+        "with without_compiler():\n    import torch._dynamo as light\n"
+        "    assert light.disable(print) is print and isinstance(light, LightCompiler)\n"
+        "    from torch._dynamo import config\n    assert config.cache_size_limit\n"
+        "assert not isinstance(sys.modules['torch._dynamo'], LightCompiler)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_module_runs_like_the_program():

@@ -1,10 +1,13 @@
-"""Lightning in less time, for help texts: without what only optional parts of it and of torchmetrics need."""
+"""Lightning in less time, for help texts: without what they do not need of it, of torchmetrics and of torch."""
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
+from types import ModuleType
+from typing import Any
 
 #: Packages that take half of Lightning's import, and that no help text needs.
 OPTIONAL = ("matplotlib", "scipy", "torchvision")
@@ -12,8 +15,41 @@ OPTIONAL = ("matplotlib", "scipy", "torchvision")
 
 def import_lightning() -> None:
     """Import LightningCLI as if :data:`OPTIONAL` were not installed; only for processes that end with a help text."""
-    with without(*OPTIONAL):
+    importlib.import_module("torch")
+    with without(*OPTIONAL), without_compiler():
         importlib.import_module("lightning.pytorch.cli")
+
+
+class LightCompiler(ModuleType):
+    """What Lightning's import wants of ``torch._dynamo``, and the real one for whoever wants more."""
+
+    OptimizedModule = type("OptimizedModule", (), {})
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__ = getattr(importlib.util.find_spec(name), "submodule_search_locations", [])
+
+    @staticmethod
+    def disable(function: Any, *_: Any, **__: Any) -> Any:
+        """Return a function that is not to be compiled."""
+        return function
+
+    def __getattr__(self, name: str) -> Any:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Hide torch's compiler, which takes a third of Lightning's import, unless it has been imported before."""
+    compiler = LightCompiler("torch._dynamo")
+    sys.modules.setdefault(compiler.__name__, compiler)
+    try:
+        yield
+    finally:
+        if sys.modules[compiler.__name__] is compiler:
+            del sys.modules[compiler.__name__]
 
 
 @contextmanager
