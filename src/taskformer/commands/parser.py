@@ -83,11 +83,11 @@ class ConfigFile(ActionConfigFile):
         """Apply a file to what the earlier ones say."""
         values = _upgraded(_on_its_base(values))
         earlier = cfg.clone()
-        super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
+        super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]  # jsonargparse's own
         if not any(_differ(earlier.get(key), cfg.get(key)) for key in CLASSES):
             return
         alone = Namespace({self.dest: []})
-        super().__call__(parser, alone, values, option_string)  # type: ignore[no-untyped-call]
+        super().__call__(parser, alone, values, option_string)  # type: ignore[no-untyped-call]  # jsonargparse's own
         for key in CLASSES:
             if _differ(earlier.get(key), cfg.get(key)):
                 cfg[key] = alone[key]
@@ -101,14 +101,14 @@ class ClassChoice(ActionTypeHint):
         """Apply a flag to what the files and earlier flags say."""
         _, cfg, _, flag = args
         earlier = cfg.clone().get(self.dest)
-        super().__call__(*args, **kwargs)  # type: ignore[no-untyped-call]
+        super().__call__(*args, **kwargs)  # type: ignore[no-untyped-call]  # jsonargparse's own
         if flag not in self.option_strings or not _differ(earlier, cfg.get(self.dest)):
             return
         before, after = (_descriptions(spec.class_path) for spec in (earlier, cfg[self.dest]))
         dropped = {name for name in _settings(earlier) if before.get(name) != after.get(name)}
         kept = {name: value for name, value in _settings(earlier).items() if name not in dropped}
         cfg[self.dest] = Namespace(class_path=earlier.class_path, init_args=Namespace(kept))
-        super().__call__(*args, **kwargs)  # type: ignore[no-untyped-call]
+        super().__call__(*args, **kwargs)  # type: ignore[no-untyped-call]  # jsonargparse's own
         _report(self.dest, earlier, cfg[self.dest], dropped)
 
 
