@@ -71,8 +71,8 @@ class AutoTaskFormer(MultiTaskModule):
         self,
         tasks: dict[str, dict[str, Any]],
         space: Space = Space(),  # noqa: B008  # groups are immutable
-        head: Head = Head(),  # noqa: B008
-        sampling: Sampling = Sampling(),  # noqa: B008
+        head: Head = Head(),  # noqa: B008  # immutable too
+        sampling: Sampling = Sampling(),  # noqa: B008  # immutable too
         image_size: tuple[int, int] = (224, 224),
         patch_size: int = 16,
         max_relative: int = 14,
