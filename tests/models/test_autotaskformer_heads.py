@@ -160,7 +160,7 @@ def test_the_counter_sees_the_processors_fused_attention():
             "query",  # project; queries and positions; encoder, exchange, decoder; bottleneck and predict
             4 * (192 + 3) * 256
             + 64 * (256 + 2 * 64)
-            + 3 * (4 * 256**2 + 7 * 256)
+            + 3 * (4 * 256**2 + 6 * 256)
             + (2 + 256) * 256
             + 2 * (2 * 256**2 + 4 * 256)
             + 6 * 256**2
@@ -170,7 +170,8 @@ def test_the_counter_sees_the_processors_fused_attention():
             + 64
             + 1,
             196 * 4 * 192 * 256
-            + 2 * (2 * 256**2 * (64 + 196) + 2 * 64 * 196 * 256)
+            + 2 * (4 * 256**2 * 64 + 2 * 256 * 196 * 256)  # projections multiplied into 64 queries of 4 heads
+            + 64 * 256
             + 4 * 256**2 * 64
             + 2 * 64 * 64 * 256
             + 64 * (256**2 + 4 * 256**2)
@@ -328,12 +329,12 @@ def test_the_query_head_is_mqtransformers():
     for stages in ("encoders", "exchanges", "decoders"):
         getattr(theirs, stages).load_state_dict(getattr(ours, stages).state_dict())
     features = taps_of(build("query", tasks, ()), tasks, grid=(4, 5))
-    maps = torch.stack([ours._fuse(task, features[task]) for task in tasks], dim=1)  # (B, T, C, h, w)
+    maps = [ours._fuse(task, features[task]) for task in tasks]  # T x (B, h, w, C)
     seen = {}
 
     class Keep(nn.Module):
-        def forward(self, x, size):
-            seen["theirs"] = x
+        def forward(self, maps, size):
+            seen["theirs"] = torch.cat([x.permute(0, 3, 1, 2) for x in maps], dim=1)
             return {}
 
     class Tokens(nn.Module):
@@ -341,11 +342,11 @@ def test_the_query_head_is_mqtransformers():
             return maps
 
     theirs.project, theirs.predict = nn.ModuleList([Tokens()]), Keep()
-    theirs([maps], (4, 5))
+    theirs([None], (4, 5))
     ours.upsample = 1
     ours.bottleneck.register_forward_pre_hook(lambda module, inputs: seen.update(ours=inputs[0]))
     ours(features, (4, 5))
-    torch.testing.assert_close(seen["ours"], seen["theirs"].flatten(1, 2))
+    torch.testing.assert_close(seen["ours"], F.gelu(seen["theirs"]))
 
 
 def test_wrong_names_and_widths_are_named():

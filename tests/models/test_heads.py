@@ -128,7 +128,8 @@ def test_projecting_before_upsampling_is_concatenation_upsampling_and_a_convolut
     fused = torch.cat([F.interpolate(m, maps[0].shape[-2:], mode="bilinear", align_corners=False) for m in maps], 1)
     weight = torch.cat([level.weight for level in project.levels], 1)
     expected = F.conv2d(fused, weight, project.levels[0].bias).unflatten(1, (3, 7))
-    torch.testing.assert_close(project(maps), expected, atol=1e-5, rtol=1e-5)
+    projected = torch.stack([task.permute(0, 3, 1, 2) for task in project(maps)], dim=1)
+    torch.testing.assert_close(projected, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

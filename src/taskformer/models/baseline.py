@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from taskformer.errors import require
 from taskformer.models.decoders import register_decoder
@@ -48,5 +47,5 @@ class BaselineHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
         """Decode feature maps, fine to coarse, to ``{task: (B, C_task, *size)}``."""
-        outputs: dict[str, Tensor] = self.predict(F.gelu(self.project(features)), size)
+        outputs: dict[str, Tensor] = self.predict(self.project(features), size)
         return outputs

@@ -1,11 +1,14 @@
 """What heads and decoders share."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from taskformer.errors import ConfigError
 
@@ -20,6 +23,24 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def resize_rows(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Resample ``(B, h, w, C)`` bilinearly to ``(B, *size, C)``."""
+    return resize(x.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
+
+
+def after(cheap: Callable[[Tensor], Tensor], layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply a layer to a cheap function of ``x``, such as a GELU or a norm.
+
+    For the gradient only ``x`` is kept, and the backward pass computes the function again: it takes little time, and
+    what it gives would take as much memory as ``x``. The layer itself does not run twice. Both hold their parameters as
+    tensors, so that they are those of the forward pass, also where a functional call lends a module others.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # a compiler decides by itself what to keep
+        return layer(cheap(x))
+    result: Tensor = checkpoint(lambda: layer(cheap(x)), use_reentrant=False, preserve_rng_state=False)
+    return result
 
 
 def near_zero(layer: Layer) -> Layer:
@@ -91,18 +112,23 @@ class TaskProjection(nn.Module):
             nn.Conv2d(width, num_tasks * channels, kernel_size=1, bias=i == 0) for i, width in enumerate(in_channels)
         )
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Project maps ``(B, C_i, H_i, W_i)`` to ``(B, T, C, H, W)``, the size of the first."""
-        projected = [level(feature) for level, feature in zip(self.levels, features, strict=True)]
-        finest = projected[0]
-        for coarser in projected[1:]:
-            finest = finest + resize(coarser, finest.shape[-2:])
-        result: Tensor = finest.unflatten(1, (self.num_tasks, -1))
-        return result
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Project maps ``(B, C_i, H_i, W_i)`` to one map per task, T x ``(B, H, W, C)``, the size of the first."""
+        finest, *coarser = [feature.permute(0, 2, 3, 1).contiguous() for feature in features]
+        levels = cast("Sequence[nn.Conv2d]", self.levels)
+        weights = zip(*(level.weight.flatten(1).chunk(self.num_tasks) for level in levels), strict=True)
+        biases = cast(Tensor, levels[0].bias).chunk(self.num_tasks)
+        maps = []
+        for (first, *others), bias in zip(weights, biases, strict=True):
+            task = F.linear(finest, first, bias)
+            for feature, weight in zip(coarser, others, strict=True):
+                task += resize_rows(F.linear(feature, weight), task.shape[1:3])
+            maps.append(task)
+        return maps
 
 
 class TaskPredictor(nn.Module):
-    """Per-task 3x3 convolution, batch norm and ReLU (one grouped convolution), then 1x1 to the task's channels.
+    """Per task GELU, 3x3 convolution, batch norm and ReLU, then 1x1 to the task's channels.
 
     Args:
         tasks: Task name to output channels.
@@ -113,6 +139,7 @@ class TaskPredictor(nn.Module):
     def __init__(self, tasks: Mapping[str, int], channels: int, hidden: int) -> None:
         super().__init__()
         count = len(tasks)
+        # The parameters of all tasks in one: a grouped convolution, of which each task's group runs on its own.
         self.bottleneck = nn.Sequential(
             nn.Conv2d(count * channels, count * hidden, kernel_size=3, padding=1, groups=count, bias=False),
             nn.BatchNorm2d(count * hidden),
@@ -124,10 +151,19 @@ class TaskPredictor(nn.Module):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # it has a bias
         self.logits = nn.ModuleDict(layers)
 
-    def forward(self, x: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
-        """Predict from ``(B, T, C, h, w)`` at ``size``: ``{task: (B, C_task, *size)}``."""
-        hidden = self.bottleneck(x.flatten(1, 2)).unflatten(1, (len(self.logits), -1))  # (B, T, hidden, h, w)
-        return {name: resize(layer(hidden[:, i]), size) for i, (name, layer) in enumerate(self.logits.items())}
+    def forward(self, maps: Iterable[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
+        """Predict from each task's map ``(B, h, w, C)`` at ``size``: ``{task: (B, C_task, *size)}``."""
+        convolve, norm, act = self.bottleneck
+        kernels = cast(Tensor, convolve.weight).chunk(len(self.logits))
+
+        def hide(x: Tensor, kernel: Tensor) -> Tensor:
+            return after(F.gelu, partial(F.conv2d, weight=kernel, padding=1), x.permute(0, 3, 1, 2))
+
+        # One map at a time: none is held on to when the next is made.
+        hidden = list(map(hide, maps, kernels))
+        shares = act(norm(torch.cat(hidden, dim=1))).chunk(len(hidden), dim=1)  # T x (B, hidden, h, w)
+        layers = self.logits.items()
+        return {name: resize(layer(x), size) for (name, layer), x in zip(layers, shares, strict=True)}
 
 
 def stochastic_depth(rate: float) -> "DropPath":

@@ -22,7 +22,7 @@ class MQTransformer(DenseModule):
         num_queries: Queries per task and scale.
         num_heads: Attention heads.
         scales: ``"fused"`` (one scale) or the backbone strides to keep apart, e.g. ``[4, 8, 16, 32]``.
-        cross_attention: ``"separate"`` (tasks at one scale, then scales of one task) or ``"joint"``.
+        cross_attention: ``"separate"`` (tasks at one scale, then scales of one task), ``"joint"`` or ``"none"``.
         num_blocks: Encoder - exchange - decoder rounds.
         encoder_mlp_ratio: Hidden width of the encoder's MLP over ``embed_dim``.
         cross_mlp_ratio: Hidden width of the cross-task attention's MLP over ``embed_dim``.
@@ -30,6 +30,11 @@ class MQTransformer(DenseModule):
         drop_path: Stochastic depth rate of encoder and decoder.
         cross_drop_path: Stochastic depth rate of the cross-task attention.
         head_dim: Channels before each task's last layer.
+        wiring: ``"clean"``, or ``"released"`` for residuals, norms and biases of the authors' program.
+        merge: How scales become one: ``"sum"`` or ``"concat"``.
+        share_encoder: One query encoder for all tasks, or else one for each.
+        share_decoder: One decoder for all tasks, or else one for each.
+        checkpointing: Compute the decoder's activations twice in training: less memory for more time.
         kwargs: The encoder and settings of every model, see :class:`~taskformer.modules.dense.DenseModule`.
 
     Reference:
@@ -44,7 +49,7 @@ class MQTransformer(DenseModule):
         num_queries: int = 64,
         num_heads: int = 4,
         scales: Literal["fused"] | list[int] = "fused",
-        cross_attention: Literal["separate", "joint"] = "separate",
+        cross_attention: Literal["separate", "joint", "none"] = "separate",
         num_blocks: int = 1,
         encoder_mlp_ratio: float = 1.0,
         cross_mlp_ratio: float = 1.0,
@@ -52,6 +57,11 @@ class MQTransformer(DenseModule):
         drop_path: float = 0.1,
         cross_drop_path: float = 0.5,
         head_dim: int = 64,
+        wiring: Literal["clean", "released"] = "clean",
+        merge: Literal["sum", "concat"] = "sum",
+        share_encoder: bool = True,
+        share_decoder: bool = True,
+        checkpointing: bool = False,
         **kwargs: Any,
     ) -> None:
         build_head = partial(
@@ -69,5 +79,10 @@ class MQTransformer(DenseModule):
             drop_path=drop_path,
             cross_drop_path=cross_drop_path,
             head_dim=head_dim,
+            wiring=wiring,
+            merge=merge,
+            share_encoder=share_encoder,
+            share_decoder=share_decoder,
+            checkpointing=checkpointing,
         )
         super().__init__(tasks, build_head, last_only=False, **kwargs)

@@ -13,12 +13,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 
 from taskformer.errors import ConfigError
 from taskformer.models.autotaskformer.architecture import FULL, DecoderSize
 from taskformer.models.autotaskformer.layers import SlicedConv2d
 from taskformer.models.decoders import Maps, projection
-from taskformer.models.layers import near_zero, resize
+from taskformer.models.layers import near_zero, resize, resize_rows
 from taskformer.models.mqtransformer import MultiQueryDecoder, require_whole_heads
 
 #: Depth fractions of the taps that decoders of several maps read.
@@ -128,12 +129,11 @@ class QueryHead(MultiQueryDecoder):
             smaller = self.smaller(decoder).train(self.training)
             outputs: dict[str, Tensor] = functional_call(smaller, self._first_entries(smaller), (features, size))
             return outputs
-        maps = torch.stack([self._fuse(task, features[task]) for task in self.tasks], dim=1)  # (B, T, C, h, w)
-        height, width = maps.shape[-2:]
-        refined = self.refine([maps])
-        fine = resize(refined.flatten(0, 1), (self.upsample * height, self.upsample * width))  # (B*T, C, h', w')
-        apart = fine.unflatten(0, refined.shape[:2]).flatten(1, 2)  # (B, T*C, h', w')
-        hidden = self.bottleneck(apart).unflatten(1, (refined.shape[1], -1))  # (B, T, head_dim, h', w')
+        maps = [self._fuse(task, features[task]) for task in self.tasks]  # T x (B, h, w, C)
+        height, width = maps[0].shape[1:3]
+        fine_size = (self.upsample * height, self.upsample * width)
+        fine = [resize_rows(F.gelu(x), fine_size).permute(0, 3, 1, 2) for x in self.refine([maps])]
+        hidden = self.bottleneck(torch.cat(fine, dim=1)).unflatten(1, (len(fine), -1))  # (B, T, head_dim, h', w')
         return {task: resize(layer(hidden[:, i]), size) for i, (task, layer) in enumerate(self.predict.items())}
 
     def smaller(self, decoder: DecoderSize) -> "QueryHead":
@@ -200,7 +200,11 @@ class QueryHead(MultiQueryDecoder):
         }
 
     def _fuse(self, task: str, taps: Sequence[Tensor]) -> Tensor:
-        """Project one task's last taps and add them up: ``(B, C, h, w)``."""
+        """Project one task's last taps and add them up: ``(B, h, w, C)``."""
         projections = cast(nn.ModuleDict, self.project[task]).values()
         last = taps[-len(projections) :]
-        return torch.stack([project(tap) for project, tap in zip(projections, last, strict=True)]).sum(0)
+        return (
+            torch.stack([project(tap) for project, tap in zip(projections, last, strict=True)])
+            .sum(0)
+            .permute(0, 2, 3, 1)
+        )

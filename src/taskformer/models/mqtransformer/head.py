@@ -1,0 +1,532 @@
+"""MQTransformer: task and scale-aware queries gather, exchange and give back what tasks share.
+
+    >>> import torch
+    >>> head = MQTransformerHead({"semseg": 40, "depth": 1}, channels=[24, 48], strides=[8, 16], embed_dim=32)
+    >>> features = [torch.randn(2, 24, 8, 12), torch.randn(2, 48, 4, 6)]  # of images of 64 x 96 pixels
+    >>> {task: tuple(output.shape) for task, output in head(features, size=(64, 96)).items()}
+    {'semseg': (2, 40, 64, 96), 'depth': (2, 1, 64, 96)}
+
+Read from top to bottom: :class:`MultiQueryDecoder`, the queries and their rounds of encoder, exchange and decoder;
+:class:`MQTransformerHead`, the same between a projection of the backbone's maps and a predictor; the three stages of a
+round, each in the clean and in the released wiring. What they are made of is in ``attention.py``.
+
+Notation of the shape comments: B images, T tasks, S scales, N queries per task and scale, C channels of tokens and
+queries, L = h*w tokens of one scale.
+
+A task's tokens, of which there are thousands, are handled one task and, where no gradient is kept, one *tile* of tokens
+at a time: what is computed of a tile stays in the processor's caches, and time and memory grow with the number of tasks
+and not faster. Maps have their channels last, as matrix products and convolutions want them.
+
+Reference:
+    Xu, Li, Yuan, Yang, Zhang. Multi-Task Learning with Multi-Query Transformer for Dense Prediction. arXiv 2205.14354.
+
+The design follows the paper's two perspectives of cross-task attention (different tasks at one scale, different scales
+of one task). ``wiring="released"`` is the network of the authors' program instead, as it acts on one image: there an
+attention in the decoder runs over the images of the batch, and stochastic depth drops one query for all of them. Here
+an image's output never depends on the batch it is in.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from taskformer.errors import ConfigError, require
+from taskformer.models.decoders import register_decoder
+from taskformer.models.layers import TaskPredictor, TaskProjection, after, resize_rows, stochastic_depth
+from taskformer.models.mqtransformer.attention import Attention, Gathering, Memory, Reading, normalise
+
+CrossAttention = Literal["separate", "joint", "none"]
+Merge = Literal["sum", "concat"]
+Wiring = Literal["clean", "released"]
+
+#: Tokens that are decoded at a time: on a CPU what its caches hold, else what keeps all cores busy.
+CPU_TILE, TILE = 2048, 65536
+
+
+class MultiQueryDecoder(nn.Module):
+    """Every task's maps in, one refined map per task out: the queries and the rounds in which they work.
+
+    Args:
+        project: Layers that make the maps, for the subclass to call.
+        axes: What has queries of its own: ``(S, T)``, or ``(T,)`` where there is one scale.
+        width: Channels C of tokens and queries, a multiple of ``num_heads``.
+        num_queries: Queries N per task and scale.
+        num_heads: Attention heads.
+        num_blocks: Encoder - cross-task attention - decoder rounds; queries and tokens carry on between them.
+        mlp_ratios: Hidden width of the MLP in encoder, cross-task attention and decoder, over C.
+        drop_path: Stochastic depth rate, per sample, of the encoder and decoder.
+        cross_drop_path: The same for the cross-task attention.
+        cross_attention: See :class:`MQTransformerHead`, as the following.
+        merge: How the scales become one.
+        wiring: Whose residuals and norms.
+        share_encoder: One encoder for all tasks.
+        share_decoder: One decoder for all tasks.
+        checkpointing: Compute tokens again in the backward pass.
+    """
+
+    def __init__(
+        self,
+        project: nn.Module,
+        axes: tuple[int, ...],
+        width: int,
+        num_queries: int,
+        num_heads: int,
+        num_blocks: int,
+        mlp_ratios: tuple[float, float, float],
+        drop_path: float,
+        cross_drop_path: float,
+        cross_attention: CrossAttention = "separate",
+        merge: Merge = "sum",
+        wiring: Wiring = "clean",
+        share_encoder: bool = True,
+        share_decoder: bool = True,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.project = project
+        *scales, self.num_tasks = axes
+        self.num_scales = math.prod(scales)
+        self.checkpointing = checkpointing
+        encoder_ratio, cross_ratio, decoder_ratio = mlp_ratios
+        self.queries = nn.Parameter(torch.empty(*axes, num_queries, width))
+        # Positions are one head wide and the same for every head.
+        self.query_pos = nn.Parameter(torch.empty(num_blocks, *axes, num_queries, width // num_heads))
+        self.key_pos = nn.Parameter(torch.empty(num_blocks, *axes, num_queries, width // num_heads))
+        for parameter in (self.queries, self.query_pos, self.key_pos):
+            nn.init.trunc_normal_(parameter, std=0.02)
+        blocks = range(num_blocks)
+        self.encoders = nn.ModuleList(
+            self._per_task(partial(Encoder, width, num_heads, encoder_ratio, drop_path), share_encoder) for _ in blocks
+        )
+        self.exchanges = nn.ModuleList(
+            CrossTaskAttention(width, num_heads, cross_ratio, cross_drop_path, self.num_scales, cross_attention, wiring)
+            for _ in blocks
+        )
+        decoder = {"clean": Decoder, "released": ReleasedDecoder}[wiring]
+        self.decoders = nn.ModuleList(
+            self._per_task(partial(decoder, width, num_heads, decoder_ratio, drop_path), share_decoder) for _ in blocks
+        )
+        concatenates = merge == "concat" and self.num_scales > 1
+        self.merge = nn.Linear(self.num_scales * width, width) if concatenates else None
+
+    def refine(self, maps: Sequence[Sequence[Tensor]]) -> Iterator[Tensor]:
+        """Run all rounds.
+
+        Args:
+            maps: For each scale, finest first, every task's map ``(B, h, w, C)``.
+
+        Yields:
+            Every task's map ``(B, h, w, C)`` at the finest scale, each when it is asked for.
+        """
+        sizes = [scale[0].shape[1:3] for scale in maps]
+        tokens: Iterable[Tensor] = (x.flatten(1, 2) for x in chain(*zip(*maps, strict=True)))  # T*S x (B, L, C)
+        queries = self._flat(self.queries).unsqueeze(1).unbind()  # T*S x (1, N, C)
+        for block, exchange in enumerate(self.exchanges):
+            tokens = list(tokens)
+            normalised, gathered = self._encode(block, tokens, queries)
+            apart = gathered.unflatten(1, (self.num_tasks, -1)).transpose(1, 2)  # (B, S, T, N, C)
+            queries = exchange(apart).transpose(1, 2).flatten(1, 2).unbind(1)  # T*S x (B, N, C)
+            decoded = tokens = self._decode(block, tokens, normalised, queries)
+        for _ in range(self.num_tasks):
+            yield self._merged([next(decoded).unflatten(1, size) for size in sizes])  # S x (B, h, w, C)
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of the parameters that are free of weight decay: queries and positions."""
+        return {"queries", "query_pos", "key_pos"}
+
+    def _encode(
+        self, block: int, tokens: Sequence[Tensor], queries: Sequence[Tensor]
+    ) -> tuple[list[Tensor | None], Tensor]:
+        """Gather from the tokens of each task and scale.
+
+        Returns:
+            The normalised tokens, where they are to be kept for the decoder, and the queries ``(B, T*S, N, C)``.
+        """
+        keep = torch.is_grad_enabled() and not self.checkpointing
+        positions = self._flat(self.query_pos[block])  # (T*S, N, C)
+        kept: list[Tensor | None] = []
+        gathered = []
+        for i, (x, query) in enumerate(zip(tokens, queries, strict=True)):
+            normal = normalise(x)
+            gathered.append(self._of_task(self.encoders[block], i)(query, normal, positions[i]))
+            kept.append(normal if keep else None)
+        return kept, torch.stack(gathered, dim=1)
+
+    def _decode(
+        self, block: int, tokens: Sequence[Tensor], normalised: Sequence[Tensor | None], queries: Sequence[Tensor]
+    ) -> Iterator[Tensor]:
+        """Let the tokens ``(B, L, C)`` of each task and scale read its queries ``(B, N, C)``."""
+        positions = self._flat(self.key_pos[block])  # (T*S, N, C)
+        for i, each in enumerate(zip(tokens, normalised, queries, positions, strict=True)):
+            yield self._of_task(self.decoders[block], i)(*each, self.checkpointing)
+
+    def _merged(self, scales: Sequence[Tensor]) -> Tensor:
+        """Make one map ``(B, h, w, C)`` of a task's scales, finest first."""
+        if self.merge is not None:  # a product with each at its own size is the same as with all, concatenated
+            shares = self.merge.weight.chunk(self.num_scales, dim=1)
+            biases = (self.merge.bias, *[None] * (self.num_scales - 1))
+            scales = [F.linear(*each) for each in zip(scales, shares, biases, strict=True)]
+        finest, *coarser = scales
+        for x in coarser:
+            finest += resize_rows(x, finest.shape[1:3])
+        return finest
+
+    def _per_task(self, build: Callable[[], nn.Module], shared: bool) -> nn.Module:
+        """Build a stage, or one for each task."""
+        return build() if shared else nn.ModuleList(build() for _ in range(self.num_tasks))
+
+    def _of_task(self, stage: nn.Module, index: int) -> nn.Module:
+        """Return the stage that serves an index of the flat axis of tasks and scales."""
+        return stage[index // self.num_scales] if isinstance(stage, nn.ModuleList) else stage
+
+    def _flat(self, parameter: Tensor) -> Tensor:
+        """Flatten queries, or positions repeated for every head, ``([S,] T, N, C)``: ``(T*S, N, C)``."""
+        width = self.queries.shape[-1]
+        whole = parameter.repeat(*[1] * (parameter.ndim - 1), width // parameter.shape[-1])
+        return whole.transpose(0, 1).flatten(0, 1) if whole.ndim > 3 else whole
+
+
+@register_decoder("query")
+class MQTransformerHead(MultiQueryDecoder):
+    """Backbone features to one raw map per task.
+
+    Scale-aware queries on two of an encoder's four maps:
+
+    >>> import torch
+    >>> head = MQTransformerHead({"depth": 1}, [8, 16, 32, 64], [4, 8, 16, 32], embed_dim=32, scales=[8, 32])
+    >>> features = [torch.randn(1, 8 * 2**i, 16 // 2**i, 16 // 2**i) for i in range(4)]
+    >>> tuple(head(features, size=(64, 64))["depth"].shape)
+    (1, 1, 64, 64)
+
+    Args:
+        tasks: Task name to output channels. Task-specific parameters have a task axis in this order.
+        channels: Channels of the backbone's feature maps.
+        strides: Their strides, ascending.
+        embed_dim: Width C of tokens and queries.
+        num_queries: Queries N per task and scale.
+        num_heads: Attention heads.
+        scales: ``"fused"``: one scale, all maps concatenated at the finest stride (the paper's last version and its
+            program); or the strides to keep apart, e.g. ``[4, 8, 16, 32]`` (scale-aware queries, its first versions).
+        cross_attention: ``"separate"``: tasks at one scale, then scales of one task (the paper's two perspectives);
+            ``"joint"``: all at once; ``"none"``: no exchange.
+        num_blocks: Encoder - cross-task attention - decoder rounds; queries and features carry on between them.
+        encoder_mlp_ratio: Hidden width of the encoder's MLP over C.
+        cross_mlp_ratio: Hidden width of the cross-task attention's MLP over C.
+        decoder_mlp_ratio: Hidden width of the decoder's MLP over C.
+        drop_path: Stochastic depth rate, per sample, of the encoder and decoder.
+        cross_drop_path: The same for the cross-task attention.
+        head_dim: Channels before each task's last layer.
+        wiring: ``"clean"``: pre-norm residual branches throughout. ``"released"``: residuals, norms and biases of the
+            authors' program.
+        merge: How the scales become one: their ``"sum"``, or concatenated (``"concat"``) and projected.
+        share_encoder: One encoder for all tasks, or else one for each.
+        share_decoder: One decoder for all tasks, or else one for each.
+        checkpointing: In training, compute the decoder's activations again in the backward pass, tile by tile: about
+            half the memory for a tenth more time.
+
+    Raises:
+        ConfigError: If a setting is impossible, a scale is not a stride of the backbone, or ``embed_dim`` is not
+            a multiple of ``num_heads``.
+    """
+
+    project: nn.ModuleList
+
+    def __init__(
+        self,
+        tasks: Mapping[str, int],
+        channels: Sequence[int],
+        strides: Sequence[int],
+        embed_dim: int = 256,
+        num_queries: int = 64,
+        num_heads: int = 4,
+        scales: Literal["fused"] | Sequence[int] = "fused",
+        cross_attention: CrossAttention = "separate",
+        num_blocks: int = 1,
+        encoder_mlp_ratio: float = 1.0,
+        cross_mlp_ratio: float = 1.0,
+        decoder_mlp_ratio: float = 3.0,
+        drop_path: float = 0.1,
+        cross_drop_path: float = 0.5,
+        head_dim: int = 64,
+        wiring: Wiring = "clean",
+        merge: Merge = "sum",
+        share_encoder: bool = True,
+        share_decoder: bool = True,
+        checkpointing: bool = False,
+    ) -> None:
+        counts = {"num_queries": num_queries, "num_heads": num_heads, "num_blocks": num_blocks}
+        require("[1, inf)", embed_dim=embed_dim, head_dim=head_dim, **counts)
+        ratios = {"encoder": encoder_mlp_ratio, "cross": cross_mlp_ratio, "decoder": decoder_mlp_ratio}
+        for name, ratio in ratios.items():  # at least one hidden channel
+            require(f"[{1 / embed_dim:g}, inf)", **{f"{name}_mlp_ratio": ratio})
+        require("[0, 1)", drop_path=drop_path, cross_drop_path=cross_drop_path)
+        require_whole_heads(num_heads, embed_dim=embed_dim)
+        # Which backbone maps make up each scale.
+        levels = [list(range(len(channels)))] if scales == "fused" else _levels(scales, strides)
+        super().__init__(
+            nn.ModuleList(TaskProjection([channels[i] for i in level], len(tasks), embed_dim) for level in levels),
+            (len(levels), len(tasks)),
+            embed_dim,
+            **counts,
+            mlp_ratios=(encoder_mlp_ratio, cross_mlp_ratio, decoder_mlp_ratio),
+            drop_path=drop_path,
+            cross_drop_path=cross_drop_path,
+            cross_attention=cross_attention,
+            wiring=wiring,
+            merge=merge,
+            share_encoder=share_encoder,
+            share_decoder=share_decoder,
+            checkpointing=checkpointing,
+        )
+        self.levels = levels
+        self.predict = TaskPredictor(tasks, embed_dim, head_dim)
+
+    def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
+        """Decode feature maps, fine to coarse, to ``{task: (B, C_task, *size)}``."""
+        refined = self.refine(
+            [
+                project([features[i] for i in level])  # T x (B, h, w, C)
+                for level, project in zip(self.levels, self.project, strict=True)
+            ]
+        )
+        outputs: dict[str, Tensor] = self.predict(refined, size)
+        return outputs
+
+
+class Encoder(nn.Module):
+    """Queries gather from the tokens of one task and scale."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, drop_path: float) -> None:
+        super().__init__()
+        self.attention = Gathering(dim, num_heads)
+        self.norm = nn.LayerNorm(dim)
+        self.mix = nn.Linear(dim, dim, bias=False)
+        self.mlp = MLP(dim, mlp_ratio)
+        self.drop_path = stochastic_depth(drop_path)
+
+    def forward(self, queries: Tensor, tokens: Tensor, query_pos: Tensor) -> Tensor:
+        """Update queries ``(B or 1, N, C)`` from normalised tokens ``(B, L, C)``: ``(B, N, C)``."""
+        queries = queries + self.drop_path(self.attention(queries + query_pos, tokens))
+        queries = queries + self.mix(self.norm(queries))
+        result: Tensor = queries + self.drop_path(self.mlp(queries))
+        return result
+
+
+class CrossTaskAttention(nn.Module):
+    """Queries exchange between tasks and scales; the cost does not depend on the image size.
+
+    Args:
+        dim: Width C.
+        num_heads: Attention heads.
+        mlp_ratio: Hidden width of the MLPs over C.
+        drop_path: Stochastic depth rate, per sample.
+        num_scales: Scales S; with one there is nothing to exchange between scales.
+        mode: ``"separate"``: all tasks of one scale, then all scales of one task; ``"joint"``: everything at once;
+            ``"none"``: every task keeps its queries to itself.
+        wiring: Whose norms and biases.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        drop_path: float,
+        num_scales: int,
+        mode: CrossAttention,
+        wiring: Wiring = "clean",
+    ) -> None:
+        super().__init__()
+        self.joint = mode == "joint"
+        layer = {"clean": SelfAttention, "released": ReleasedSelfAttention}[wiring]
+        separate_scales = num_scales > 1 and mode == "separate"
+        self.between_tasks = None if mode == "none" else layer(dim, num_heads, mlp_ratio, drop_path)
+        self.between_scales = layer(dim, num_heads, mlp_ratio, drop_path) if separate_scales else None
+
+    def forward(self, queries: Tensor) -> Tensor:
+        """Update queries ``(B, S, T, N, C)``."""
+        batch, scales, tasks, count, _ = queries.shape
+        result = queries
+        if self.between_tasks is not None and self.joint:
+            result = self.between_tasks(queries.flatten(1, 3)).view_as(queries)  # over (B, S*T*N, C)
+        elif self.between_tasks is not None:
+            same_scale = self.between_tasks(queries.reshape(batch * scales, tasks * count, -1))  # (B*S, T*N, C)
+            result = same_scale.view(batch, scales, tasks, count, -1)
+        if self.between_scales is not None:
+            same_task = self.between_scales(result.transpose(1, 2).reshape(batch * tasks, scales * count, -1))
+            result = same_task.view(batch, tasks, scales, count, -1).transpose(1, 2)
+        return result
+
+
+class Decoder(nn.Module):
+    """Tokens of one task and scale read what its queries now know."""
+
+    #: Residual branches.
+    branches = 2
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, drop_path: float) -> None:
+        super().__init__()
+        self.attention = Reading(dim, num_heads)
+        self.mlp = MLP(dim, mlp_ratio)
+        self.drop_path = stochastic_depth(drop_path)
+
+    def forward(
+        self, tokens: Tensor, normalised: Tensor | None, queries: Tensor, key_pos: Tensor, checkpointing: bool = False
+    ) -> Tensor:
+        """Update tokens.
+
+        Args:
+            tokens: ``(B, L, C)``.
+            normalised: The same, normalised; None: they are normalised tile by tile.
+            queries: ``(B, N, C)``.
+            key_pos: Their positions ``(N, C)``.
+            checkpointing: Keep nothing but the tokens for the backward pass.
+        """
+        drops = self._drops(len(tokens), tokens)
+        memory = self.attention.remember(queries, key_pos, drops[0])
+        if torch.compiler.is_compiling() or not (checkpointing or not torch.is_grad_enabled()):
+            return self._read(tokens, normalised, memory, drops)
+        tile = max(1, (CPU_TILE if tokens.is_cpu else TILE) // len(tokens))
+        if not torch.is_grad_enabled():
+            return torch.cat([self._read(x, None, memory, drops) for x in tokens.split(tile, dim=1)], dim=1)
+        tiles = [
+            checkpoint(self._read, x, None, memory, drops, use_reentrant=False, preserve_rng_state=False)
+            for x in tokens.split(tile, dim=1)
+        ]
+        return torch.cat(tiles, dim=1)
+
+    def _read(
+        self, tokens: Tensor, normalised: Tensor | None, memory: Memory, drops: Sequence[Tensor | None]
+    ) -> Tensor:
+        """Update tokens ``(B, L, C)`` one by one; none sees another."""
+        normalised = normalise(tokens) if normalised is None else normalised
+        tokens = self.attention(tokens, normalised, memory, drops[0])
+        return add(tokens, self.mlp(tokens), drops[1])
+
+    def _drops(self, batch: int, like: Tensor) -> list[Tensor | None]:
+        """Draw each image's factor ``(B, 1, 1)`` of each residual branch, once for all of its tokens."""
+        if not self.training or not self.drop_path.drop_prob:
+            return [None] * self.branches
+        return [self.drop_path(like.new_ones(batch, 1, 1)) for _ in range(self.branches)]
+
+
+class ReleasedDecoder(Decoder):
+    """The decoder of the released program, as it acts on one image.
+
+    Its second attention runs over the images of the batch. Over one image it is a linear map, ``out(value(tokens))``;
+    its residual starts from the tokens as they were.
+    """
+
+    branches = 4
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, drop_path: float) -> None:
+        super().__init__(dim, num_heads, mlp_ratio, drop_path)
+        self.value, self.out = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.last_mlp = MLP(dim, mlp_ratio)
+
+    def _read(
+        self, tokens: Tensor, normalised: Tensor | None, memory: Memory, drops: Sequence[Tensor | None]
+    ) -> Tensor:
+        """Update tokens ``(B, L, C)``."""
+        read = super()._read(tokens, normalised, memory, drops)
+        weight = self.out.weight @ self.value.weight  # two maps are one
+        bias = self.out.weight @ self.value.bias + self.out.bias
+        tokens = add(tokens, F.linear(read, weight, bias), drops[2])
+        return add(tokens, self.last_mlp(tokens), drops[3])
+
+
+class SelfAttention(nn.Module):
+    """One pre-norm transformer layer over a set of queries ``(B, M, C)``."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, drop_path: float) -> None:
+        super().__init__()
+        self.attention = Attention(dim, num_heads)
+        self.mlp = MLP(dim, mlp_ratio)
+        self.drop_path = stochastic_depth(drop_path)
+
+    def forward(self, queries: Tensor) -> Tensor:
+        """Let all queries of a set attend to each other."""
+        queries = queries + self.drop_path(self.attention(queries, queries))
+        result: Tensor = queries + self.drop_path(self.mlp(queries))
+        return result
+
+
+class ReleasedSelfAttention(nn.Module):
+    """The layer of the released program: attention without a norm before it, two norms before the MLP."""
+
+    #: Rate at which attention weights are dropped.
+    dropout = 0.1
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, drop_path: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.to_q, self.to_v, self.out = (nn.Linear(dim, dim) for _ in range(3))
+        self.to_k = nn.Linear(dim, dim, bias=False)  # a bias would drop out of the softmax
+        self.norm = nn.LayerNorm(dim)
+        self.mlp = MLP(dim, mlp_ratio)
+        self.drop_path = stochastic_depth(drop_path)
+
+    def forward(self, queries: Tensor) -> Tensor:
+        """Let all queries of a set attend to each other."""
+        projected = (to(queries) for to in (self.to_q, self.to_k, self.to_v))
+        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in projected)  # (B, h, M, d)
+        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        queries = queries + self.drop_path(self.out(attended.transpose(1, 2).flatten(2)))
+        result: Tensor = queries + self.drop_path(self.mlp(self.norm(queries)))
+        return result
+
+
+class MLP(nn.Sequential):
+    """Layer norm, expansion, GELU, projection.
+
+    Args:
+        dim: Width C.
+        ratio: Hidden width over C.
+    """
+
+    def __init__(self, dim: int, ratio: float) -> None:
+        hidden = int(dim * ratio)
+        super().__init__(nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(..., C)`` to ``(..., C)``."""
+        norm, expand, _, project = self
+        assert isinstance(norm, nn.LayerNorm)
+        assert isinstance(expand, nn.Linear)
+        assert isinstance(project, nn.Linear)
+        # Tensors, not modules: what is computed again must see the parameters of this call, also of a functional one.
+        normal = partial(F.layer_norm, normalized_shape=norm.normalized_shape, weight=norm.weight, bias=norm.bias)
+        hidden = after(normal, partial(F.linear, weight=expand.weight, bias=expand.bias), x)
+        return after(F.gelu, partial(F.linear, weight=project.weight, bias=project.bias), hidden)
+
+
+def add(x: Tensor, branch: Tensor, factor: Tensor | None) -> Tensor:
+    """Add a residual branch, times each image's factor ``(B, 1, 1)``, in the branch's memory."""
+    return (branch if factor is None else branch.mul_(factor)).add_(x)
+
+
+def require_whole_heads(num_heads: int, **width: int) -> None:
+    """Refuse a width, given under its setting's name, that cannot be divided into attention heads.
+
+    Raises:
+        ConfigError: If it does not.
+    """
+    for name, channels in width.items():
+        if channels % num_heads:
+            msg = f"{name} must be a multiple of num_heads, got {name}={channels} and num_heads={num_heads}"
+            raise ConfigError(msg)
+
+
+def _levels(scales: Sequence[int], strides: Sequence[int]) -> list[list[int]]:
+    """Index of the backbone map for each scale, finest first."""
+    if not scales or not set(scales) <= set(strides):
+        msg = f"scales must be 'fused' or some of the backbone's strides {list(strides)}, got {scales!r}"
+        raise ConfigError(msg)
+    return [[list(strides).index(scale)] for scale in sorted(set(scales))]
