@@ -295,6 +295,12 @@ class MultiTaskModule(Checkpointed):
         own = list(self.balancing.parameters())
         return [*groups, {"params": own, "lr_scale": 1.0, "weight_decay": 0.0}] if own else groups
 
+    def parameter_names(self) -> list[list[str]]:
+        """List the names of the network's parameters in each group of the optimizer."""
+        names = {parameter: name for name, parameter in self.named_parameters()}
+        groups = [[names[p] for p in group["params"]] for group in self._parameter_groups()]
+        return [group for group in groups if not group[0].startswith("balancing.")]
+
     def _balance(self, losses: dict[str, Tensor], logged: dict[str, Tensor], batch_size: int) -> Tensor:
         """Make one loss of the tasks' losses in a training batch; log it with those that are to be shown."""
         total: Tensor = self.balancing(losses)

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule
 from taskformer.errors import WeightsError
 from taskformer.files import read_tensors
 from taskformer.modules.fitting import require_fitting
+from taskformer.modules.upgrading import forget, obsolete_names
 from taskformer.tasks import Task
 
 CLASS, RECIPE, OPTIMISATION = "taskformer_class", "taskformer_recipe", "optimisation"
@@ -111,6 +112,10 @@ class Checkpointed(LightningModule):
         """Return settings of any version, of a checkpoint or a run's ``config.yaml``, as the constructor takes them."""
         return dict(settings)
 
+    def parameter_names(self) -> list[list[str]]:
+        """List the names of the network's parameters in each group of the optimizer."""
+        return []
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the class, so that :func:`taskformer.load` finds it, and what the weights are trained with."""
         checkpoint[OPTIMISATION] = self.optimisation
@@ -124,6 +129,7 @@ class Checkpointed(LightningModule):
             WeightsError: If the checkpoint is of other tasks, classes or sizes.
         """
         saved = Checkpoint(checkpoint)
+        forget(checkpoint, obsolete_names(self), self.parameter_names())
         checkpoint["state_dict"] = state = with_balancing_of(self.state_dict(), saved.state)
         require_fitting(self.upgraded(saved.hyper_parameters), state, self, self.tasks)
         self.hparams["weights"] = saved.hyper_parameters["weights"]

@@ -32,7 +32,12 @@ class MultiHead(nn.Module):
     Args:
         dim: Width C.
         num_heads: Attention heads.
+
+    Attributes:
+        obsolete: Names of tensors that older weights hold and that never had an effect.
     """
+
+    obsolete = ("norm_k.bias",)
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -43,8 +48,9 @@ class MultiHead(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """Leave out of older weights the shift of the keys' norm, which never had an effect."""
-        state_dict.pop(f"{prefix}norm_k.bias", None)
+        """Leave out of older weights what is obsolete."""
+        for name in self.obsolete:
+            state_dict.pop(f"{prefix}{name}", None)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _absorbs(self, count: int) -> bool:
