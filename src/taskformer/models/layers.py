@@ -39,7 +39,7 @@ def after(cheap: Callable[[Tensor], Tensor], layer: Callable[[Tensor], Tensor], 
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # a compiler decides by itself what to keep
         return layer(cheap(x))
-    result: Tensor = checkpoint(lambda: layer(cheap(x)), use_reentrant=False, preserve_rng_state=False)
+    result: Tensor = checkpoint(lambda x: layer(cheap(x)), x, use_reentrant=False, preserve_rng_state=False)
     return result
 
 

@@ -9,16 +9,14 @@ Reference:
 """
 
 import copy
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from taskformer.models.layers import stochastic_depth
+from taskformer.models.layers import after, stochastic_depth
 
 Affine = TypeVar("Affine", nn.Linear, nn.LayerNorm, nn.Conv2d)
 Pair = tuple[int, int]
@@ -219,18 +217,6 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x.float()).type_as(x)
 
 
-def after_gelu(layer: Callable[[Tensor], Tensor], x: Tensor, training: bool) -> Tensor:
-    """Apply a layer to the GELU of ``x``.
-
-    In training only ``x`` is kept, and the backward pass computes the GELU again: it is the widest activation of a
-    transformer and takes little time. The layer itself does not run twice.
-    """
-    if not (training and torch.is_grad_enabled()):
-        return layer(gelu(x))
-    result: Tensor = checkpoint(lambda: layer(gelu(x)), use_reentrant=False, preserve_rng_state=False)
-    return result
-
-
 class Attention(nn.Module):
     """Pre-norm residual self-attention with relative positions.
 
@@ -274,7 +260,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:  # the grid: called like an attention
         """Update tokens ``(B, N, E)``."""
-        result: Tensor = x + self.drop_path(after_gelu(self.fc2, self.fc1(self.norm(x)), self.training))
+        result: Tensor = x + self.drop_path(after(gelu, self.fc2, self.fc1(self.norm(x))))
         return result
 
 
@@ -320,7 +306,7 @@ class SuperMLP(nn.Module):
     def forward(self, x: Tensor, grid: Grid, width: int) -> Tensor:  # the grid: called like an attention
         """Update tokens ``(B, N, E)`` through the first ``width`` hidden channels."""
         out = partial(self.fc2, outputs=x.shape[-1])
-        result: Tensor = x + self.drop_path(after_gelu(out, self.fc1(self.norm(x), width), self.training))
+        result: Tensor = x + self.drop_path(after(gelu, out, self.fc1(self.norm(x), width)))
         return result
 
     def narrowed(self, embed_dim: int, hidden: int) -> MLP:
