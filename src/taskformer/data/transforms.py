@@ -57,6 +57,7 @@ from taskformer.data.geometry import (
     zoom_image,
     zoom_values,
 )
+from taskformer.data.photometric import distort
 from taskformer.errors import ConfigError, InvalidTargetError, UnknownNameError, require
 from taskformer.normalisation import normalise_bytes
 from taskformer.tasks import IGNORE_INDEX, Task
@@ -74,9 +75,6 @@ MEAN_COLOR = (124, 116, 104)
 
 #: Sides of an image, in pixels: OpenCV counts them in 16 bits.
 SIDE = "[1, 32767]"
-
-#: All 8-bit values.
-_LEVELS = np.arange(256, dtype=np.float32)
 
 _TWINS = {
     "HorizontalFlip": "RandomHorizontalFlip",
@@ -452,7 +450,7 @@ class PhotoMetricDistortion(A.ImageOnlyTransform):  # type: ignore[misc]  # albu
 
     The defaults are the recipe of the multi-task dense-prediction literature (SSD's distortion, [1]): a shift from
     [-32, 32]; a contrast factor from [0.5, 1.5], at random before or after the colours; a saturation factor from
-    [0.5, 1.5] and a turn of the hue by -18 to 17 of OpenCV's 180 steps. Every step ends in 8 bits.
+    [0.5, 1.5] and a turn of the hue by -18 to 17 of OpenCV's 180 steps. Every step ends in 8 bits, truncated.
 
     [1] Liu et al., SSD: Single Shot MultiBox Detector, https://arxiv.org/abs/1512.02325
 
@@ -483,29 +481,29 @@ class PhotoMetricDistortion(A.ImageOnlyTransform):  # type: ignore[misc]  # albu
         self.chance = p
 
     def get_params(self) -> dict[str, Any]:
-        """Draw the four changes (albumentations' hook), each with probability ``p``."""
+        """Draw the four changes (albumentations' hook), each with probability ``p``; None for those left out."""
         draw, steps = self.py_random, round(self.hue / 2)  # OpenCV's hue counts double degrees
         shifts, contrasts, saturates, turns = (draw.random() < self.chance for _ in range(4))
         return {
-            "shift": draw.uniform(-self.brightness, self.brightness) if shifts else 0.0,
-            "contrast": draw.uniform(1 - self.contrast, 1 + self.contrast) if contrasts else 1.0,
+            "shift": draw.uniform(-self.brightness, self.brightness) if shifts else None,
+            "contrast": draw.uniform(1 - self.contrast, 1 + self.contrast) if contrasts else None,
             "contrast_first": draw.random() < 0.5,
-            "saturation": draw.uniform(1 - self.saturation, 1 + self.saturation) if saturates else 1.0,
-            "turn": draw.randint(-steps, steps - 1) if turns else 0,
+            "saturation": draw.uniform(1 - self.saturation, 1 + self.saturation) if saturates else None,
+            "turn": draw.randint(-steps, steps - 1) if turns and steps else None,
         }
 
-    def apply(self, img: Array, **params: Any) -> Array:
-        """Look the new values up, in RGB and, if needed, in HSV."""
-        shift, contrast, first = params["shift"], params["contrast"], params["contrast_first"]
-        if shift != 0 or (first and contrast != 1):
-            shifted = _eight_bits(_LEVELS + shift)
-            img = cv2.LUT(img, _eight_bits(shifted * contrast) if first else shifted)
-        if params["saturation"] != 1 or params["turn"] != 0:
-            table = [(_LEVELS + params["turn"]) % 180, _LEVELS * params["saturation"], _LEVELS]
-            hsv = cv2.LUT(cv2.cvtColor(img, cv2.COLOR_RGB2HSV), _eight_bits(np.stack(table, axis=-1)[None]))
-            img = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-        changed: Array = img if first or contrast == 1 else cv2.LUT(img, _eight_bits(_LEVELS * contrast))
-        return changed
+    def apply(
+        self,
+        img: Array,
+        shift: float | None = None,
+        contrast: float | None = None,
+        saturation: float | None = None,
+        turn: int | None = None,
+        contrast_first: bool = True,
+        **_: Any,
+    ) -> Array:
+        """Change the colours, see :func:`taskformer.data.photometric.distort`."""
+        return distort(img, shift, contrast, saturation, turn, contrast_first)
 
 
 class TaskCompose:
@@ -673,8 +671,3 @@ def _is_varied(labels: Array, max_share: float) -> bool:
     counts = cv2.calcHist([labels.astype(np.uint8, copy=False)], [0], None, [256], [0, 256])
     counts[IGNORE_INDEX] = 0
     return bool(np.count_nonzero(counts) > 1 and counts.max() < max_share * counts.sum())
-
-
-def _eight_bits(values: Array) -> NDArray[np.uint8]:
-    """Round and clip to 0..255."""
-    return np.rint(values).clip(0, 255).astype(np.uint8)
