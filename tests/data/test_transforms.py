@@ -222,6 +222,15 @@ def test_thin_edges_survive_shrinking():
     assert edges[:, 1].sum() == HEIGHT / 16
 
 
+@pytest.mark.parametrize("build", [RandomScale, lambda *args, **options: RandomScaledCrop(*args, 64, 72, **options)])
+def test_zooming_out_takes_the_nearest_edges_or_keeps_all_lines(build):
+    lines = {keep: build(0.5, 0.5, keep_lines=keep) for keep in (False, True)}
+    nearest, kept = (TaskCompose([lines[keep]], TASKS)(plane_sample())["targets"]["edges"][0] for keep in (False, True))
+    edges = plane_sample()["targets"]["edges"]
+    np.testing.assert_array_equal(nearest, edges[1::2, 1::2])  # of two pixels the one at the new one's centre, below
+    np.testing.assert_array_equal(kept, edges.reshape(HEIGHT // 2, 2, WIDTH // 2, 2).max(axis=(1, 3)))
+
+
 def test_missing_labels_survive_every_transform():
     sample = plane_sample()
     sample["targets"] = {"depth": np.full((HEIGHT, WIDTH), np.nan)}  # float64 is accepted

@@ -25,7 +25,9 @@ long, and is exact as that. Read as the *same* lens moved closer, the usual reas
 approximate: only surfaces that face the camera agree, any other would need the normal ``(x, y, s*z)`` and would show
 new occlusions. The published recipes leave normals alone, as here.
 
-All maps are sampled at the nearest pixel, so no value is made up; pixels from outside are 255 or NaN.
+All maps are sampled at the nearest pixel, so no value is made up; pixels from outside are 255 or NaN. OpenCV's
+``INTER_NEAREST``, which the published recipes use, looks up the upper left corner of each new pixel, up to half a pixel
+from where the image is interpolated; ``sampling: corner`` does the same, for recipes that are to be theirs.
 """
 
 import os
@@ -46,6 +48,7 @@ from taskformer.data.geometry import (
     ALL,
     Array,
     Kind,
+    Sampling,
     invalid_value,
     map_kind,
     mirror,
@@ -184,6 +187,10 @@ class RandomScale(SpatialTransform):
         choices: Draw one of these factors instead.
         rescale_depth: Whether depth is divided by the factor (and inverse depth multiplied); a few published recipes
             leave depth as it is.
+        sampling: Where in its new pixel a map is looked up: at the ``center``, as the image is, or at the upper left
+            ``corner``, as OpenCV does and the published recipes with it.
+        keep_lines: Whether edges are thickened before they shrink, so that no line breaks; the published recipes take
+            the nearest pixel of edges too, which thins them out.
         p: Probability that the transform is applied.
 
     Raises:
@@ -196,6 +203,8 @@ class RandomScale(SpatialTransform):
         high: float = 2.0,
         choices: list[float] | None = None,
         rescale_depth: bool = True,
+        sampling: Sampling = "center",
+        keep_lines: bool = False,
         p: float = 1.0,
     ) -> None:
         super().__init__(p=p)
@@ -210,6 +219,8 @@ class RandomScale(SpatialTransform):
         self.high = high
         self.choices = choices
         self.rescale_depth = rescale_depth
+        self.sampling: Sampling = sampling
+        self.keep_lines = keep_lines
 
     def draw(self, height: int, width: int) -> dict[str, Any]:
         """Draw the factor; the new size is rounded down."""
@@ -222,7 +233,7 @@ class RandomScale(SpatialTransform):
 
     def apply_to_map(self, pixels: Array, kind: Kind, **params: Any) -> Array:
         """Resize the map."""
-        resized = resize_map(pixels, kind, *params["size"], *params["window"])
+        resized = resize_map(pixels, kind, *params["size"], *params["window"], self.sampling, self.keep_lines)
         return zoom_values(resized, kind, params["scale"]) if self.rescale_depth else resized
 
 
@@ -247,6 +258,9 @@ class RandomScaledCrop(RandomScale):
         max_share: Share that the most frequent class must stay below; 1 accepts every window.
         retries: How often a window is drawn again; the last one is taken as it is.
         rescale_depth: Whether depth is divided by the factor (and inverse depth multiplied).
+        sampling: Where in its new pixel a map is looked up: ``center``, as the image, or ``corner``, as in the published
+            recipes.
+        keep_lines: Whether edges are thickened before they shrink, so that no line breaks.
 
     Raises:
         ConfigError: If a factor is not above 0, or ``low`` is above ``high``.
@@ -261,8 +275,10 @@ class RandomScaledCrop(RandomScale):
         max_share: float = 1.0,
         retries: int = 10,
         rescale_depth: bool = True,
+        sampling: Sampling = "center",
+        keep_lines: bool = False,
     ) -> None:
-        super().__init__(low, high, rescale_depth=rescale_depth)
+        super().__init__(low, high, rescale_depth=rescale_depth, sampling=sampling, keep_lines=keep_lines)
         require(SIDE, height=height, width=width)
         require("(0, 1]", max_share=max_share)
         require("[0, inf)", retries=retries)
@@ -282,7 +298,7 @@ class RandomScaledCrop(RandomScale):
         """Draw the window again until it has enough variety."""
         drawn = super().get_params_dependent_on_data(params, data)
         for _ in range(self.retries if self.guide in data else 0):
-            labels = resize_map(data[self.guide], "label", *drawn["size"], *drawn["window"])
+            labels = resize_map(data[self.guide], "label", *drawn["size"], *drawn["window"], self.sampling)
             if _is_varied(labels, self.max_share):
                 break
             drawn["window"] = _draw_window(self.py_random, drawn["size"], (self.height, self.width))
