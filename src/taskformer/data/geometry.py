@@ -138,7 +138,7 @@ def _nearest(old: int, new: int, sampling: Sampling) -> NDArray[np.int64]:
     if sampling == "center":
         return ((np.arange(new) + 0.5) * old / new).astype(np.int64)
     places = np.arange(old, dtype=np.float32)[None]  # OpenCV itself, because it rounds in a way of its own
-    return cv2.resize(places, (new, 1), interpolation=cv2.INTER_NEAREST)[0].astype(np.int64)
+    return np.asarray(cv2.resize(places, (new, 1), interpolation=cv2.INTER_NEAREST)[0], dtype=np.int64)
 
 
 def thicken(lines: Array, rows: int, columns: int) -> Array:
