@@ -189,7 +189,8 @@ class RandomScale(SpatialTransform):
         sampling: Where in its new pixel a map is looked up: at the ``center``, as the image is, or at the upper left
             ``corner``, as OpenCV does and the published recipes with it.
         keep_lines: Whether edges are thickened before they shrink, so that no line breaks; the published recipes take
-            the nearest pixel of edges too, which thins them out.
+            the nearest pixel of edges too, which keeps their share of all pixels, and with it what a loss's weight
+            of edges means.
         p: Probability that the transform is applied.
 
     Raises:
