@@ -1,5 +1,6 @@
 """One way from what a person names to a data module: a name, a YAML file, a run folder."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import yaml
 from taskformer.data import RoomsDataModule
 from taskformer.data.configured import data_module
 from taskformer.errors import ConfigError, UnknownNameError
+from taskformer.modules.recipe import pipeline
 
 ROOMS = Path(__file__).parents[2] / "configs" / "data" / "rooms.yaml"
 BLOCK = {"class_path": "RoomsDataModule", "init_args": {"tasks": ["depth"], "batch_size": 3}}
@@ -63,3 +65,10 @@ def test_mistakes_are_one_sentence(source, chosen, error, message, tmp_path, mon
     with pytest.raises(error, match=message) as raised:
         data_module(source, **chosen)
     assert "\n" not in str(raised.value)
+
+
+def test_the_stored_single_task_results_are_of_the_rooms_recipe():
+    """A changed default would otherwise make the demo lose its delta_m without a word."""
+    (path,) = (ROOMS.parents[1] / "baselines").glob("rooms_*.json")
+    stored = json.loads(path.read_text())["facts"]["training"]["augmentation"]
+    assert pipeline(data_module(ROOMS), "train_transforms") == stored

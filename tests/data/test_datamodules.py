@@ -12,8 +12,10 @@ from miniature_rooms import write_rooms
 
 import taskformer.data
 from taskformer.data import MultiTaskDataModule, RoomsDataModule, datamodules, datasets
+from taskformer.data.configured import data_module
 from taskformer.data.transforms import Pad, RandomCrop, RandomHorizontalFlip, RandomScale, TaskCompose
 from taskformer.errors import ConfigError, DatasetNotFoundError, UnknownNameError
+from taskformer.modules import Baseline
 from taskformer.parsing import read_layers
 from taskformer.tasks import build_tasks
 
@@ -254,3 +256,33 @@ def test_held_out_images_validate_and_do_not_train(root, tmp_path, cached):
 def test_a_holdout_that_is_no_share_is_refused(root):
     with pytest.raises(ConfigError, match=r"holdout must be in \[0, 1\), got 1.5"):
         RoomsDataModule(root, holdout=1.5)
+
+
+def test_a_recipes_loss_weights_reach_the_tasks_and_the_models_win():
+    data = RoomsDataModule("nowhere", ["depth", "edges"], loss_weights={"depth": 3.0, "normals": 7.0})
+    assert data.task_specs["depth"]["loss_weight"] == 3
+    assert "loss_weight" not in data.task_specs["edges"]
+    assert RoomsDataModule.offers["depth"] == {"max_depth": 7.0}
+    model = Baseline(data.task_specs, loss_weights={"edges": 2.0})
+    assert model.loss_weights == {"depth": 3.0, "edges": 2.0}
+    assert Baseline(data.task_specs, loss_weights={"depth": 1.0}).loss_weights == {"depth": 1.0, "edges": 50.0}
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "message"),
+    [
+        ({"depht": 1.0}, UnknownNameError, "task of RoomsDataModule 'depht' .did you mean 'depth'"),
+        ({"depth": -1.0}, ConfigError, r"loss_weights must be in \[0, inf\), got \[-1.0\]"),
+    ],
+)
+def test_wrong_loss_weights_are_refused(weights, error, message):
+    with pytest.raises(error, match=message):
+        RoomsDataModule("nowhere", loss_weights=weights)
+
+
+@pytest.mark.parametrize("name", ["nyud", "pascal_context"])
+def test_the_weight_of_edges_is_between_0_and_1(name):
+    module = data_module(name, root="nowhere", edge_weight=0.3, tasks=["edges"])
+    assert module.task_specs["edges"]["positive_weight"] == 0.3
+    with pytest.raises(ConfigError, match=r"edge_weight must be in \(0, 1\), got 1.0"):
+        data_module(name, root="nowhere", edge_weight=1.0)

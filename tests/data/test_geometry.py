@@ -69,6 +69,24 @@ def test_maps_are_sampled_at_the_nearest_centre(height, width):
     assert np.abs(resize_map(centers, "value", height, width) - np.stack(wanted, axis=-1)).max() <= 0.5
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(drawn=windows(), kind=st.sampled_from(list(MAPS)))
+def test_maps_can_be_sampled_as_opencv_does(drawn, kind):
+    (height, width), window = drawn
+    expected = cv2.resize(MAPS[kind], (width, height), interpolation=cv2.INTER_NEAREST)[window]
+    found = resize_map(MAPS[kind], kind, height, width, *window, sampling="corner", keep_lines=False)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_the_two_samplings_are_at_most_one_pixel_apart():
+    places = np.stack(np.meshgrid(np.arange(60), np.arange(80), indexing="ij"), axis=-1)
+    for height, width in ((30, 40), (41, 57), (60, 80), (97, 131)):
+        center, corner = (resize_map(places, "value", height, width, sampling=way) for way in ("center", "corner"))
+        apart = center - corner
+        assert set(np.unique(apart)) <= {0, 1}  # the corner is above and to the left
+        assert apart.any() == ((height, width) != (60, 80))
+
+
 def test_shrinking_averages_and_zooming_interpolates():
     checkers = np.tile(np.array([[0, 255], [255, 0]], np.uint8), (20, 20))[..., None].repeat(3, axis=2)
     assert np.abs(resize_image(checkers, 10, 10).astype(int) - 127).max() <= 1
@@ -83,6 +101,7 @@ def test_lines_survive_shrinking_and_keep_holes():
     lines[5, 40:] = np.nan
     small = resize_map(lines, "lines", 15, 20)
     assert (np.nansum(small, axis=1) == 1).all()
+    assert np.nansum(resize_map(lines, "lines", 15, 20, keep_lines=False)) == 0  # column 7 is no nearest one
     assert np.isnan(thicken(lines, 4, 4)).sum() == 40
     np.testing.assert_array_equal(thicken(lines, 1, 1), lines)
 

@@ -7,11 +7,13 @@ from taskformer.tasks import build_tasks
 
 SPECS = {
     "semseg": {"classes": ["wall", "floor", "chair", "lamp"]},
+    "weighted_semseg": {"type": "semseg", "classes": ["wall", "floor", "chair"], "class_weights": [0.5, 1.0, 2.0]},
     "human_parts": {},
     "saliency": {},
     "depth": {"max_depth": 10.0},
     "inverse_depth": {},
     "normals": {},
+    "cosine_normals": {"type": "normals", "loss": "cosine"},
     "edges": {"positive_weight": 0.8},
     "reshading": {},
     "curvature": {},

@@ -33,6 +33,13 @@ def test_cross_entropy_by_hand():
     assert loss.item() == pytest.approx((math.log(2) + math.log(4) + math.log(10)) / 3, rel=1e-6)
 
 
+def test_class_weighted_cross_entropy_by_hand():
+    # Of weight 3 (class 1) and 1 (class 0): a weighted mean, unlike the balanced one below.
+    logits, target = logits_of(0.5, 0.75, 0.1, 0.9), labels(1, 0, 1, 255)
+    loss = losses.class_weighted_cross_entropy(logits, target, torch.tensor([1.0, 3.0]))
+    assert loss.item() == pytest.approx((3 * math.log(2) + math.log(4) + 3 * math.log(10)) / 7, rel=1e-6)
+
+
 def test_balanced_cross_entropy_by_hand():
     # 1 of 4 valid pixels is salient: it weighs 3/4, each background pixel 1/4; the sum is divided by 4.
     loss = losses.balanced_cross_entropy(logits_of(0.5, 0.5, 0.75, 0.2, 0.9), labels(1, 0, 0, 0, 255))
@@ -69,9 +76,17 @@ def test_normals_l1_by_hand():
     assert losses.normals_l1(output, target).item() == pytest.approx((0.8 + 2.0) / 2)
 
 
+def test_normals_cosine_by_hand():
+    # (0, 3, 4) and (0, 0, 1) have the cosine .8, opposite vectors -1.
+    output = torch.tensor([[0.0, 3, 4], [0, 0, 5], [1, 0, 0]]).T.reshape(1, 3, 1, 3)
+    target = torch.tensor([[0.0, 0, 1], [0, 0, -1], [0, NAN, 0]]).T.reshape(1, 3, 1, 3)
+    assert losses.normals_cosine(output, target).item() == pytest.approx((0.2 + 2.0) / 2)
+
+
 def test_zero_normals_have_a_finite_gradient():
     output = torch.zeros(1, 3, 1, 2, requires_grad=True)
-    losses.normals_l1(output, torch.tensor([0.0, 0, 1]).view(1, 3, 1, 1).expand(1, 3, 1, 2)).backward()
+    target = torch.tensor([0.0, 0, 1]).view(1, 3, 1, 1).expand(1, 3, 1, 2)
+    (losses.normals_l1(output, target) + losses.normals_cosine(output, target)).backward()
     assert output.grad.isfinite().all()
     assert output.grad.abs().max() <= 1e3
 

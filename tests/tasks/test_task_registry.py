@@ -52,6 +52,13 @@ def test_presets_can_be_overruled():
         ({"semseg": {"classes": ["wall"]}}, ConfigError, "list of 2 to 255 class names"),
         ({"semseg": {"classes": ["a", "b"], "colors": [[1, 2, 3]]}}, ConfigError, "2 classes and needs as many"),
         ({"semseg": {"classes": ["a", "b"], "colors": [[1, 2, 3], [1, 2, 300]]}}, ConfigError, "task 'semseg'.*300"),
+        (
+            {"semseg": {"classes": ["a", "b"], "class_weights": [1.0]}},
+            ConfigError,
+            "class_weights .* each of 2",
+        ),
+        ({"semseg": {"classes": ["a", "b"], "class_weights": [1.0, 0.0]}}, ConfigError, "class_weights above 0"),
+        ({"normals": {"loss": "cos"}}, UnknownNameError, r"loss of task 'normals' 'cos' .did you mean 'cosine'"),
         ({"depth": {"max_depth": 0}}, ConfigError, "max_depth above 0"),
         ({"depth": {"max_depth": "far"}}, ConfigError, "task 'depth'.*'far'"),
         ({"edges": {"positive_weight": 1.0}}, ConfigError, r"positive_weight in \(0, 1\)"),

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from taskformer.tasks import IGNORE_INDEX, Task
 
 Array: TypeAlias = NDArray[Any]
+#: Where in a new pixel the old one is looked up: at its ``center``, as images are interpolated, or at its upper left
+#: ``corner``, as OpenCV's ``INTER_NEAREST`` does.
+Sampling: TypeAlias = Literal["center", "corner"]
 #: A task's ``geometry`` if it has pixels.
 Kind: TypeAlias = Literal["label", "value", "lines", "depth", "inverse_depth", "vector"]
 
@@ -100,28 +103,42 @@ def zoom_image(image: Array, height: int, width: int, rows: slice = ALL, columns
     )
 
 
-def resize_map(pixels: Array, kind: Kind, height: int, width: int, rows: slice = ALL, columns: slice = ALL) -> Array:
-    """Sample a map at the centres of the new pixels, as the image is (OpenCV's nearest is half a pixel off).
+def resize_map(
+    pixels: Array,
+    kind: Kind,
+    height: int,
+    width: int,
+    rows: slice = ALL,
+    columns: slice = ALL,
+    sampling: Sampling = "center",
+    keep_lines: bool = True,
+) -> Array:
+    """Resize a map by looking every new pixel up, so that no value is made up.
 
     Args:
         pixels: The map ``(H, W)`` or ``(H, W, C)``.
-        kind: Its kind; lines are thickened before they shrink.
+        kind: Its kind.
         height: Height of the resized map.
         width: Width of the resized map.
         rows: Rows of the resized map that are wanted; only these are computed.
         columns: Columns of the resized map that are wanted.
+        sampling: Where in the new pixel the old one is looked up.
+        keep_lines: Whether lines are thickened before they shrink, so that none breaks.
     """
     old_height, old_width = pixels.shape[:2]
-    if kind == "lines":
+    if kind == "lines" and keep_lines:
         pixels = thicken(pixels, -(-old_height // height), -(-old_width // width))
     # Twice `take` is several times faster than picking rows and columns at once.
-    chosen: Array = pixels.take(_nearest(old_height, height)[rows], axis=0)
-    return chosen.take(_nearest(old_width, width)[columns], axis=1)
+    chosen: Array = pixels.take(_nearest(old_height, height, sampling)[rows], axis=0)
+    return chosen.take(_nearest(old_width, width, sampling)[columns], axis=1)
 
 
-def _nearest(old: int, new: int) -> NDArray[np.int64]:
-    """Return the old position nearest to each new one when a side changes its length."""
-    return ((np.arange(new) + 0.5) * old / new).astype(np.int64)
+def _nearest(old: int, new: int, sampling: Sampling) -> NDArray[np.int64]:
+    """Return the old position looked up for each new one when a side changes its length."""
+    if sampling == "center":
+        return ((np.arange(new) + 0.5) * old / new).astype(np.int64)
+    places = np.arange(old, dtype=np.float32)[None]  # OpenCV itself, because it rounds in a way of its own
+    return np.asarray(cv2.resize(places, (new, 1), interpolation=cv2.INTER_NEAREST)[0], dtype=np.int64)
 
 
 def thicken(lines: Array, rows: int, columns: int) -> Array:

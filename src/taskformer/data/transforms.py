@@ -25,7 +25,9 @@ long, and is exact as that. Read as the *same* lens moved closer, the usual reas
 approximate: only surfaces that face the camera agree, any other would need the normal ``(x, y, s*z)`` and would show
 new occlusions. The published recipes leave normals alone, as here.
 
-All maps are sampled at the nearest pixel, so no value is made up; pixels from outside are 255 or NaN.
+All maps are sampled at the nearest pixel, so no value is made up; pixels from outside are 255 or NaN. OpenCV's
+``INTER_NEAREST``, which the published recipes use, looks up the upper left corner of each new pixel, up to half a pixel
+from where the image is interpolated; ``sampling: corner`` does the same, for recipes that are to be theirs.
 """
 
 import os
@@ -39,13 +41,13 @@ from typing import Any, Literal, TypeAlias
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from taskformer.data.geometry import (
     ALL,
     Array,
     Kind,
+    Sampling,
     invalid_value,
     map_kind,
     mirror,
@@ -57,6 +59,7 @@ from taskformer.data.geometry import (
     zoom_image,
     zoom_values,
 )
+from taskformer.data.photometric import distort
 from taskformer.errors import ConfigError, InvalidTargetError, UnknownNameError, require
 from taskformer.normalisation import normalise_bytes
 from taskformer.tasks import IGNORE_INDEX, Task
@@ -74,9 +77,6 @@ MEAN_COLOR = (124, 116, 104)
 
 #: Sides of an image, in pixels: OpenCV counts them in 16 bits.
 SIDE = "[1, 32767]"
-
-#: All 8-bit values.
-_LEVELS = np.arange(256, dtype=np.float32)
 
 _TWINS = {
     "HorizontalFlip": "RandomHorizontalFlip",
@@ -186,6 +186,11 @@ class RandomScale(SpatialTransform):
         choices: Draw one of these factors instead.
         rescale_depth: Whether depth is divided by the factor (and inverse depth multiplied); a few published recipes
             leave depth as it is.
+        sampling: Where in its new pixel a map is looked up: at the ``center``, as the image is, or at the upper left
+            ``corner``, as OpenCV does and the published recipes with it.
+        keep_lines: Whether edges are thickened before they shrink, so that no line breaks; the published recipes take
+            the nearest pixel of edges too, which keeps their share of all pixels, and with it what a loss's weight
+            of edges means.
         p: Probability that the transform is applied.
 
     Raises:
@@ -198,6 +203,8 @@ class RandomScale(SpatialTransform):
         high: float = 2.0,
         choices: list[float] | None = None,
         rescale_depth: bool = True,
+        sampling: Sampling = "center",
+        keep_lines: bool = False,
         p: float = 1.0,
     ) -> None:
         super().__init__(p=p)
@@ -212,6 +219,8 @@ class RandomScale(SpatialTransform):
         self.high = high
         self.choices = choices
         self.rescale_depth = rescale_depth
+        self.sampling: Sampling = sampling
+        self.keep_lines = keep_lines
 
     def draw(self, height: int, width: int) -> dict[str, Any]:
         """Draw the factor; the new size is rounded down."""
@@ -224,8 +233,13 @@ class RandomScale(SpatialTransform):
 
     def apply_to_map(self, pixels: Array, kind: Kind, **params: Any) -> Array:
         """Resize the map."""
-        resized = resize_map(pixels, kind, *params["size"], *params["window"])
+        resized = self.resize(pixels, kind, params)
         return zoom_values(resized, kind, params["scale"]) if self.rescale_depth else resized
+
+    def resize(self, pixels: Array, kind: Kind, params: Mapping[str, Any]) -> Array:
+        """Resize a map as it was drawn, without a change of its values."""
+        (height, width), (rows, columns) = params["size"], params["window"]
+        return resize_map(pixels, kind, height, width, rows, columns, self.sampling, self.keep_lines)
 
 
 class RandomScaledCrop(RandomScale):
@@ -249,6 +263,8 @@ class RandomScaledCrop(RandomScale):
         max_share: Share that the most frequent class must stay below; 1 accepts every window.
         retries: How often a window is drawn again; the last one is taken as it is.
         rescale_depth: Whether depth is divided by the factor (and inverse depth multiplied).
+        sampling: Where in its new pixel a map is looked up: ``center``, or ``corner`` as in the published recipes.
+        keep_lines: Whether edges are thickened before they shrink, so that no line breaks.
 
     Raises:
         ConfigError: If a factor is not above 0, or ``low`` is above ``high``.
@@ -263,8 +279,10 @@ class RandomScaledCrop(RandomScale):
         max_share: float = 1.0,
         retries: int = 10,
         rescale_depth: bool = True,
+        sampling: Sampling = "center",
+        keep_lines: bool = False,
     ) -> None:
-        super().__init__(low, high, rescale_depth=rescale_depth)
+        super().__init__(low, high, rescale_depth=rescale_depth, sampling=sampling, keep_lines=keep_lines)
         require(SIDE, height=height, width=width)
         require("(0, 1]", max_share=max_share)
         require("[0, inf)", retries=retries)
@@ -284,8 +302,7 @@ class RandomScaledCrop(RandomScale):
         """Draw the window again until it has enough variety."""
         drawn = super().get_params_dependent_on_data(params, data)
         for _ in range(self.retries if self.guide in data else 0):
-            labels = resize_map(data[self.guide], "label", *drawn["size"], *drawn["window"])
-            if _is_varied(labels, self.max_share):
+            if _is_varied(self.resize(data[self.guide], "label", drawn), self.max_share):
                 break
             drawn["window"] = _draw_window(self.py_random, drawn["size"], (self.height, self.width))
         return drawn
@@ -371,6 +388,8 @@ class RandomCrop(SpatialTransform):
 class Pad(SpatialTransform):
     """Pad to at least this size: the image with ImageNet's mean colour, every map with invalid pixels.
 
+    The mean colour has 8 bits, which is within 0.009 of the 0 that the published recipes pad normalised images with.
+
     >>> from taskformer.tasks import build_tasks
     >>> pad_to = TaskCompose([Pad(height=1, width=4)], build_tasks({"depth": {}}))
     >>> image, depth = np.zeros((1, 2, 3), np.uint8), np.array([[1.0, 2.0]])
@@ -452,7 +471,7 @@ class PhotoMetricDistortion(A.ImageOnlyTransform):  # type: ignore[misc]  # albu
 
     The defaults are the recipe of the multi-task dense-prediction literature (SSD's distortion, [1]): a shift from
     [-32, 32]; a contrast factor from [0.5, 1.5], at random before or after the colours; a saturation factor from
-    [0.5, 1.5] and a turn of the hue by -18 to 17 of OpenCV's 180 steps. Every step ends in 8 bits.
+    [0.5, 1.5] and a turn of the hue by -18 to 17 of OpenCV's 180 steps. Every step ends in 8 bits, truncated.
 
     [1] Liu et al., SSD: Single Shot MultiBox Detector, https://arxiv.org/abs/1512.02325
 
@@ -483,29 +502,29 @@ class PhotoMetricDistortion(A.ImageOnlyTransform):  # type: ignore[misc]  # albu
         self.chance = p
 
     def get_params(self) -> dict[str, Any]:
-        """Draw the four changes (albumentations' hook), each with probability ``p``."""
+        """Draw the four changes (albumentations' hook), each with probability ``p``; None for those left out."""
         draw, steps = self.py_random, round(self.hue / 2)  # OpenCV's hue counts double degrees
         shifts, contrasts, saturates, turns = (draw.random() < self.chance for _ in range(4))
         return {
-            "shift": draw.uniform(-self.brightness, self.brightness) if shifts else 0.0,
-            "contrast": draw.uniform(1 - self.contrast, 1 + self.contrast) if contrasts else 1.0,
+            "shift": draw.uniform(-self.brightness, self.brightness) if shifts else None,
+            "contrast": draw.uniform(1 - self.contrast, 1 + self.contrast) if contrasts else None,
             "contrast_first": draw.random() < 0.5,
-            "saturation": draw.uniform(1 - self.saturation, 1 + self.saturation) if saturates else 1.0,
-            "turn": draw.randint(-steps, steps - 1) if turns else 0,
+            "saturation": draw.uniform(1 - self.saturation, 1 + self.saturation) if saturates else None,
+            "turn": draw.randint(-steps, steps - 1) if turns and steps else None,
         }
 
-    def apply(self, img: Array, **params: Any) -> Array:
-        """Look the new values up, in RGB and, if needed, in HSV."""
-        shift, contrast, first = params["shift"], params["contrast"], params["contrast_first"]
-        if shift != 0 or (first and contrast != 1):
-            shifted = _eight_bits(_LEVELS + shift)
-            img = cv2.LUT(img, _eight_bits(shifted * contrast) if first else shifted)
-        if params["saturation"] != 1 or params["turn"] != 0:
-            table = [(_LEVELS + params["turn"]) % 180, _LEVELS * params["saturation"], _LEVELS]
-            hsv = cv2.LUT(cv2.cvtColor(img, cv2.COLOR_RGB2HSV), _eight_bits(np.stack(table, axis=-1)[None]))
-            img = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-        changed: Array = img if first or contrast == 1 else cv2.LUT(img, _eight_bits(_LEVELS * contrast))
-        return changed
+    def apply(
+        self,
+        img: Array,
+        shift: float | None = None,
+        contrast: float | None = None,
+        saturation: float | None = None,
+        turn: int | None = None,
+        contrast_first: bool = True,
+        **_: Any,
+    ) -> Array:
+        """Change the colours, see :func:`taskformer.data.photometric.distort`."""
+        return distort(img, shift, contrast, saturation, turn, contrast_first)
 
 
 class TaskCompose:
@@ -577,7 +596,7 @@ class TaskCompose:
         moved = {**targets, **self._compose(image=image.copy(), **maps)}
         size = moved["image"].shape[:2]
         tensors = {
-            name: self._to_tensor(name, moved[name]) if name in moved else task.invalid(*size)
+            name: task.settle(self._to_tensor(name, moved[name])) if name in moved else task.invalid(*size)
             for name, task in self.tasks.items()
         }
         return {"image": normalise_bytes(moved["image"]), "targets": tensors, "meta": dict(sample["meta"])}
@@ -673,8 +692,3 @@ def _is_varied(labels: Array, max_share: float) -> bool:
     counts = cv2.calcHist([labels.astype(np.uint8, copy=False)], [0], None, [256], [0, 256])
     counts[IGNORE_INDEX] = 0
     return bool(np.count_nonzero(counts) > 1 and counts.max() < max_share * counts.sum())
-
-
-def _eight_bits(values: Array) -> NDArray[np.uint8]:
-    """Round and clip to 0..255."""
-    return np.rint(values).clip(0, 255).astype(np.uint8)

@@ -17,7 +17,7 @@ from taskformer.metrics.protocols import Protocol
 from taskformer.metrics.units import SHARE
 
 #: How the values of a map change when the image is flipped, rotated or zoomed: class ids, plain values and lines keep
-#: theirs, depth is divided by the zoom, inverse depth multiplied, vectors turn with the image. Lines are thickened
+#: theirs, depth is divided by the zoom, inverse depth multiplied, vectors turn with the image. Lines can be thickened
 #: before they shrink. ``image`` targets have no pixels to move.
 Geometry = Literal["label", "value", "lines", "depth", "inverse_depth", "vector", "image"]
 
@@ -233,6 +233,13 @@ class Task(ABC):
     @abstractmethod
     def invalid(self, height: int, width: int) -> Tensor:
         """Return the all-invalid target of one image, for images that lack this task's label."""
+
+    def settle(self, target: Tensor) -> Tensor:
+        """Return what counts of one image's target after its augmentation; all of it by default.
+
+        A task may declare the target invalid where nothing is left of what it is about.
+        """
+        return target
 
     # Stored targets
 

@@ -37,6 +37,24 @@ def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None =
     return total / number(valid)
 
 
+def class_weighted_cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor) -> Tensor:
+    """Compute the weighted mean of the softmax cross entropy: each valid pixel counts by the weight of its class.
+
+    Args:
+        logits: ``(B, C, H, W)``.
+        labels: ``(B, H, W)`` int64, 255 where invalid.
+        class_weights: ``(C,)``, above 0.
+
+    Returns:
+        A scalar.
+    """
+    valid = labels != IGNORE_INDEX
+    weights = torch.where(valid, class_weights[torch.where(valid, labels, 0)], 0.0)
+    # Without a valid pixel both are 0.
+    mean_weight = weights.sum() / number(valid)
+    return cross_entropy(logits, labels, class_weights) / torch.where(mean_weight > 0, mean_weight, 1.0)
+
+
 def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Compute a two-class cross entropy balanced over the batch.
 
@@ -81,10 +99,31 @@ def normals_l1(output: Tensor, target: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
-    valid = (torch.isfinite(target).all(dim=1) & (target != 0).any(dim=1)).unsqueeze(1)
+    valid = _has_direction(target)
     direction = unit_vectors(torch.where(valid, output, 0.0), eps=SHORTEST)
     difference = direction - torch.where(valid, target, 0.0)
     return difference.abs().sum() / number(valid)
+
+
+def normals_cosine(output: Tensor, target: Tensor) -> Tensor:
+    """Compute one minus the cosine of the angle between output and unit normals, averaged over valid pixels.
+
+    Args:
+        output: Vectors of any length ``(B, 3, H, W)``.
+        target: Unit vectors of the same shape, not finite (or of length 0) where invalid.
+
+    Returns:
+        A scalar in [0, 2].
+    """
+    valid = _has_direction(target)
+    direction = unit_vectors(torch.where(valid, output, 0.0), eps=SHORTEST)
+    cosine = (direction * torch.where(valid, target, 0.0)).sum(dim=1, keepdim=True)
+    return torch.where(valid, 1 - cosine, 0.0).sum() / number(valid)
+
+
+def _has_direction(target: Tensor) -> Tensor:
+    """Find the pixels ``(B, 1, H, W)`` of normals ``(B, 3, H, W)`` that are finite and not of length 0."""
+    return (torch.isfinite(target).all(dim=1) & (target != 0).any(dim=1)).unsqueeze(1)
 
 
 def edge_cross_entropy(logits: Tensor, target: Tensor, positive_weight: float) -> Tensor:

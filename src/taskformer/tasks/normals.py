@@ -1,7 +1,7 @@
 """Surface normals."""
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -10,14 +10,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from taskformer.errors import InvalidTargetError
+from taskformer.errors import InvalidTargetError, UnknownNameError
 from taskformer.metrics.normals import AngularError, unit_vectors
 from taskformer.metrics.protocols import Protocol
 from taskformer.tasks.base import Geometry, Stage
 from taskformer.tasks.colors import normal_colors
-from taskformer.tasks.losses import cosine_distance, normals_l1
+from taskformer.tasks.losses import cosine_distance, normals_cosine, normals_l1
 from taskformer.tasks.registry import register
 from taskformer.tasks.value_map import ValueMapTask
+
+#: How normals are compared in training: the distance of their components, or one minus the cosine of their angle.
+NormalsLoss: TypeAlias = Literal["l1", "cosine"]
 
 
 @register("normals")
@@ -31,7 +34,12 @@ class Normals(ValueMapTask):
 
     Args:
         name: The task's name.
-        loss_weight: Weight of the task's loss in the sum.
+        loss_weight: Weight of the task's loss in the sum; 10 is that of the literature for ``l1``.
+        loss: ``l1``, the distance of the three components, as on NYUD-v2 and PASCAL-Context, or ``cosine``, one minus
+            the cosine of the angle, as in AdaShare.
+
+    Raises:
+        UnknownNameError: If there is no such loss.
     """
 
     geometry: ClassVar[Geometry] = "vector"
@@ -46,11 +54,15 @@ class Normals(ValueMapTask):
     }
     higher_is_better: ClassVar[bool] = False
 
-    def __init__(self, name: str, loss_weight: float = 10.0) -> None:
+    def __init__(self, name: str, loss_weight: float = 10.0, loss: NormalsLoss = "l1") -> None:
+        if loss not in get_args(NormalsLoss):
+            kind = f"loss of task {name!r}"
+            raise UnknownNameError(kind, loss, get_args(NormalsLoss))
         super().__init__(name, 3, loss_weight)
+        self._compare = normals_cosine if loss == "cosine" else normals_l1
 
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
-        return normals_l1(output, target)
+        return self._compare(output, target)
 
     def _distance(self, output: Tensor, teacher: Tensor) -> Tensor:
         """Compute one minus the mean cosine similarity."""

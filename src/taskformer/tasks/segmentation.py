@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from taskformer.errors import ConfigError
 from taskformer.metrics.protocols import Protocol
 from taskformer.metrics.segmentation import MeanIoU, SegmentationScores
-from taskformer.tasks.base import Stage
+from taskformer.tasks.base import IGNORE_INDEX, Stage
 from taskformer.tasks.label_map import LabelMapTask
-from taskformer.tasks.losses import cross_entropy
+from taskformer.tasks.losses import class_weighted_cross_entropy, cross_entropy
 from taskformer.tasks.registry import register
 
 HUMAN_PARTS = ("background", "head", "torso", "upper arms", "lower arms", "upper legs", "lower legs")
@@ -31,6 +33,10 @@ class SemanticSegmentation(LabelMapTask):
         classes: Class names in the order of their ids.
         colors: One RGB colour per class, 0..255; distinct colours by default.
         loss_weight: Weight of the task's loss in the sum.
+        class_weights: How much a pixel of each class counts in the loss, a weighted mean; all the same by default.
+
+    Raises:
+        ConfigError: If there is not one weight above 0 for each class.
     """
 
     headline: ClassVar[str] = "mIoU"
@@ -42,11 +48,18 @@ class SemanticSegmentation(LabelMapTask):
         classes: Sequence[str],
         colors: Sequence[Sequence[int]] | None = None,
         loss_weight: float = 1.0,
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__(name, classes, colors, loss_weight)
+        if class_weights is not None and not (len(class_weights) == self.channels and min(class_weights) > 0):
+            message = f"task {name!r} needs one of class_weights above 0 for each of {self.channels} classes"
+            raise ConfigError(f"{message}, got {class_weights}")
+        self.class_weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
 
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
-        return cross_entropy(output, target)
+        if self.class_weights is None:
+            return cross_entropy(output, target)
+        return class_weighted_cross_entropy(output, target, self.class_weights.to(output.device, non_blocking=True))
 
     def _metrics(self, protocol: Protocol, stage: Stage) -> dict[str, Metric]:
         scores = SegmentationScores(
@@ -68,6 +81,8 @@ class HumanParts(LabelMapTask):
         classes: Part names in the order of their ids; by default the background and the six parts of the literature.
         colors: One RGB colour per part, 0..255; distinct colours by default.
         loss_weight: Weight of the task's loss in the sum.
+        needs_people: Whether an image that shows no part, or none any more once it is cropped, has no label instead of
+            being all background, as in the literature on PASCAL-Context.
     """
 
     headline: ClassVar[str] = "mIoU"
@@ -79,8 +94,15 @@ class HumanParts(LabelMapTask):
         classes: Sequence[str] = HUMAN_PARTS,
         colors: Sequence[Sequence[int]] | None = None,
         loss_weight: float = 2.0,
+        needs_people: bool = False,
     ) -> None:
         super().__init__(name, classes, colors, loss_weight)
+        self.needs_people = needs_people
+
+    def settle(self, target: Tensor) -> Tensor:
+        """Return the part ids ``(H, W)``, all 255 if a person is needed and no part is there."""
+        shown = ((target != 0) & (target != IGNORE_INDEX)).any()
+        return target if shown or not self.needs_people else self.invalid(*target.shape)
 
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(output, target)

@@ -64,6 +64,8 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         holdout: Share of the training images, taken from the end, that is held out and used instead of the validation
             split. Choose models and search architectures with one where papers test on ``val``. It is a block because
             neighbouring images often show the same scene.
+        loss_weights: Weights of tasks' losses that belong to a published recipe of this data; the other tasks have
+            their defaults, and the model's own ``loss_weights`` win.
 
     Attributes:
         name: Short name of the data set, for folders, tables and commands.
@@ -92,6 +94,7 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         cache_dir: str | None = None,
         cache_gb: float = 20.0,
         holdout: float = 0.0,
+        loss_weights: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
         require("[0, 1)", holdout=holdout)
@@ -99,6 +102,7 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         require(f"[0, {WORKERS_PER_PROCESSOR * default_workers()}]", num_workers=num_workers)
         require("[0, inf)", cache_gb=cache_gb)
         require("[1, 32767]", size=size)
+        require("[0, inf)", loss_weights=list((loss_weights or {}).values()))
         if eval_transforms:
             from taskformer.data.transforms import require_fixed  # with albumentations, which takes seconds to import
 
@@ -113,12 +117,13 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         self.cache_dir = cache_dir
         self.cache_gb = cache_gb
         self.holdout = holdout
+        self.loss_weights = loss_weights or {}
         self.datasets: dict[str, Dataset[Sample]] = {}
         self._training: ResumableLoader | None = None
         self._place: dict[str, Any] = {}
         offered = self.task_offers()
         self.task_names = list(offered) if tasks is None else list(tasks)
-        for task in self.task_names:
+        for task in (*self.task_names, *self.loss_weights):
             if task not in offered:
                 kind = f"task of {type(self).__name__}"
                 raise UnknownNameError(kind, task, offered)
@@ -134,7 +139,8 @@ class MultiTaskDataModule(LightningDataModule, ABC):
     def task_specs(self) -> dict[str, dict[str, Any]]:
         """The chosen tasks as plain dictionaries, which the command line hands to the model."""
         offered = self.task_offers()
-        return {name: dict(offered[name]) for name in self.task_names}
+        weights = {name: {"loss_weight": weight} for name, weight in self.loss_weights.items()}
+        return {name: {**offered[name], **weights.get(name, {})} for name in self.task_names}
 
     @property
     def dataset_options(self) -> dict[str, Any]:

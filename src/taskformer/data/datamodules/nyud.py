@@ -15,9 +15,11 @@ from taskformer.data.datasets.nyud import (
     find_layout,
     missing,
 )
+from taskformer.errors import require
 
 if TYPE_CHECKING:
     from taskformer.tasks import Task
+    from taskformer.tasks.normals import NormalsLoss
 
 
 class NYUDDataModule(MultiTaskDataModule):
@@ -35,6 +37,9 @@ class NYUDDataModule(MultiTaskDataModule):
         layout: ``a`` (425x560, png), ``b`` (480x640, jpg), ``adashare``, or ``auto`` to look at the files.
         normal_axes: For x (right), y (down) and z (into the scene) the stored channel that holds it, 1 to 3, negative
             if it has the other sign; None for the layout's own, see :class:`taskformer.data.datasets.NYUD`.
+        edge_weight: Weight of edge pixels in the loss of ``edges``, the rest has 1 minus it: 0.8 in ATRC and
+            MQTransformer, 0.95 in InvPT and its followers.
+        normals_loss: How normals are compared in training: ``l1``, or ``cosine`` as in AdaShare.
         **kwargs: The options that all data modules share, see :class:`MultiTaskDataModule`.
     """
 
@@ -55,17 +60,27 @@ class NYUDDataModule(MultiTaskDataModule):
         semseg_classes: SemsegClasses = 40,
         layout: LayoutName = "auto",
         normal_axes: Axes | None = None,
+        edge_weight: float = 0.8,
+        normals_loss: NormalsLoss = "l1",
         **kwargs: Any,
     ) -> None:
+        require("(0, 1)", edge_weight=edge_weight)
         self.semseg_classes: SemsegClasses = semseg_classes  # the tasks on offer depend on it
         self.layout: LayoutName = layout
         self.normal_axes = normal_axes
+        self.edge_weight = edge_weight
+        self.normals_loss: NormalsLoss = normals_loss
         self.root = root
         super().__init__(root, self.available() or None if tasks is None else tasks, **kwargs)
 
     def task_offers(self) -> dict[str, dict[str, Any]]:
-        """Return the tasks, with the names of 40 or 13 classes."""
-        return {**self.offers, "semseg": {"classes": class_names(self.semseg_classes)}}
+        """Return the tasks, with the names of 40 or 13 classes and the losses that were chosen."""
+        chosen: dict[str, dict[str, Any]] = {
+            "semseg": {"classes": class_names(self.semseg_classes)},
+            "normals": {"loss": self.normals_loss},
+            "edges": {"positive_weight": self.edge_weight},
+        }
+        return {name: {**spec, **chosen.get(name, {})} for name, spec in self.offers.items()}
 
     def available(self) -> list[str]:
         """Return the tasks whose folders are there."""

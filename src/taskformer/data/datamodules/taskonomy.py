@@ -13,6 +13,7 @@ from taskformer.data.datasets.taskonomy import (
     CLASSES,
     FOLDERS,
     IMAGE_TASKS,
+    PRIOR_FACTORS,
     Taskonomy,
     decode,
 )
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from taskformer.data.datasets.base import MultiTaskDataset, Sample
     from taskformer.data.transforms import Transform
     from taskformer.tasks import Task
+    from taskformer.tasks.normals import NormalsLoss
 
 #: The tasks with a file for every view and a value for every pixel.
 DENSE = (
@@ -44,7 +46,7 @@ class TaskonomyDataModule(MultiTaskDataModule):
 
     >>> data = TaskonomyDataModule(tasks=["depth_zbuffer", "normals"], split_list="tiny")
     >>> data.task_specs, len(data.buildings("train"))
-    ({'depth_zbuffer': {'type': 'depth'}, 'normals': {}}, 25)
+    ({'depth_zbuffer': {'type': 'depth'}, 'normals': {'loss': 'l1'}}, 25)
 
     :mod:`taskformer.data.datasets.taskonomy` describes the values of each task. A domain that was not downloaded, or
     has no file for a view, is a missing label. ``vanishing_point`` and ``room_layout`` describe the camera of the
@@ -68,6 +70,9 @@ class TaskonomyDataModule(MultiTaskDataModule):
             is read-only.
         shards: Folder or address (``s3://...``) of shards written by ``taskformer data shard``, streamed instead of
             the files; needs the extra ``stream``.
+        prior_factors: Whether the classes of ``semseg`` count in the loss by the factors that Taskonomy's own networks
+            were trained with: 0.54 for the background, about 9 for the others.
+        normals_loss: How normals are compared in training: ``l1``, or ``cosine`` as in AdaShare.
         **kwargs: The options that all data modules share, see :class:`MultiTaskDataModule`.
 
     Raises:
@@ -100,8 +105,12 @@ class TaskonomyDataModule(MultiTaskDataModule):
         spoilt_share: float = 0.5,
         index_dir: str | None = None,
         shards: str | None = None,
+        prior_factors: bool = False,
+        normals_loss: NormalsLoss = "l1",
         **kwargs: Any,
     ) -> None:
+        self.prior_factors = prior_factors  # the tasks on offer depend on these two
+        self.normals_loss: NormalsLoss = normals_loss
         super().__init__(root, list(DENSE) if tasks is None else tasks, **kwargs)
         if mask_blocks < 1 or not 0 <= spoilt_share <= 1:
             msg = f"mask_blocks must be at least 1 and spoilt_share in [0, 1], got {mask_blocks} and {spoilt_share}"
@@ -116,6 +125,15 @@ class TaskonomyDataModule(MultiTaskDataModule):
         self.spoilt_share = spoilt_share
         self.index_dir = index_dir
         self.shards = shards
+
+    def task_offers(self) -> dict[str, dict[str, Any]]:
+        """Return the tasks, with the losses that were chosen."""
+        semseg = {"class_weights": list(PRIOR_FACTORS)} if self.prior_factors else {}
+        return {
+            **self.offers,
+            "semseg": {**self.offers["semseg"], **semseg},
+            "normals": {**self.offers["normals"], "loss": self.normals_loss},
+        }
 
     def available(self) -> list[str]:
         """Return the tasks that some building has a folder for, or that were packed into the shards."""

@@ -71,6 +71,12 @@ SURFACE_TASKS = frozenset({"normals", "curvature", "reshading", "edge_occlusion"
 #: Share of the 16-bit range that becomes 0..1.
 RANGES = {"edge_texture": 0.08, "edge_occlusion": 0.00625, "keypoints2d": 0.005, "keypoints3d": 1.0}
 CLASS_COUNTS = {"class_object": 1000, "class_scene": 365}
+#: How much a pixel of each class of ``semseg`` counts in the loss of Taskonomy's own networks, and in AdaShare:
+#: ``taskbank/lib/data/semseg_prior_factor.npy``.
+PRIOR_FACTORS = (
+    *(0.5424, 9.1674, 7.331, 7.162, 8.7229, 7.6133, 8.2369, 9.1486, 8.822),
+    *(9.0858, 8.9141, 9.1772, 9.0354, 8.6039, 9.1699, 9.1467, 9.1374),
+)
 UNITS_PER_METRE = 512
 #: Raw depth from which on Taskonomy's own code takes a pixel for a hole (65535 is what is written there).
 FARTHEST = 64500
