@@ -4,25 +4,27 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from torch import Tensor
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's bar, which on a GPU shows the loss of the last step that was logged.
+    """Lightning's bar with the training loss, on a GPU that of the last step at which losses are looked at.
 
     >>> trainer = Trainer(callbacks=[ProgressBar()], accelerator="cpu", logger=False, enable_checkpointing=False)
 
-    To read a loss is to wait for the device, and Lightning's own bar does so at every step.
+    To read a loss is to wait for the device, and Lightning does so at every step for what modules log to its bar.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._shown: dict[str, Any] = {}
+        self._loss: dict[str, float] = {}
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Return the numbers beside the bar."""
-        if not trainer.training or may_look(trainer, pl_module, trainer.fit_loop.epoch_loop.batch_idx):
-            self._shown = super().get_metrics(trainer, pl_module)
-        return self._shown
+        total: Tensor | None = getattr(pl_module, "train_losses", {}).get("total")
+        if trainer.training and total is not None and may_look(trainer, pl_module, trainer.fit_loop.batch_idx):
+            self._loss = {"train/loss": total.item()}
+        return super().get_metrics(trainer, pl_module) | self._loss
 
 
 def may_look(trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> bool:

@@ -412,7 +412,7 @@ class MultiTaskModule(Checkpointed):
         self.log(
             f"{stage}/loss",
             losses["total"],
-            prog_bar=True,
+            prog_bar=not step,  # there Lightning would wait for the device at every step, see callbacks.ProgressBar
             on_step=step,
             on_epoch=not step,
             sync_dist=not step,

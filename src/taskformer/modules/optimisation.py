@@ -127,7 +127,11 @@ def lay_out_as_parameters(optimizer: Optimizer) -> None:
             for key, value in state.items():
                 if key == "step" and group.get("fused"):
                     state[key] = value.to(parameter.device)
-                elif isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                elif (
+                    isinstance(value, Tensor)
+                    and value.shape == parameter.shape
+                    and value.stride() != parameter.stride()
+                ):
                     state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
