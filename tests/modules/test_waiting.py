@@ -36,7 +36,7 @@ META = torch.device("meta")
 TASKS = {name: {} for name in KINDS} | {name: {"classes": ["a", "b", "c"]} for name in ("semseg", "classification")}
 
 
-class Waited(AssertionError):
+class WaitedError(AssertionError):
     pass
 
 
@@ -79,7 +79,7 @@ class Uploads(TorchDispatchMode):
         if name in ("aten::_to_copy", "aten::copy_") and result.device == META:
             source = args[0] if name == "aten::_to_copy" else args[1]
             if source.device.type == "cpu":
-                raise Waited(f"values were copied to the device: {tuple(source.shape)}")
+                raise WaitedError(f"values were copied to the device: {tuple(source.shape)}")
         return result
 
 
@@ -89,7 +89,7 @@ class Values(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         if function in (torch.tensor, torch.as_tensor) and result.device == META:
-            raise Waited(f"a tensor was made of values: {args}")
+            raise WaitedError(f"a tensor was made of values: {args}")
         return result
 
 
@@ -109,10 +109,10 @@ class Steps(Callback):
         self.stack.close()
         self.watched += batch_idx > 0
         if self.watched == 2:
-            raise Done
+            raise DoneError
 
 
-class Done(Exception):
+class DoneError(Exception):
     pass
 
 
@@ -143,7 +143,7 @@ def step(model, monkeypatch, tmp_path):
         default_root_dir=tmp_path,
     )
     monkeypatch.setattr(trainer, "_teardown", lambda: None)  # there are no values to take back
-    with pytest.raises(Done):
+    with pytest.raises(DoneError):
         trainer.fit(model, *[torch.utils.data.DataLoader(batches(model), batch_size=None)] * 2)
     return steps.watched
 
@@ -227,7 +227,7 @@ class Copying(FixedWeights):
 )
 def test_a_planted_wait_is_found(balancing, message, monkeypatch, tmp_path):
     model = Baseline({"depth": {}}, backbone="lcnet_050", head_dim=8, embed_dim=8, balancing=balancing)
-    with pytest.raises((RuntimeError, NotImplementedError, Waited), match=message):
+    with pytest.raises((RuntimeError, NotImplementedError, WaitedError), match=message):
         step(model, monkeypatch, tmp_path)
 
 
