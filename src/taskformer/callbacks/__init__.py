@@ -4,6 +4,7 @@ from taskformer.callbacks.checkpoints import Checkpoints, WholeCheckpoints
 from taskformer.callbacks.curves import Curves
 from taskformer.callbacks.gallery import Gallery
 from taskformer.callbacks.predictions import Predictions
+from taskformer.callbacks.progress import ProgressBar
 from taskformer.callbacks.results import ResultsTable
 from taskformer.callbacks.run_folder import RunFolder
 from taskformer.callbacks.stopping import Stopping
@@ -13,6 +14,7 @@ __all__ = [
     "Curves",
     "Gallery",
     "Predictions",
+    "ProgressBar",
     "ResultsTable",
     "RunFolder",
     "Stopping",

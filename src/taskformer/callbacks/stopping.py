@@ -18,6 +18,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch import Tensor
 
 from taskformer.callbacks.checkpoints import LAST, Checkpoints, has_finite_weights
+from taskformer.callbacks.progress import may_look
 from taskformer.callbacks.run_folder import is_fitting
 from taskformer.callbacks.watch import Watch, say
 from taskformer.errors import TaskformerError, TrainingStoppedError
@@ -58,8 +59,8 @@ class Stopping(Callback):
     the job back into the queue.
 
     A loss or a weight that is not finite ends it with the tasks and images named. The losses are looked at in every
-    batch on a CPU or with several processes, which wait for each other anyway, and otherwise whenever they are logged,
-    because to look is to wait for the device. With a gradient scaler (``16-mixed``) steps that overflow are skipped.
+    batch on a CPU, and otherwise whenever they are logged, because to look is to wait for the device. With a gradient
+    scaler (``16-mixed``) steps that overflow are skipped.
 
     When one of the processes that Lightning started dies, the others end too.
 
@@ -77,6 +78,7 @@ class Stopping(Callback):
         self._skipped = 0
         self._scale = 0.0
         self._watch: Watch | None = None
+        self._processors: torch.distributed.ProcessGroup | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Watch the other processes."""
@@ -85,6 +87,8 @@ class Stopping(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to signals, and count steps from here."""
         self._listen(trainer)
+        if trainer.world_size > 1:
+            self._processors = torch.distributed.new_group(backend="gloo")
         self._steps = trainer.global_step
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -97,7 +101,7 @@ class Stopping(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the training between epochs; the last state was written at the end of the one before."""
-        (signum,) = _largest(trainer, [self._signal])
+        (signum,) = self._largest(trainer, [self._signal])
         if signum:
             self._end(trainer, signum)
 
@@ -114,14 +118,12 @@ class Stopping(Callback):
         self._unchecked.append(Losses(images, getattr(pl_module, "train_losses", {})))
         stepped, self._steps = trainer.global_step > self._steps, trainer.global_step
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        logs = batch_idx % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]  # the Trainer gets it when built
-        look = logs or trainer.world_size > 1 or pl_module.device.type == "cpu" or trainer.is_last_batch
         bad = None
         if scaler is not None:
             self._count_skipped(trainer, scaler.get_scale(), stepped)
-        elif look:
+        elif may_look(trainer, pl_module, batch_idx):
             bad = self._first_bad()
-        any_bad, signum = _largest(trainer, [int(bad is not None), self._signal])
+        any_bad, signum = self._largest(trainer, [int(bad is not None), self._signal])
         if any_bad:
             raise TrainingStoppedError(_sentence(trainer, _first(trainer, bad and _reason(bad))))
         # Gradients that wait for the rest of their step are in no checkpoint, and epochs have an end of their own.
@@ -191,6 +193,17 @@ class Stopping(Callback):
         finite = torch.stack([batch.losses["total"] for batch in batches]).isfinite().tolist() if batches else []
         return None if all(finite) else batches[finite.index(False)]
 
+    def _largest(self, trainer: Trainer, numbers: list[int]) -> list[int]:
+        """Return the largest of all processes' numbers, place by place.
+
+        Processors exchange them among themselves; in the devices' queue they would come after all work that is waiting.
+        """
+        if trainer.world_size == 1:
+            return numbers
+        largest = torch.tensor(numbers)
+        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group=self._processors)
+        return largest.tolist()
+
     def _count_skipped(self, trainer: Trainer, scale: float, stepped: bool) -> None:
         """Raise if the gradient scaler skips one step after the other: its scale falls when it does."""
         (last,), self._unchecked = self._unchecked[-1:], []
@@ -213,15 +226,6 @@ class Stopping(Callback):
                 self._watch = Watch(others, _folder(trainer))
                 self._watch.start()
         return self._watch
-
-
-def _largest(trainer: Trainer, numbers: list[int]) -> list[int]:
-    """Return the largest of all processes' numbers, place by place."""
-    if trainer.world_size == 1:
-        return numbers
-    largest = torch.tensor(numbers, device=trainer.strategy.root_device)
-    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
-    return largest.tolist()
 
 
 def _first(trainer: Trainer, text: str | None) -> str:

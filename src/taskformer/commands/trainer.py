@@ -10,10 +10,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.callbacks import ProgressBar as AnyBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
 
-from taskformer.callbacks import Checkpoints, Curves, Gallery, Predictions, ResultsTable, RunFolder, Stopping
+from taskformer.callbacks import (
+    Checkpoints,
+    Curves,
+    Gallery,
+    Predictions,
+    ProgressBar,
+    ResultsTable,
+    RunFolder,
+    Stopping,
+)
 from taskformer.callbacks.checkpoints import BEST, LAST, WholeCheckpoints
 from taskformer.commands.devices import require_possible
 from taskformer.commands.loops import EpochLoop
@@ -159,6 +169,9 @@ class TaskformerCLI(LightningCLI):
         if self.subcommand is None:
             return None
         config = self.config[self.subcommand]
+        callbacks = _as_list(self._get(self.config_init, "trainer").callbacks)
+        if config.trainer.enable_progress_bar is not False and not any(isinstance(c, AnyBar) for c in callbacks):
+            kwargs["callbacks"] = [*callbacks, ProgressBar()]
         if config.trainer.fast_dev_run:  # leaves nothing behind
             return super().instantiate_trainer(logger=False, **kwargs)
         if config.trainer.logger in (None, True):

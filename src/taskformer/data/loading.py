@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
 from taskformer.data.datasets.base import Sample
-from taskformer.data.memory import keep_freed_memory
+from taskformer.memory import keep_freed_memory
 from taskformer.seeds import derive
 
 

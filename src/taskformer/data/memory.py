@@ -1,8 +1,4 @@
-"""Memory of the loader's processes: two calls of the C library that save a third of the time of a cached sample.
-
-Fetching memory from the system page by page, for arrays of megabytes that live for a few milliseconds, takes as long
-as all transforms of an image.
-"""
+"""Memory that a loader's processes share with the one that trains."""
 
 import ctypes
 import math
@@ -12,17 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-#: Names of glibc's malloc.h and of Linux' mman.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+#: Name of Linux' mman.h.
 _MADV_POPULATE_WRITE = 23
-
-
-def keep_freed_memory() -> None:
-    """Let this process reuse the memory of freed arrays instead of giving it back to the system each time."""
-    if platform.libc_ver()[0] == "glibc":
-        library = ctypes.CDLL(None)  # the one that is loaded already
-        library.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # arrays up to 32 MiB come from the heap,
-        library.mallopt(_M_TRIM_THRESHOLD, 128 << 20)  # which keeps up to 128 MiB
 
 
 def shared_empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

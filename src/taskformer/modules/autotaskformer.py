@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from taskformer.errors import WeightsError, require
+from taskformer.errors import ConfigError, WeightsError, require
 from taskformer.files import read_tensors
 from taskformer.models.autotaskformer import Architecture, Supernet
 from taskformer.models.autotaskformer.autoformer import warm_start
@@ -106,6 +106,9 @@ class AutoTaskFormer(MultiTaskModule):
         single = None if architecture is None else Architecture.read(architecture, len(tasks))
         network: nn.Module = supernet if single is None else supernet.extract(single)
         super().__init__(tasks, network, weights=weights, **kwargs)
+        if self.compiles and single is None:
+            msg = "compile: a supernet is another network at each step; compile one that trains alone (architecture)"
+            raise ConfigError(msg)
         # In plain types; a checkpoint must not depend on the architecture's file.
         text = None if single is None else single.to_json()
         groups = {"space": asdict(space), "head": asdict(head), "sampling": asdict(sampling)}

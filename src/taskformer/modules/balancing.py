@@ -143,8 +143,12 @@ class GradientBalancing(FixedWeights):
             gradients = _mean_over_processes(
                 torch.stack([_flat([row[index] for index in chosen], members) for row in rows])
             )
-            labelled = gradients[gradients.any(dim=1)]
-            _add(members, self.aggregate(labelled) if shared and len(labelled) else labelled.sum(dim=0))
+            if shared:
+                labelled = gradients[gradients.any(dim=1)]  # to count them is to wait for the device
+                combined = self.aggregate(labelled) if len(labelled) else labelled.sum(dim=0)
+            else:
+                combined = gradients.sum(dim=0)
+            _add(members, combined)
 
 
 def _flat(gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> Tensor:
@@ -159,8 +163,9 @@ def _flat(gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]
 def _add(parameters: Sequence[nn.Parameter], gradient: Tensor) -> None:
     """Add parts of one vector to the gradients of parameters."""
     for parameter, part in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
-        part = part.view_as(parameter)
-        parameter.grad = part.clone() if parameter.grad is None else parameter.grad + part
+        # In the parameter's own layout, which fused optimizers rely on.
+        part = torch.empty_like(parameter).copy_(part.view_as(parameter))
+        parameter.grad = part if parameter.grad is None else parameter.grad + part
 
 
 def _mean_over_processes(gradients: Tensor) -> Tensor:

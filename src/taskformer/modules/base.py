@@ -1,12 +1,13 @@
 """The LightningModule of every model: losses, metrics, optimizer and prediction; subclasses only build the network."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.plugins import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_info
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +21,7 @@ from taskformer.modules.checkpoints import Checkpointed
 from taskformer.modules.optimisation import (
     DecayOn,
     configuration,
+    lay_out_as_parameters,
     parameter_groups,
     rates_by_name,
     reconfigure,
@@ -36,9 +38,12 @@ from taskformer.tasks.improvement import improvements
 
 #: Arguments of constructors that are not plain values, or follow from others, and thus are no hyper-parameters.
 BUILDERS = ("network", "build_head", "last_only", "balancing", "optimizer", "lr_scheduler")
+#: Nor are those that only say how a machine computes: what is loaded from a checkpoint computes plainly.
+COMPUTATION = ("channels_last", "compile", "matmul_precision")
 #: Largest ratio of the sides of what the network sees of a photograph.
 MAX_ASPECT = 16
 
+MatmulPrecision = Literal["highest", "high", "medium"]
 Batch = dict[str, Any]
 #: ``{task: {metric: value}}``
 Results = dict[str, dict[str, float]]
@@ -68,6 +73,12 @@ class MultiTaskModule(Checkpointed):
         lr_scheduler: Builds the schedule from the optimizer, stepped after every batch; None: constant rate.
         weight_decay_on: ``"weights"``: matrices and kernels decay, but not norms, biases, queries, positions and what
             else the network declares; ``"all"``: everything does, as in some published recipes.
+        channels_last: Keep the kernels of convolutions, and so their outputs, channels last: faster on GPUs with tensor
+            cores. For checkpoints and results it makes no difference.
+        compile: Let ``torch.compile`` make one program of the network while a Trainer runs it. Takes a minute at the
+            first batch, and again at the first one of another size.
+        matmul_precision: How exactly a GPU multiplies float32 matrices while a Trainer runs: ``"highest"``, ``"high"``
+            (TF32) or ``"medium"`` (bfloat16). None: as the process does anyway.
 
     Raises:
         ConfigError: If a weight is negative.
@@ -99,12 +110,21 @@ class MultiTaskModule(Checkpointed):
         optimizer: OptimizerCallable = lambda parameters: AdamW(parameters, lr=1e-3, weight_decay=1e-4),
         lr_scheduler: LRSchedulerCallable | None = lambda optimizer: PolyLR(optimizer, power=0.9),
         weight_decay_on: DecayOn = "weights",
+        channels_last: bool = False,
+        compile: bool = False,
+        matmul_precision: MatmulPrecision | None = None,
     ) -> None:
         super().__init__()
         # Also the arguments of the subclass that is being built.
-        self.save_hyperparameters(ignore=BUILDERS)
+        self.save_hyperparameters(ignore=(*BUILDERS, *COMPUTATION))
         self.tasks = build_tasks(tasks)
         self.network = network
+        if channels_last:
+            make_channels_last(network)
+        self.compiles = compile
+        self.matmul_precision = matmul_precision
+        #: The compiled network while a Trainer runs; no part of the state, whose names stay the network's.
+        self._compiled: Callable[[Tensor], dict[str, Tensor]] | None = None
         self.loss_weights = {name: task.loss_weight for name, task in self.tasks.items()}
         for name, weight in (loss_weights or {}).items():
             if name not in self.tasks:
@@ -142,8 +162,22 @@ class MultiTaskModule(Checkpointed):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Predict raw outputs from ``(B, 3, H, W)`` ImageNet-normalised images."""
-        outputs: dict[str, Tensor] = self.network(image)
+        outputs: dict[str, Tensor] = (self._compiled or self.network)(image)
         return outputs
+
+    def setup(self, stage: str) -> None:
+        """Let the Trainer's runs compute as they are asked to."""
+        if self.compiles:
+            self._compiled = torch.compile(self.network.forward)
+        if self.matmul_precision is not None:
+            self._precision_before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision(self.matmul_precision)
+
+    def teardown(self, stage: str) -> None:
+        """Compute plainly again."""
+        self._compiled = None
+        if self.matmul_precision is not None:
+            torch.set_float32_matmul_precision(self._precision_before)
 
     def compute_losses(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute each task's unweighted loss, and as ``"total"`` their sum with the configured weights."""
@@ -263,8 +297,26 @@ class MultiTaskModule(Checkpointed):
         assert isinstance(optimizer, Optimizer)
         assert scheduler is None or isinstance(scheduler, LRScheduler)
         changes = reconfigure(optimizer, scheduler, self.optimisation_before, self.optimisation)
+        lay_out_as_parameters(optimizer)
         if changes:
             rank_zero_info(f"the training goes on with another configuration: {', '.join(changes)}")
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip gradients, also those of a fused optimizer, which Lightning refuses in every mixed precision.
+
+        Only where a scaler has enlarged them, with 16 bits of range, would it be wrong.
+        """
+        precision = self.trainer.precision_plugin
+        if isinstance(precision, MixedPrecision) and precision.scaler is None:
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or GradClipAlgorithmType.NORM)
+            Precision.clip_gradients(precision, optimizer, gradient_clip_val or 0.0, algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log the learning rates that this step has."""
@@ -360,7 +412,7 @@ class MultiTaskModule(Checkpointed):
         self.log(
             f"{stage}/loss",
             losses["total"],
-            prog_bar=True,
+            prog_bar=not step,  # there Lightning would wait for the device at every step, see callbacks.ProgressBar
             on_step=step,
             on_epoch=not step,
             sync_dist=not step,
@@ -368,6 +420,13 @@ class MultiTaskModule(Checkpointed):
         )
         parts = {f"{stage}/loss/{name}": loss for name, loss in losses.items() if name != "total"}
         self.log_dict(parts, on_step=False, on_epoch=True, sync_dist=True, batch_size=batch_size)
+
+
+def make_channels_last(network: nn.Module) -> None:
+    """Keep the kernels of a network's convolutions channels last; ``Module.to`` refuses parameters of five axes."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's overloads leave it out
 
 
 def class_scores(metric: Metric) -> list[float]:

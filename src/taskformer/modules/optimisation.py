@@ -8,7 +8,8 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -113,6 +114,25 @@ def reconfigure(
         bases = [group["lr"] for group in now["groups"]]
         _set_rates(scheduler, list(map(float, scheduler.base_lrs)), bases)
     return [f"{key} {old} -> {new}" for key, (old, new) in changes.items()]
+
+
+def lay_out_as_parameters(optimizer: Optimizer) -> None:
+    """Let restored moments lie in memory as their parameters do, and step counts where a fused step looks for them.
+
+    They come from a checkpoint as they were there; a fused step takes moments in another order for its own, or refuses.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            for key, value in state.items():
+                if key == "step" and group.get("fused"):
+                    state[key] = value.to(parameter.device)
+                elif (
+                    isinstance(value, Tensor)
+                    and value.shape == parameter.shape
+                    and value.stride() != parameter.stride()
+                ):
+                    state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _set_rates(scheduler: LRScheduler, old: Sequence[float], new: Sequence[float]) -> None:

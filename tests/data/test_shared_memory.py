@@ -1,7 +1,3 @@
-import platform
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -9,34 +5,6 @@ from torch.utils.data import DataLoader
 
 from taskformer.data.datamodules.base import collate
 from taskformer.data.memory import shared_empty
-
-FAULTS = """
-import resource, sys
-import numpy as np
-from taskformer.data.memory import keep_freed_memory
-
-def sample():
-    arrays = [np.ones(3_000_000, np.uint8) for _ in range(5)]
-
-if sys.argv[1] == "keep":
-    keep_freed_memory()
-for _ in range(3):
-    sample()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    sample()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 10)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
-def test_freed_memory_is_kept():
-    faults = {}
-    for mode in ("keep", "default"):
-        result = subprocess.run([sys.executable, "-c", FAULTS, mode], capture_output=True, text=True, check=True)
-        faults[mode] = float(result.stdout)
-    assert faults["keep"] < 50
-    assert faults["default"] > 1000  # else this file is not needed any more
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.uint8])
