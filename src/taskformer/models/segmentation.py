@@ -32,7 +32,8 @@ class PaddedBlock(SwinTransformerBlock):
         """Attend within the windows of a map ``(B, H, W, C)``."""
         height, width = x.shape[1:3]
         down, right = -height % self.window_size[0], -width % self.window_size[1]
-        attended: Tensor = super()._attn(F.pad(x, (0, 0, 0, right, 0, down)))
+        padded = F.pad(x, (0, 0, 0, right, 0, down))
+        attended: Tensor = super()._attn(padded)  # type: ignore[no-untyped-call]  # timm says no types
         return attended[:, :height, :width]
 
 
@@ -101,4 +102,5 @@ def _swin_tensor(name: str, values: Tensor) -> tuple[str, Tensor]:
 
 def _positions_first(values: Tensor) -> Tensor:
     """Bring the inputs ``(..., 4C)`` of a merging of 2x2 patches from the order (channel, y, x) to (x, y, channel)."""
-    return values.unflatten(-1, (-1, 2, 2)).transpose(-1, -3).flatten(-3)
+    ordered: Tensor = values.unflatten(-1, (-1, 2, 2)).transpose(-1, -3).flatten(-3)
+    return ordered
