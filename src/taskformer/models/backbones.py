@@ -199,6 +199,17 @@ class FeaturePyramid(nn.Module):
         return [level(feature) for level, feature in zip(self.levels, features, strict=True)]
 
 
+def encoder_shapes(name: str) -> dict[str, torch.Size]:
+    """Return the shapes of a timm encoder's tensors by name; nothing is filled, so that it takes no time.
+
+    Raises:
+        UnknownNameError: If timm has no such model.
+    """
+    with torch.device("meta"):
+        encoder: nn.Module = _create(name, drop_path_rate=0.0, pretrained=False)
+    return {key: values.shape for key, values in encoder.state_dict().items()}
+
+
 def _create(name: str, drop_path_rate: float, pretrained: bool) -> Any:
     """Build the timm model with all the options for any input size that it understands."""
     import timm  # with torchvision, which takes seconds to import
