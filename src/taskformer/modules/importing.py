@@ -1,5 +1,6 @@
 """Checkpoints of other programs, made checkpoints of ours."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,7 +59,7 @@ class Imported(NamedTuple):
 
     Attributes:
         out: The checkpoint that it has written.
-        tasks: The tasks in the network's order.
+        tasks: The tasks, in the data set's order.
         data: The data set whose classes and conventions they have.
         backbone: timm's name of the encoder.
         dropped: Tensors of the head that have no effect, and why.
@@ -186,7 +187,7 @@ def _fill(backbone: Backbone, tensors: Mapping[str, Tensor], source: object) -> 
 
 
 def _describe(classes: Mapping[str, int], given: str | None) -> tuple[str, dict[str, dict[str, Any]]]:
-    """Find the data set that has these tasks with as many channels, and describe the tasks as it does.
+    """Find the data set that has these tasks with as many channels, and describe the tasks in its order as it does.
 
     Raises:
         ConfigError: If there is none, or more than one.
@@ -197,10 +198,11 @@ def _describe(classes: Mapping[str, int], given: str | None) -> tuple[str, dict[
         raise UnknownNameError(kind, given, DATA_SETS)
     fitting = {}
     for name in [given] if given else DATA_SETS:
-        if set(classes) <= set(DATA_SETS[name].offers.offers):
-            specs = DATA_SETS[name].offers(tasks=list(classes)).task_specs
-            if {task: specs[task] for task in classes} and output_channels(specs) == dict(classes):
-                fitting[name] = {task: specs[task] for task in classes}
+        offers = DATA_SETS[name].offers
+        if classes.keys() <= offers.offers.keys():
+            specs = offers(tasks=[task for task in offers.offers if task in classes]).task_specs
+            if output_channels(specs) == classes:
+                fitting[name] = specs
     if len(fitting) != 1:
         told = ", ".join(f"{task} ({count})" for task, count in classes.items())
         found = (
@@ -209,6 +211,15 @@ def _describe(classes: Mapping[str, int], given: str | None) -> tuple[str, dict[
         msg = f"{found} the tasks and channels {told}; say with data which one the network was trained on"
         raise ConfigError(msg)
     return next(iter(fitting.items()))
+
+
+def _renumbered(head: Mapping[str, Tensor], old: Sequence[str], new: Sequence[str]) -> dict[str, Tensor]:
+    """Number a released head's tasks in another order; nothing else depends on it."""
+    places = [new.index(task) for task in old]
+    return {
+        re.sub(r"(linears|rpn_\w+)\.(\d+)", lambda found: f"{found[1]}.{places[int(found[2])]}", name): values
+        for name, values in head.items()
+    }
 
 
 def _with_our_axes(head: Mapping[str, Tensor], prefix: str, data: DataSet) -> dict[str, Tensor]:
