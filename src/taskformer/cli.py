@@ -27,6 +27,7 @@ COMMANDS = {
     "export": ("export", "a trained network, or a supernet's sub-network, as an ONNX file"),
     "search": ("search", "find a trained supernet's best sub-networks for any budget; `search pick` takes one"),
     "predict": ("predict", "maps and pictures for your own photographs"),
+    "import": ("importing", "a checkpoint of the released MQTransformer as one of ours"),
     "evaluate": ("evaluate", "score saved predictions, ours or other people's, under any protocol"),
     "compare": ("compare", "is one run better than another, or was it chance: paired bootstrap intervals"),
     "baselines": ("baselines", "train the single-task references that delta_m needs"),

@@ -7,6 +7,7 @@ import re
 import tempfile
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,17 @@ from typing import Any
 
 from taskformer.errors import ConfigError, WeightsError
 
+#: What torch raises where it cannot read a file.
+FAULTS = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+)
 #: How the names of unfinished files begin; those that a killed process leaves behind may be deleted.
 UNFINISHED = ".unfinished-"
 
@@ -81,11 +93,12 @@ def inside(folder: Path, name: str, what: str) -> Path:
     return folder / name
 
 
-def read_tensors(path: Path) -> Any:
+def read_tensors(path: Path, foreign: bool = False) -> Any:
     """Read what ``torch.save`` wrote, whole and safely: tensors and plain values, never code.
 
     Args:
         path: A file on this machine.
+        foreign: Whether another program's objects beside the tensors become dictionaries, and are not refused.
 
     Raises:
         WeightsError: If there is no such file, it is damaged or something else, or weights in it are not finite.
@@ -96,30 +109,38 @@ def read_tensors(path: Path) -> Any:
         what = "is a folder" if path.is_dir() else "does not exist"
         msg = f"the checkpoint {str(path)!r} {what}; give a file that training wrote, such as RUN/checkpoints/best.ckpt"
         raise WeightsError(msg)
+    objects: list[str] = []
     try:
         reason = _damage(path)
         if reason is None:
             with warnings.catch_warnings():  # what torch warns of is an error below
                 warnings.simplefilter("ignore")
-                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        objects = re.search(r"GLOBAL (\S+)", str(error))
-        if objects is None:
-            raise WeightsError(_not_whole(path, "torch cannot read it")) from error
-        msg = (
-            f"{path} holds Python objects ({objects[1]}), which are never loaded because they can run code; "
-            "save a state dict of tensors"
-        )
-        raise WeightsError(msg) from error
+                objects = _foreign_objects(path) if foreign else []
+                with torch.serialization.safe_globals([(OrderedDict, name) for name in objects]):
+                    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
         msg = f"{path} cannot be read: {error.strerror}"
         raise WeightsError(msg) from error
-    except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(_not_whole(path, "torch cannot read it")) from error
+    except FAULTS as error:
+        named = re.findall(r"GLOBAL (\S+)", str(error)) or objects
+        if not named:
+            raise WeightsError(_not_whole(path, "torch cannot read it")) from error
+        msg = (
+            f"{path} holds Python objects ({named[0]}), which are never loaded because they can run code; "
+            "save a state dict of tensors"
+        )
+        raise WeightsError(msg) from error
     if reason is not None:
         raise WeightsError(_not_whole(path, reason))
     _require_finite(checkpoint, path)
     return checkpoint
+
+
+def _foreign_objects(path: Path) -> list[str]:
+    """List the classes and functions of other programs that a file names, if it was written by torch 1.6 or later."""
+    import torch  # takes seconds to import, and this module belongs to every command
+
+    return torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
 
 
 def _require_finite(checkpoint: Any, path: Path) -> None:

@@ -13,7 +13,7 @@ import difflib
 from collections.abc import Callable
 from fnmatch import fnmatch
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from taskformer.errors import ConfigError, TaskformerError, UnknownNameError, We
 from taskformer.models.weights import BUNDLED, FAULTS, load_weights
 from taskformer.normalisation import MEAN, STD
 
+#: As timm has an encoder, or as published dense predictors have it.
+Form = Literal["classification", "segmentation"]
 #: Maps finer than this cost more than they help, those after the fourth are too coarse.
 FINEST_STRIDE, MAX_LEVELS = 4, 4
 
@@ -46,6 +48,8 @@ class Backbone(nn.Module):
             ``.pth`` or ``.safetensors`` state dict with timm's names, or those that timm can translate.
         drop_path_rate: Stochastic depth rate of the encoder.
         last_only: Give only the last map, a plain ViT's at the stride of its patches.
+        form: ``"segmentation"``: a Swin or HRNet as in published dense predictors, see
+            :func:`taskformer.models.segmentation.change_to_segmentation`; a Swin's maps are layer-normalised.
 
     Attributes:
         channels: Channels of each feature map.
@@ -59,12 +63,18 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self, name: str, weights: str = "random", drop_path_rate: float = 0.0, last_only: bool = False
+        self,
+        name: str,
+        weights: str = "random",
+        drop_path_rate: float = 0.0,
+        last_only: bool = False,
+        form: Form = "classification",
     ) -> None:
         super().__init__()
         self.encoder = _create(name, drop_path_rate, pretrained=weights == "timm")
         if weights not in ("random", "timm"):
             load_weights(self.encoder, name, weights)
+        normalised = form == "segmentation" and _change_to_segmentation(self.encoder, name)
         info = _levels(self.encoder, name)
         plain = len({level["reduction"] for level in info}) == 1
         if plain:  # four blocks, evenly spaced, the last one included
@@ -79,6 +89,7 @@ class Backbone(nn.Module):
         self.pyramid = FeaturePyramid(self.channels[0], self.strides[0]) if plain and not last_only else None
         if self.pyramid is not None:
             self.strides = self.pyramid.strides
+        self.map_norms = nn.ModuleList(nn.LayerNorm(c) for c in self.channels) if normalised else None
         self.norm = plain  # a plain ViT's layers are normalised by its last norm
         # Layers behind the last tap would never see a gradient.
         self.encoder.prune_intermediate_layers(self.indices, prune_norm=not plain, prune_head=True)
@@ -99,6 +110,9 @@ class Backbone(nn.Module):
             intermediates_only=True,
             output_fmt="NCHW",
         )
+        if self.map_norms is not None:
+            pairs = zip(self.map_norms, features, strict=True)
+            features = [norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, x in pairs]
         return features if self.pyramid is None else self.pyramid(features)
 
     def no_weight_decay(self) -> set[str]:
@@ -185,6 +199,17 @@ class FeaturePyramid(nn.Module):
         return [level(feature) for level, feature in zip(self.levels, features, strict=True)]
 
 
+def encoder_shapes(name: str) -> dict[str, torch.Size]:
+    """Return the shapes of a timm encoder's tensors by name; nothing is filled, so that it takes no time.
+
+    Raises:
+        UnknownNameError: If timm has no such model.
+    """
+    with torch.device("meta"):
+        encoder: nn.Module = _create(name, drop_path_rate=0.0, pretrained=False)
+    return {key: values.shape for key, values in encoder.state_dict().items()}
+
+
 def _create(name: str, drop_path_rate: float, pretrained: bool) -> Any:
     """Build the timm model with all the options for any input size that it understands."""
     import timm  # with torchvision, which takes seconds to import
@@ -211,6 +236,12 @@ def _create(name: str, drop_path_rate: float, pretrained: bool) -> Any:
             f"go online, or pass weights='random', weights='bundled' (with {BUNDLED!r}) or the path of a file"
         )
         raise WeightsError(msg) from error
+
+
+def _change_to_segmentation(encoder: nn.Module, name: str) -> bool:
+    from taskformer.models.segmentation import change_to_segmentation  # with timm, which takes seconds to import
+
+    return change_to_segmentation(encoder, name)
 
 
 def _understood(name: str, options: dict[str, Any]) -> Any:

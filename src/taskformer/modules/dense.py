@@ -8,6 +8,7 @@ from torch import nn
 
 from taskformer.errors import require
 from taskformer.models import Backbone, DenseNetwork
+from taskformer.models.backbones import Form
 from taskformer.modules.base import MultiTaskModule, image_tasks, not_negative
 
 
@@ -31,6 +32,8 @@ class DenseModule(MultiTaskModule, ABC):
         backbone: Name of any timm encoder.
         weights: ``"random"``, ``"timm"`` (downloaded), ``"bundled"`` (offline, EfficientNet-Lite0) or a file.
         backbone_drop_path: Stochastic depth rate of the backbone.
+        backbone_form: ``"segmentation"``: a Swin or HRNet as published dense predictors have it, ``"classification"``:
+            as timm does.
         backbone_lr_scale: Learning rate of the backbone over that of the head.
         kwargs: Settings of every model, see :class:`~taskformer.modules.base.MultiTaskModule`.
     """
@@ -46,11 +49,12 @@ class DenseModule(MultiTaskModule, ABC):
         backbone: str = "resnet18",
         weights: str = "random",
         backbone_drop_path: float = 0.0,
+        backbone_form: Form = "classification",
         backbone_lr_scale: float = 1.0,
         **kwargs: Any,
     ) -> None:
         require("[0, 1)", backbone_drop_path=backbone_drop_path)
-        encoder = Backbone(backbone, weights, backbone_drop_path, last_only)
+        encoder = Backbone(backbone, weights, backbone_drop_path, last_only, backbone_form)
         network = DenseNetwork(encoder, build_head, image_tasks(tasks))
         super().__init__(tasks, network, weights=weights, **kwargs)
         self.backbone_lr_scale = not_negative("backbone_lr_scale", backbone_lr_scale)
