@@ -40,7 +40,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from taskformer.data.memory import keep_freed_memory
+from taskformer.memory import keep_freed_memory
 from taskformer.files import write_json
 from taskformer.models.mqtransformer import MQTransformerHead, import_released
 
