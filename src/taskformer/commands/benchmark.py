@@ -29,10 +29,8 @@ def main(argv: list[str]) -> None:
     """Measure, and print the tables."""
     words, first, second = _take_overrides(argv[1:])
     options = _parser().parse_args(words)
-    from taskformer.data.memory import keep_freed_memory
     from taskformer.evaluation.benchmark import benchmark
 
-    keep_freed_memory()
     sides = _sides([*options.subject, *(options.config or [])], options.against or [], first, second)
     models, sizes = zip(*(_opened(sources, overrides) for _, sources, overrides in sides), strict=True)
     found = benchmark(

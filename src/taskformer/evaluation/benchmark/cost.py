@@ -1,5 +1,6 @@
 """What a network costs whatever the machine: parameters and multiply-accumulates."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -56,10 +57,17 @@ def count(network: nn.Module, image: torch.Tensor) -> dict[str, Cost]:
     total = Cost(_parameters(network), by_module.get("Global", 0))
     for name in HEADS:
         if isinstance(part := getattr(network, name, None), nn.Module):
-            head = Cost(_parameters(part), by_module.get(f"{type(network).__name__}.{name}", 0))
+            head = Cost(_parameters(part), _within(part, f"{type(network).__name__}.{name}", by_module))
             return {"total": total, "backbone": total.without(head), "head": head}
     return {"total": total}
 
 
 def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _within(module: nn.Module, path: str, by_module: Mapping[str, int]) -> int:
+    """Return the multiply-accumulates of a module; of a container that is not called itself, of what is in it."""
+    if path in by_module:
+        return by_module[path]
+    return sum(_within(child, f"{path}.{name}", by_module) for name, child in module.named_children())

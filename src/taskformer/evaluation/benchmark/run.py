@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from taskformer.data.memory import keep_freed_memory
 from taskformer.errors import ConfigError, require
 from taskformer.evaluation.benchmark.cost import Cost, count
 from taskformer.evaluation.benchmark.figures import Benchmark, Figures, Growth, Timed
@@ -39,7 +40,8 @@ def benchmark(
     """Measure how long a network predicts and trains, how much memory it needs for that, and what it costs.
 
     Two networks are measured in one process and take turns, so that their ratios, round by round, hold although the
-    machine is faster at one time than at another. The models stay as they are.
+    machine is faster at one time than at another. The models stay as they are; this process keeps freed memory from then
+    on, as one that trains does.
 
     >>> import taskformer
     >>> model = taskformer.create_model("baseline", ["depth"], backbone="lcnet_050", embed_dim=8)
@@ -71,6 +73,7 @@ def benchmark(
         WeightsError: If there is no such run or checkpoint.
     """
     require("[1, inf)", batch=batch, rounds=rounds, threads=threads, size=size, growth_tasks=growth_tasks)
+    keep_freed_memory()  # as trainings do
     place = _device(device)
     sources = [model] if against is None else [model, against]
     with _threads(threads):
