@@ -47,13 +47,13 @@ def main(argv: list[str]) -> None:
         growth_task=options.growth_task,
         device=options.device,
         threads=options.threads,
+        out=options.out,
     )
     console = Console()
     for table in (found.table(), *found.growth_tables()):
         console.print(table)
     if options.out:
-        for path in found.write(Path(options.out)):
-            console.print(f"wrote {path}", soft_wrap=True)
+        console.print(f"wrote {options.out}", soft_wrap=True)
     if options.json:
         write_json(Path(options.json), found.as_dict())
 

@@ -1,8 +1,7 @@
-"""What a benchmark has found, as numbers, tables and files."""
+"""What a benchmark has found, as numbers and tables."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
@@ -11,11 +10,7 @@ from rich.text import Text
 
 from taskformer.evaluation.benchmark.cost import Cost
 from taskformer.evaluation.benchmark.timing import Reading, Spread
-from taskformer.evaluation.tables import markdown
-from taskformer.files import write_json, write_text
 
-#: Name of the files that :meth:`Benchmark.write` makes.
-NAME = "benchmark"
 MILLION, BILLION, MEGABYTE, MILLISECOND = 1e6, 1e9, 1e6, 1e-3
 
 
@@ -211,22 +206,6 @@ class Benchmark:
         names = [f"{letter}: {each.name}" for letter, each in zip(letters, self.subjects, strict=False)]
         where = f"{height}x{width}, {self.conditions['device']}, {self.conditions['threads']} threads"
         return f"{', '.join(names) or self.subjects[0].name}; {where}"
-
-    def write(self, folder: Path) -> list[Path]:
-        """Write ``benchmark.json``, ``benchmark.md`` and ``benchmark.png``.
-
-        Returns:
-            The files.
-        """
-        from taskformer.evaluation.benchmark.picture import draw  # matplotlib, which takes a second to import
-
-        record, text, picture = (folder / f"{NAME}.{ending}" for ending in ("json", "md", "png"))
-        write_json(record, self.as_dict())
-        tables = [markdown([self.header(), *self.rows()])]
-        tables += [f"{grown.name}\n\n{markdown([grown.header(), *grown.rows()])}" for grown in self.growth]
-        write_text(text, "\n".join([f"{self.title}\n", *tables]))
-        draw(picture, self)
-        return [record, text, picture]
 
     def _cost_rows(self, heading: str, key: str, unit: float) -> list[list[str]]:
         """Format a count of the network, of its parts and of what tasks add; tasks of the second alone come last."""

@@ -39,10 +39,15 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int | None:
     Returns:
         The bytes; None where neither torch nor the system can tell.
     """
-    gc.collect()
-    if device.type == "cuda":
-        return _peak_on_gpu(call, device)
-    return _peak_of_process(call) if device.type == "cpu" and CLEAR.exists() else None
+    collects = gc.isenabled()
+    gc.disable()  # what lies there before must not be freed meanwhile
+    try:
+        if device.type == "cuda":
+            return _peak_on_gpu(call, device)
+        return _peak_of_process(call) if device.type == "cpu" and CLEAR.exists() else None
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _peak_on_gpu(call: Callable[[], object], device: torch.device) -> int:

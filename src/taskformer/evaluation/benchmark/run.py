@@ -36,6 +36,7 @@ def benchmark(
     device: str = "cpu",
     threads: int | None = None,
     names: Sequence[str] = (),
+    out: str | Path | None = None,
 ) -> Benchmark:
     """Measure how long a network predicts and trains, how much memory it needs for that, and what it costs.
 
@@ -64,9 +65,10 @@ def benchmark(
         device: Where everything runs, e.g. cuda.
         threads: Threads on the processor; None: torch's number.
         names: What to call the one or two models.
+        out: Folder to write ``benchmark.json``, ``benchmark.md`` and the picture ``benchmark.png`` to.
 
     Returns:
-        What was measured, with ``table()``, ``as_dict()`` and ``write(folder)``.
+        What was measured, with ``table()``, ``growth_tables()`` and ``as_dict()``.
 
     Raises:
         ConfigError: If there is no such device, no size is known, or a setting is impossible.
@@ -87,7 +89,12 @@ def benchmark(
         for subject, found in zip(subjects, figures, strict=True):
             found.tasks.update(_cost_of_tasks(subject, found.cost))
         grown = [_growth(each, growth_tasks, growth_task, rounds, train, clock) for each in subjects] if growth else []
-        return Benchmark(figures, grown, _conditions(subjects[0], rounds, growth_task))
+        found = Benchmark(figures, grown, _conditions(subjects[0], rounds, growth_task))
+    if out is not None:
+        from taskformer.evaluation.benchmark.report import write  # matplotlib, which takes a second to import
+
+        write(Path(out), found)
+    return found
 
 
 def measure(
