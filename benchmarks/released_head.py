@@ -40,8 +40,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from taskformer.memory import keep_freed_memory
 from taskformer.files import write_json
+from taskformer.memory import keep_freed_memory
 from taskformer.models.mqtransformer import MQTransformerHead, import_released
 
 WIDTH, HEADS, QUERIES, HIDDEN = 256, 4, 64, 64

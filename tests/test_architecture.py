@@ -17,7 +17,7 @@ FLOORS = [
     {"metrics"},
 ]
 #: Single files that every room may import; they import nothing but each other.
-COMMON = {"errors", "files", "memory", "parallel", "pictures", "seeds", "normalisation", "parsing", "_version"}
+COMMON = {"errors", "files", "memory", "parallel", "pictures", "plots", "seeds", "normalisation", "parsing", "_version"}
 #: What is narrower than the floors: these rooms import nothing of ours but this.
 NARROW = {"metrics": set(), "tasks": {"metrics", "errors"}, "models": {"errors", "files", "normalisation"}}
 

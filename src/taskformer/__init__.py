@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from taskformer.commands.trainer import from_config
     from taskformer.data.configured import list_datasets
     from taskformer.evaluation import compare, evaluate
+    from taskformer.evaluation.benchmark import benchmark
     from taskformer.modules.exporting import export
     from taskformer.modules.factory import create_model, list_models
     from taskformer.modules.loading import load
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "__version__",
+    "benchmark",
     "callbacks",
     "compare",
     "create_model",
@@ -50,6 +52,7 @@ __all__ = [
 
 #: Where each function lives.
 _FUNCTIONS = {
+    "benchmark": "taskformer.evaluation.benchmark:benchmark",
     "compare": "taskformer.evaluation:compare",
     "create_model": "taskformer.modules.factory:create_model",
     "evaluate": "taskformer.evaluation:evaluate",

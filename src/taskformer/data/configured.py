@@ -49,6 +49,18 @@ def list_datasets() -> list[str]:
     return sorted(data_modules())
 
 
+def training_size(data: MultiTaskDataModule) -> tuple[int, int] | None:
+    """Return the height and width of the training images, if the options say them.
+
+    Example:
+        >>> training_size(data_module("rooms", size=(96, 128)))
+        (96, 128)
+    """
+    sizes = [(getattr(step, "height", None), getattr(step, "width", None)) for step in data.train_transforms]
+    known = [(height, width) for height, width in sizes if height and width]
+    return known[-1] if known else data.size
+
+
 def _file(source: str | Path) -> Path:
     """Return the YAML file that a source means."""
     path = Path(source)

@@ -85,7 +85,7 @@ def screen_table(title: str, scores: Scores) -> Table:
 
 def markdown_table(scores: Scores) -> str:
     """Format the table as markdown."""
-    return _markdown([scores.header(), *scores.rows()])
+    return markdown([scores.header(), *scores.rows()])
 
 
 def markdown_classes(scores: Scores) -> str:
@@ -93,7 +93,7 @@ def markdown_classes(scores: Scores) -> str:
     sections = []
     for name, ious in scores.per_class.items():
         rows = [[label, "" if iou != iou else shown(iou)] for label, iou in ious.items()]
-        sections.append(f"\n## {name}: IoU of each class\n\n{_markdown([['class', 'IoU, %'], *rows])}")
+        sections.append(f"\n## {name}: IoU of each class\n\n{markdown([['class', 'IoU, %'], *rows])}")
     return "".join(sections)
 
 
@@ -104,7 +104,7 @@ def latex_table(scores: Scores) -> str:
     return f"\\begin{{tabular}}{{{'l' * len(scores.header())}}}\n{body} \\\\\n\\end{{tabular}}\n"
 
 
-def _markdown(lines: list[list[str]]) -> str:
+def markdown(lines: list[list[str]]) -> str:
     """Format lines of cells, the first of which are headings."""
     lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -1,42 +1,23 @@
-"""Pictures of a search, readable at 800 pixels' width: its front, its hypervolume, and what tasks share in a network.
-
-The colours are Okabe and Ito's, which colour-blind people can tell apart; markers and letters say the same again.
-"""
+"""Pictures of a search, readable at 800 pixels' width: front, hypervolume, and what tasks share in a network."""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from taskformer.files import replacing
 from taskformer.metrics.units import SHARE, factor
 from taskformer.models.autotaskformer import Architecture
 from taskformer.models.autotaskformer.sharing import Row, Rows, first_appearance
+from taskformer.plots import BLUE, GREY, NEUTRAL, PALETTE, STYLE, WIDTH, save
 from taskformer.search.hypervolume import Curve
 from taskformer.search.objectives import Candidate, Objective, front
 from taskformer.search.quantities import unit_of
 from taskformer.tasks import Task
-
-#: Width of all pictures in inches, and pixels per inch: twice 800 pixels, for sharp screens.
-WIDTH, DPI = 8.0, 200
-PALETTE = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
-BLUE = PALETTE[-1]
-#: Of weights that all tasks share, and of what is only there to compare with.
-NEUTRAL, GREY = "#C8CDD2", "#8A8A8A"
-STYLE: dict[Any, Any] = {
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E6E6E6",
-    "legend.frameon": False,
-}
 
 
 class Mark(NamedTuple):
@@ -111,7 +92,7 @@ def draw_front(
         ncols=3,
         fontsize=10,
     )
-    _save(figure, path)
+    save(figure, path)
 
 
 @rc_context(STYLE)
@@ -131,7 +112,7 @@ def draw_hypervolume(path: Path, curves: Mapping[str, Curve]) -> None:
     axes.set_xlabel("networks evaluated")
     axes.set_ylabel("hypervolume, % of the ideal")
     axes.legend(loc="lower right")
-    _save(figure, path)
+    save(figure, path)
 
 
 @rc_context(STYLE)
@@ -165,7 +146,7 @@ def draw_architecture(path: Path, architecture: Architecture, tasks: Sequence[st
         axes.tick_params(length=0)
         axes.grid(False)
     figure.suptitle(f"{title}\n{depth} layers of width {architecture.embed_dim}", fontsize=11)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _places(candidates: Sequence[Candidate], scales: Mapping[str, float]) -> list[list[float]]:
@@ -206,8 +187,3 @@ def _explain(rows: Rows) -> str:
     if not any(any(row) for row in rows):
         return "all tasks share all weights"
     return "grey: all tasks share the weights; else in a column the same letter is the same weights"
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=DPI)
