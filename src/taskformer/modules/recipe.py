@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+
 def training_recipe(trainer: Trainer, lr_scheduler: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Describe a training that is about to start: its length, optimizer, schedule and augmentation.
 
