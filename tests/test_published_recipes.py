@@ -187,7 +187,7 @@ def test_the_loss_is_the_weighted_sum_of_the_published_ones(row, edge_weight):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*ROWS, *VARIANTS])
 def test_a_row_takes_a_step_at_full_size(name, tmp_path):
-    """One image of the data set's own size; three networks of 200 to 320 million parameters need 16 GB of memory."""
+    """One image of the size that the data set has; the largest networks need 6 GB of memory."""
     kind, size = ("nyud", (425, 560)) if name.startswith("nyud") else ("pascal_context", (375, 500))
     root = writer(kind)(tmp_path, counts={"train": 1, "val": 1}, size=size)
     small = [f"--data.root={root}", "--data.batch_size=1", "--data.num_workers=0", "--model.weights=random"]

@@ -109,9 +109,10 @@ class Comparison:
 
     def table(self) -> Table:
         """Build the table for the terminal."""
+        caption = "Means over images, each scored alone; these are not the values of the whole data set."
         table = Table(
             title=f"{', '.join(f'{letter}: {run}' for letter, run in self.runs.items())}, protocol {self.protocol}",
-            caption=f"Means over images, each scored alone; these are not the values of the whole data set. {self.warning}",
+            caption=f"{caption} {self.warning}".strip(),
             box=None,
             padding=(0, 1, 0, 0),  # so that it fits into 80 columns
             pad_edge=False,
