@@ -1,4 +1,7 @@
-"""Every file in configs/ says what it should: it parses, its classes exist, and it builds."""
+"""Every file in configs/ says what it should: it parses, its classes exist, and it builds.
+
+Experiments whose encoders are large or whose weights are downloaded are in test_published_recipes.py.
+"""
 
 import random
 from pathlib import Path
@@ -10,6 +13,7 @@ import taskformer
 from taskformer.commands.search import SearchCLI
 from taskformer.commands.trainer import TaskformerCLI
 from taskformer.data import RoomsDataModule
+from taskformer.models import MQTransformerHead
 from taskformer.modules import Baseline, MQTransformer
 
 ROOT = Path(__file__).parent.parent
@@ -29,6 +33,10 @@ def config_files(*kinds):
 
 #: Settings of ``taskformer search``, which completes a run's own.
 SEARCHES = [path for path in config_files("experiment") if Path(path).name.startswith("search_")]
+ROWS = [path for path in config_files("experiment") if "_mqtransformer_" in path]
+#: Layers that make no model or data set by themselves.
+LAYERS = config_files("encoder", "recipe")
+ABLATIONS = "configs/sweeps/nyud_mqtransformer_ablations.yaml"
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +49,7 @@ def parse(command_line):
     return TaskformerCLI(args=command_line, run=False)
 
 
-@pytest.mark.parametrize("path", [path for path in config_files(*PARTIAL) if path not in SEARCHES])
+@pytest.mark.parametrize("path", [path for path in config_files(*PARTIAL) if path not in (*SEARCHES, *ROWS)])
 def test_every_config_builds_a_model_and_data(path):
     model, data = taskformer.from_config(*PARTIAL[Path(path).parts[1]], path)
     assert list(model.tasks) == data.task_names
@@ -60,8 +68,18 @@ def test_searches_parse(path, capsys):
 
 
 def test_no_config_is_left_out():
-    known = config_files(*PARTIAL, "sweeps")
+    known = [*config_files(*PARTIAL, "sweeps"), *LAYERS]
     assert sorted(str(path.relative_to(ROOT)) for path in CONFIGS.rglob("*.yaml")) == sorted(known)
+
+
+def test_every_layer_is_under_an_experiment():
+    bases = [yaml.safe_load((ROOT / path).read_text())["base"] for path in (*ROWS, *LAYERS) if based(path)]
+    used = {Path(base).name for listed in bases for base in ([listed] if isinstance(listed, str) else listed)}
+    assert {Path(path).name for path in LAYERS} <= used
+
+
+def based(path):
+    return "base" in yaml.safe_load((ROOT / path).read_text())
 
 
 def test_models_and_data_swap_by_one_config():
@@ -78,7 +96,21 @@ def test_overrides_win():
     assert model.network.head.queries.shape[-1] == 32
 
 
-@pytest.mark.parametrize("path", config_files("sweeps"))
+def test_an_ablation_changes_what_it_says_and_nothing_else(monkeypatch):
+    monkeypatch.setattr(TaskformerCLI, "instantiate_classes", lambda self: None)
+    sweep = yaml.safe_load((ROOT / ABLATIONS).read_text())
+    fixed = [part for part in sweep["command"] if part.startswith("--")]
+    changes = sweep["parameters"]["model.init_args"]["values"]
+    whole, *others = (
+        parse([*fixed, f"--model.init_args={change}"]).config.model.init_args.as_dict()  # what wandb makes of ${args}
+        for change in changes
+    )
+    for change, settings in zip(changes[1:], others, strict=True):
+        assert {key: settings[key] for key in settings if settings[key] != whole[key]} == change
+        MQTransformerHead({"depth": 1}, [8] * 4, [4, 8, 16, 32], **{"scales": whole["scales"], **change})
+
+
+@pytest.mark.parametrize("path", [path for path in config_files("sweeps") if path != ABLATIONS])
 def test_sweeps_expand_to_command_lines_that_parse(path):
     sweep = yaml.safe_load(Path(path).read_text())
     model, _ = taskformer.from_config("configs/model/mqtransformer.yaml", "configs/data/rooms.yaml")

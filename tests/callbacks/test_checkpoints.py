@@ -67,6 +67,11 @@ def test_the_last_state_is_there_without_any_validation_and_is_then_the_best(tmp
         assert torch.equal(saved["last"]["state_dict"][name], value)
 
 
+def test_without_a_value_to_choose_by_the_last_state_is_the_best(tmp_path):
+    saved = fit(tmp_path, build(), Checkpoints(monitor=None))
+    assert saved["last"]["global_step"] == saved["best"]["global_step"] == 6
+
+
 def test_steps_within_an_epoch_are_saved_where_an_optimizer_step_was_made(tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(Checkpoints, "_save", lambda self, trainer, name: saved.append((trainer.global_step, name)))

@@ -10,10 +10,10 @@ from taskformer.cli import main
 BETTER = {"semseg": {"mIoU": "higher"}, "depth": {"rmse": "lower"}, "edges": {"threshold": ""}}
 
 
-def write_run(folder, values, protocol="standard"):
+def write_run(folder, values, protocol="standard", **facts):
     """A run folder with the values of each (task, metric), image by image."""
     folder.mkdir()
-    record = {"protocol": protocol, "better": BETTER, "per_image": "per_image.csv"}
+    record = {"protocol": protocol, "better": BETTER, "per_image": "per_image.csv", "facts": facts}
     (folder / "metrics.json").write_text(json.dumps({"test": record}))
     count = len(next(iter(values.values())))
     rows = [
@@ -49,6 +49,17 @@ def test_a_small_gain_on_every_image_shows_among_images_that_differ_much(tmp_pat
     assert "…" not in said  # nothing is cut off, in 80 columns
     assert rows(tmp_path, a, b, "--resamples=2000") == found
     assert rows(tmp_path, a, b, "--resamples=2000", "--seed=1") != found
+
+
+@pytest.mark.parametrize("labels", [("imagenet1k (timm)", "ade20k (upernet.pth)"), ("imagenet1k (timm)",) * 2])
+def test_runs_that_began_from_different_weights_are_told_apart(tmp_path, capsys, labels):
+    values = {("depth", "rmse"): [1.0, 2.0]}
+    runs = [write_run(tmp_path / name, values, initialisation=label) for name, label in zip("ab", labels, strict=True)]
+    rows(tmp_path, *runs)
+    assert json.loads((tmp_path / "out.json").read_text())["initialisations"] == dict(zip("ab", labels, strict=True))
+    said = " ".join(capsys.readouterr().out.split())
+    warning = f"different weights (A: {labels[0]}, B: {labels[1]})"
+    assert (warning in said) == (labels[0] != labels[1])
 
 
 def test_noise_is_no_winner(tmp_path):

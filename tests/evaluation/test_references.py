@@ -160,6 +160,14 @@ def test_facts_are_plain_and_those_of_the_loaded_weights():
     loaded.on_load_checkpoint(checkpoint)
     facts = run_facts(loaded, None, "test", 3)
     assert (facts["initialisation"], facts["training"]) == ("imagenet.pth", {"steps": 3})
+    checkpoint["hyper_parameters"]["initialisation"] = "imagenet1k"
+    loaded.on_load_checkpoint(checkpoint)
+    assert run_facts(loaded, None, "test", 3)["initialisation"] == "imagenet1k (imagenet.pth)"
+
+
+def test_random_weights_have_no_label_of_others():
+    model = Baseline(SPECS, embed_dim=8, head_dim=4, initialisation="imagenet1k")
+    assert run_facts(model, None, "test", 3)["initialisation"] == "random"
 
 
 def test_mixtures_and_folders_of_ones_own_are_told_apart(tmp_path, small_rooms):

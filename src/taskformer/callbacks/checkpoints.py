@@ -31,11 +31,12 @@ class Checkpoints(Checkpoint):
     >>> trainer = Trainer(callbacks=[Checkpoints("val/semseg/mIoU")], accelerator="cpu", logger=False)
 
     The last state is written at the end of every epoch. The best is the one whose validation was best by ``monitor``;
-    where no validation gave a number it is the last one. Training goes on from either exactly.
+    where no validation gave a number, or none is asked for, it is the last one. Training goes on from either exactly.
 
     Args:
         monitor: Logged value that decides which state is best, e.g. ``val/loss``, ``val/semseg/mIoU`` or
-            ``val/delta_m``. Whether higher or lower is better is known.
+            ``val/delta_m``. Whether higher or lower is better is known. None: the last state counts as the best, as in
+            published protocols whose validation images are those of the test.
         every_n_train_steps: Write the last state within epochs too, once in this many optimizer steps; 0: only at their
             ends.
 
@@ -43,7 +44,7 @@ class Checkpoints(Checkpoint):
         ConfigError: If ``every_n_train_steps`` is negative.
     """
 
-    def __init__(self, monitor: str = "val/loss", every_n_train_steps: int = 0) -> None:
+    def __init__(self, monitor: str | None = "val/loss", every_n_train_steps: int = 0) -> None:
         if every_n_train_steps < 0:
             msg = f"checkpoint.every_n_train_steps is 0 (at the ends of epochs only) or more, got {every_n_train_steps}"
             raise ConfigError(msg)
@@ -55,7 +56,7 @@ class Checkpoints(Checkpoint):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a value that nobody will log."""
-        if not isinstance(pl_module, MultiTaskModule):
+        if not isinstance(pl_module, MultiTaskModule) or self.monitor is None:
             return
         known = monitors(pl_module)
         if reason := why_no_delta_m(trainer, pl_module):
@@ -89,7 +90,7 @@ class Checkpoints(Checkpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the best state if this is it."""
-        if trainer.sanity_checking or not is_fitting(trainer):
+        if self.monitor is None or trainer.sanity_checking or not is_fitting(trainer):
             return
         score = float(trainer.callback_metrics.get(self.monitor, math.nan))
         if self._is_better(score) and has_finite_weights(pl_module):
@@ -103,7 +104,8 @@ class Checkpoints(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the last state for the best where none was."""
         if self.best_score is None and has_finite_weights(pl_module):
-            rank_zero_info(f"no validation gave a number for {self.monitor}: {BEST} is the last state")
+            reason = "none is chosen" if self.monitor is None else f"no validation gave a number for {self.monitor}"
+            rank_zero_info(f"{reason}: {BEST} is the last state")
             self._save(trainer, BEST)
 
     def save_last(self, trainer: Trainer) -> None:

@@ -15,7 +15,7 @@ from lightning.pytorch import Trainer
 
 from taskformer.errors import ConfigError
 from taskformer.modules.base import MultiTaskModule, Results
-from taskformer.modules.recipe import pipeline
+from taskformer.modules.recipe import initialisation, pipeline
 from taskformer.tasks import Task
 from taskformer.tasks.improvement import improvements
 
@@ -84,8 +84,7 @@ def run_facts(module: MultiTaskModule, data: Any, split: str, images: int) -> Fa
         "holdout": data.holdout if data else 0.0,
         "eval_transforms": pipeline(data, "eval_transforms"),
         "backbone": _backbone(module.hparams),
-        # Of a file its name, for folders differ between machines.
-        "initialisation": Path(module.hparams["weights"]).name,
+        "initialisation": initialisation(module.hparams),
         "input_size": module.train_size.tolist(),
         "protocol": module.protocol,
         "training": module.recipe,
@@ -211,7 +210,7 @@ def _data_name(data: Any) -> str:
 
 
 #: Hyper-parameters of every model, which say nothing of its network.
-OF_EVERY_MODEL = ("tasks", "weights", "loss_weights", "weight_decay_on")
+OF_EVERY_MODEL = ("tasks", "weights", "initialisation", "loss_weights", "weight_decay_on")
 
 
 def _backbone(settings: Mapping[str, Any]) -> str:

@@ -44,7 +44,7 @@ class Report:
     @property
     def title(self) -> str:
         """What was scored, and how."""
-        return f"{self.stage}, protocol {self.facts['protocol']}"
+        return f"{self.stage}, protocol {self.facts['protocol']}, initialisation {self.facts['initialisation']}"
 
     @property
     def notes(self) -> list[str]:

@@ -73,18 +73,21 @@ class Comparison:
     """Runs image by image, each with the first.
 
     >>> row = Difference("B", "depth", "rmse", 2, 1.0, 1.5, 0.5, low=0.4, high=0.6, better="A")
-    >>> found = Comparison({"A": "runs/a", "B": "runs/b"}, "standard", 10_000, [row])  # as `compare` returns it
+    >>> labels = {"A": "imagenet1k (timm)", "B": "ade20k (upernet.pth)"}
+    >>> found = Comparison({"A": "runs/a", "B": "runs/b"}, labels, "standard", 10_000, [row])  # as `compare` returns it
     >>> found.runs[found.differences[0].better]
     'runs/a'
 
     Attributes:
         runs: Folder of each run by its letter, the first is A.
+        initialisations: What each run's network was filled with before its training, by its letter.
         protocol: How all were scored.
         resamples: Number of bootstrap samples.
         differences: Every other run's difference to A in every metric that both have.
     """
 
     runs: dict[str, str]
+    initialisations: dict[str, str]
     protocol: str
     resamples: int
     differences: list[Difference]
@@ -93,13 +96,23 @@ class Comparison:
         """Return everything as plain types, for JSON."""
         runs = {letter.lower(): folder for letter, folder in self.runs.items()}
         settings = {"protocol": self.protocol, "resamples": self.resamples}
+        settings["initialisations"] = {letter.lower(): label for letter, label in self.initialisations.items()}
         return runs | settings | {"rows": [row.as_dict() for row in self.differences]}
+
+    @property
+    def warning(self) -> str:
+        """Say that the runs began from different weights; empty if they did not."""
+        if len(set(self.initialisations.values())) == 1:
+            return ""
+        labels = ", ".join(f"{letter}: {label}" for letter, label in self.initialisations.items())
+        return f"The runs began from different weights ({labels}): no rows of one table."
 
     def table(self) -> Table:
         """Build the table for the terminal."""
+        caption = "Means over images, each scored alone; these are not the values of the whole data set."
         table = Table(
             title=f"{', '.join(f'{letter}: {run}' for letter, run in self.runs.items())}, protocol {self.protocol}",
-            caption="Means over images, each scored alone; these are not the values of the whole data set.",
+            caption=f"{caption} {self.warning}".strip(),
             box=None,
             padding=(0, 1, 0, 0),  # so that it fits into 80 columns
             pad_edge=False,
@@ -129,6 +142,7 @@ class ScoredRun:
         folder: The run folder.
         protocol: How it was scored.
         data: Data set and split.
+        initialisation: What its network was filled with before its training.
         better: ``{task: {metric: "higher", "lower" or ""}}``.
         values: The values of each task and metric, with their images.
     """
@@ -136,6 +150,7 @@ class ScoredRun:
     folder: Path
     protocol: str
     data: str
+    initialisation: str
     better: dict[str, dict[str, str]]
     values: Columns
 
@@ -166,8 +181,10 @@ def compare(runs: Sequence[str | Path], resamples: int = 10_000, seed: int = 0) 
         for letter, other in zip(ascii_uppercase[1:], others, strict=False)
         for difference in _differences(first, other, letter, resamples, seed)
     ]
-    folders = {letter: str(run.folder) for letter, run in zip(ascii_uppercase, [first, *others], strict=False)}
-    return Comparison(folders, first.protocol, resamples, differences)
+    by_letter = dict(zip(ascii_uppercase, [first, *others], strict=False))
+    folders = {letter: str(run.folder) for letter, run in by_letter.items()}
+    initialisations = {letter: run.initialisation for letter, run in by_letter.items()}
+    return Comparison(folders, initialisations, first.protocol, resamples, differences)
 
 
 def read_run(folder: Path) -> ScoredRun:
@@ -186,7 +203,8 @@ def read_run(folder: Path) -> ScoredRun:
                 ids.append(row["id"])
                 values.append(float(row["value"]))
         arrays = {key: (ids, np.array(values)) for key, (ids, values) in columns.items()}
-        return ScoredRun(folder, record["protocol"], _data(record), record["better"], arrays)
+        initialisation = record.get("facts", {}).get("initialisation", "unknown")
+        return ScoredRun(folder, record["protocol"], _data(record), initialisation, record["better"], arrays)
     except (OSError, KeyError, ValueError, TypeError) as error:
         msg = (
             f"{folder} has no scores of single images; test it with "

@@ -67,6 +67,8 @@ class MultiTaskModule(Checkpointed):
         tasks: Task name to its plain description, see :func:`taskformer.tasks.build_tasks`.
         network: Maps ``(B, 3, H, W)`` ImageNet-normalised images to ``{task: raw output}``.
         weights: What the network was filled with before the training. Every model takes ``"random"``.
+        initialisation: What those weights were trained on, for the results: ``imagenet1k``, ``imagenet22k``, ``ade20k``
+            or a label of your own; random ones need none.
         loss_weights: Weight of some tasks' losses; the others keep their defaults.
         balancing: How the losses become one. By default their sum with these weights.
         optimizer: Builds the optimizer from parameter groups.
@@ -104,6 +106,7 @@ class MultiTaskModule(Checkpointed):
         tasks: Mapping[str, Mapping[str, Any]],
         network: nn.Module,
         weights: str = "random",
+        initialisation: str | None = None,
         loss_weights: dict[str, float] | None = None,
         balancing: BalancingCallable = FixedWeights,
         # The parser takes this class's defaults also for its subclasses.

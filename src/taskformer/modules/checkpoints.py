@@ -133,6 +133,7 @@ class Checkpointed(LightningModule):
         checkpoint["state_dict"] = state = with_balancing_of(self.state_dict(), saved.state)
         require_fitting(self.upgraded(saved.hyper_parameters), state, self, self.tasks)
         self.hparams["weights"] = saved.hyper_parameters["weights"]
+        self.hparams["initialisation"] = saved.hyper_parameters.get("initialisation")
         self.recipe = saved.recipe
         self.optimisation_before = saved.optimisation
 

@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -40,6 +41,23 @@ def training_recipe(trainer: Trainer, lr_scheduler: Any, settings: Mapping[str, 
         "augmentation": pipeline(data, "train_transforms"),
     }
     return recipe | dict(settings)
+
+
+def initialisation(settings: Mapping[str, Any]) -> str:
+    """Say what a network was filled with before its training; runs that differ in it belong in different tables.
+
+    >>> initialisation({"weights": "files/upernet.pth", "initialisation": "ade20k"})
+    'ade20k (upernet.pth)'
+
+    Args:
+        settings: The model's hyper-parameters.
+
+    Returns:
+        The user's label, if there is one, and where the weights came from: of a file its name, for folders differ
+        between machines.
+    """
+    source, label = Path(settings["weights"]).name, settings.get("initialisation")
+    return f"{label} ({source})" if label and source != "random" else source
 
 
 def pipeline(data: Any, steps: str) -> list[str]:
