@@ -5,7 +5,7 @@ optimizer has learnt of the others is kept.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from itertools import zip_longest
+from itertools import chain, repeat, zip_longest
 from typing import Any
 
 from torch import nn
@@ -42,15 +42,18 @@ def forget(content: dict[str, Any], obsolete: Collection[str], groups: Sequence[
     for optimizer in content.get("optimizer_states", ()):
         _renumber(optimizer, then, set(present))
     described = (content.get("optimisation") or {}).get("groups", ())
-    for group, names in zip(described, then, strict=False):  # a balancing method's own are the last
+    for group, names in zip(described, then, strict=False):
         group["parameters"] -= sum(name in obsolete for name in names)
     content["state_dict"] = {name: value for name, value in state.items() if name not in obsolete}
 
 
 def _renumber(optimizer: dict[str, Any], then: Sequence[Sequence[str]], gone: Collection[str]) -> None:
-    """Take parameters out of an optimizer's state, which knows them by number, group after group."""
+    """Take parameters out of an optimizer's state, which knows them by number, group after group.
+
+    Groups behind the network's are a balancing method's own.
+    """
     kept: dict[int, int] = {}
-    for group, names in zip_longest(optimizer["param_groups"], then, fillvalue=()):
+    for group, names in zip(optimizer["param_groups"], chain(then, repeat(())), strict=False):
         numbers = [number for number, name in zip_longest(group["params"], names) if name not in gone]
         group["params"] = [kept.setdefault(number, len(kept)) for number in numbers]
     optimizer["state"] = {kept[number]: value for number, value in optimizer["state"].items() if number in kept}

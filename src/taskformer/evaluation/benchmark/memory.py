@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from taskformer.data.memory import keep_freed_memory
+from taskformer.memory import keep_freed_memory
 
 #: Files of Linux about this process: its sizes, and where its largest size is forgotten.
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")

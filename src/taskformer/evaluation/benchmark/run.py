@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from taskformer.data.memory import keep_freed_memory
+from taskformer.memory import keep_freed_memory
 from taskformer.errors import ConfigError, require
 from taskformer.evaluation.benchmark.cost import Cost, count
 from taskformer.evaluation.benchmark.figures import Benchmark, Figures, Growth, Timed
