@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from taskformer.data.memory import keep_freed_memory
 from taskformer.errors import ConfigError, require
 from taskformer.evaluation.benchmark.cost import Cost, count
 from taskformer.evaluation.benchmark.figures import Benchmark, Figures, Growth, Timed
@@ -15,6 +14,7 @@ from taskformer.evaluation.benchmark.memory import peak_memory
 from taskformer.evaluation.benchmark.subjects import Subject, alike
 from taskformer.evaluation.benchmark.timing import Clock, clock_of, take_turns
 from taskformer.evaluation.environment import environment
+from taskformer.memory import keep_freed_memory
 from taskformer.modules import MultiTaskModule
 
 #: Numbers of tasks, factors of the image's sides, and the kind of task of :func:`benchmark`'s growth.
