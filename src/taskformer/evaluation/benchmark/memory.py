@@ -23,10 +23,10 @@ from taskformer.memory import keep_freed_memory
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 #: What the second takes for that.
 FORGET_PEAK = "5"
-#: Names of glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-#: Bytes from which on an array has pages of its own, and free memory at the heap's end is given back.
-LARGE = 64 << 10
+#: Names of glibc's malloc.h, and what they are set to for a while: arrays of so many bytes and more have pages of their
+#: own, as long as these are not too many, and free memory at the heap's end is given back.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
+LARGE, MANY = 64 << 10, 1 << 15
 
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> int | None:
@@ -84,6 +84,7 @@ def _giving_back() -> Iterator[None]:
     library = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
     if library is not None:
         library.malloc_trim(0)
+        library.mallopt(_M_MMAP_MAX, MANY)
         library.mallopt(_M_MMAP_THRESHOLD, LARGE)
         library.mallopt(_M_TRIM_THRESHOLD, LARGE)
     try:

@@ -92,6 +92,7 @@ def _draw_bars(axes: Axes, label: str, subjects: Sequence[Bars]) -> None:
         axes.bar_label(drawn, [digits(value, 3) for value in values], padding=3, fontsize=8)
     axes.margins(x=0.15)
     axes.set_xlim(left=0)
+    axes.locator_params(axis="x", nbins=5)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(False, axis="y")
@@ -128,9 +129,8 @@ def _draw_proportion(axes: Axes, axis: str, curve: Mapping[float, float]) -> Non
 def _once(axes: Axes) -> tuple[list[Artist], list[str]]:
     """Return the entries of a legend, each once."""
     handles, labels = axes.get_legend_handles_labels()
-    entries = dict(zip(reversed(labels), reversed(handles), strict=True))
-    names = sorted(entries, key=lambda name: name == PROPORTION)
-    return [entries[name] for name in names], names
+    names = sorted(dict.fromkeys(labels), key=lambda name: name == PROPORTION)
+    return [handles[labels.index(name)] for name in names], names
 
 
 def _times(figures: Figures) -> dict[str, float]:

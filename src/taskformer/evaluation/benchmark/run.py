@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from taskformer.memory import keep_freed_memory
 from taskformer.errors import ConfigError, require
 from taskformer.evaluation.benchmark.cost import Cost, count
 from taskformer.evaluation.benchmark.figures import Benchmark, Figures, Growth, Timed
@@ -15,6 +14,7 @@ from taskformer.evaluation.benchmark.memory import peak_memory
 from taskformer.evaluation.benchmark.subjects import Subject, alike
 from taskformer.evaluation.benchmark.timing import Clock, clock_of, take_turns
 from taskformer.evaluation.environment import environment
+from taskformer.memory import keep_freed_memory
 from taskformer.modules import MultiTaskModule
 
 #: Numbers of tasks, factors of the image's sides, and the kind of task of :func:`benchmark`'s growth.
@@ -41,8 +41,8 @@ def benchmark(
     """Measure how long a network predicts and trains, how much memory it needs for that, and what it costs.
 
     Two networks are measured in one process and take turns, so that their ratios, round by round, hold although the
-    machine is faster at one time than at another. The models stay as they are; this process keeps freed memory from then
-    on, as one that trains does.
+    machine is faster at one time than at another. The models stay as they are; this process keeps freed memory from
+    then on, as one that trains does.
 
     >>> import taskformer
     >>> model = taskformer.create_model("baseline", ["depth"], backbone="lcnet_050", embed_dim=8)
@@ -86,8 +86,8 @@ def benchmark(
         clock = clock_of(place)
         batches = sorted({1, batch})
         figures = measure(subjects, batches, rounds, train, clock)
-        for subject, found in zip(subjects, figures, strict=True):
-            found.tasks.update(_cost_of_tasks(subject, found.cost))
+        for each, measured in zip(subjects, figures, strict=True):
+            measured.tasks.update(_cost_of_tasks(each, measured.cost))
         grown = [_growth(each, growth_tasks, growth_task, rounds, train, clock) for each in subjects] if growth else []
         found = Benchmark(figures, grown, _conditions(subjects[0], rounds, growth_task))
     if out is not None:
