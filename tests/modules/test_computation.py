@@ -82,7 +82,9 @@ def test_bfloat16_is_float32_within_its_three_digits(name, channels_last, images
 @pytest.fixture
 def compilations(monkeypatch):
     """Compile without a compiler of C++, and count how often."""
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    from torch._dynamo.testing import CompileCounterWithBackend  # takes seconds
+
+    counter = CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
     torch._dynamo.reset()
     yield lambda: counter.frame_count

@@ -88,7 +88,9 @@ class Stopping(Callback):
         """Listen to signals, and count steps from here."""
         self._listen(trainer)
         if trainer.world_size > 1:
-            self._processors = torch.distributed.new_group(backend="gloo")
+            group = torch.distributed.new_group(backend="gloo")
+            assert isinstance(group, torch.distributed.ProcessGroup)  # all processes are in it
+            self._processors = group
         self._steps = trainer.global_step
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -429,7 +429,7 @@ def make_channels_last(network: nn.Module) -> None:
     """Keep the kernels of a network's convolutions channels last; ``Module.to`` refuses parameters of five axes."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's overloads leave it out
+            module.to(memory_format=torch.channels_last)
 
 
 def class_scores(metric: Metric) -> list[float]:
