@@ -11,7 +11,6 @@ import traceback
 
 from taskformer._version import __version__
 from taskformer.errors import ConfigError, UnknownNameError, mistake
-from taskformer.memory import keep_freed_memory
 
 #: Status of a program that Ctrl-C ended, as shells have it.
 INTERRUPTED = 130
@@ -81,7 +80,6 @@ def _run(argv: list[str]) -> None:
     module, _ = COMMANDS[argv[0]]
     if module in LIGHTNING and not modules and any(HELP.fullmatch(word) for word in argv):
         importlib.import_module("taskformer.commands.light").import_lightning()
-    keep_freed_memory()
     importlib.import_module(f"taskformer.commands.{module}").main(argv)
 
 

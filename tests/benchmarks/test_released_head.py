@@ -86,7 +86,9 @@ def test_1313728_numbers_learn_nothing(head):
     sum(output.square().sum() for output in outputs.values()).backward()
     dead = {name: p.numel() for name, p in head.named_parameters() if p.grad is None}
     assert sum(dead.values()) == 1_313_728
-    assert all(name.startswith(("patch_embed.", f"{BLOCK}.decoder1.attn2.", f"{BLOCK}.decoder1.rel_pos.")) for name in dead)
+    assert all(
+        name.startswith(("patch_embed.", f"{BLOCK}.decoder1.attn2.", f"{BLOCK}.decoder1.rel_pos.")) for name in dead
+    )
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric, MetricCollection
 
 from taskformer.errors import ConfigError, UnknownNameError
+from taskformer.memory import keep_freed_memory
 from taskformer.modules.balancing import BalancingCallable, FixedWeights
 from taskformer.modules.checkpoints import Checkpointed
 from taskformer.modules.optimisation import (
@@ -118,6 +119,7 @@ class MultiTaskModule(Checkpointed):
         matmul_precision: MatmulPrecision | None = None,
     ) -> None:
         super().__init__()
+        keep_freed_memory()  # in every process that has a network: fit, test, predict, search, notebooks
         # Also the arguments of the subclass that is being built.
         self.save_hyperparameters(ignore=(*BUILDERS, *COMPUTATION))
         self.tasks = build_tasks(tasks)

@@ -14,7 +14,6 @@ from taskformer.evaluation.benchmark.memory import peak_memory
 from taskformer.evaluation.benchmark.subjects import Subject, alike
 from taskformer.evaluation.benchmark.timing import Clock, clock_of, take_turns
 from taskformer.evaluation.environment import environment
-from taskformer.memory import keep_freed_memory
 from taskformer.modules import MultiTaskModule
 
 #: Numbers of tasks, factors of the image's sides, and the kind of task of :func:`benchmark`'s growth.
@@ -75,7 +74,6 @@ def benchmark(
         WeightsError: If there is no such run or checkpoint.
     """
     require("[1, inf)", batch=batch, rounds=rounds, threads=threads, size=size, growth_tasks=growth_tasks)
-    keep_freed_memory()  # as trainings do
     place = _device(device)
     sources = [model] if against is None else [model, against]
     with _threads(threads):
