@@ -104,8 +104,8 @@ class Checkpoints(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the last state for the best where none was."""
         if self.best_score is None and has_finite_weights(pl_module):
-            reason = "none is chosen" if self.monitor is None else f"no validation gave a number for {self.monitor}"
-            rank_zero_info(f"{reason}: {BEST} is the last state")
+            if self.monitor is not None:
+                rank_zero_info(f"no validation gave a number for {self.monitor}: {BEST} is the last state")
             self._save(trainer, BEST)
 
     def save_last(self, trainer: Trainer) -> None:
