@@ -49,6 +49,8 @@ MODELS = {
     **{f"supernet {head}": lambda head=head: supernet(head) for head in ("linear", "pup", "dpt", "query")},
     **{encoder: lambda encoder=encoder: baseline(backbone=encoder) for encoder in ENCODERS},
 }
+#: Those that every run of the tests traces.
+FAST = ["scales", "supernet query"]
 
 
 def saved(model, path, size=TRAINED):
@@ -67,12 +69,14 @@ def check(kind, format, folder):
     torch.manual_seed(0)
     model = MODELS[kind]()
     out = folder / "file"
-    done = export(saved(model, folder / "last.ckpt"), out, format)
+    done = export(saved(model, folder / "last.ckpt"), out, format=format)
     assert done.tasks == list(TASKS)
     assert done.size is None
     run = exporting.FORMATS[format].read(out)
     network = model.network.eval()
     for batch, height, width in SHAPES:
+        if kind == "convnext_atto" and min(height, width) <= 32 and format == "torch":
+            continue  # torch's program refuses a map of one pixel, see docs/export.md
         image = torch.randn(batch, 3, height, width)
         with torch.no_grad():
             expected = network(image)
@@ -82,13 +86,13 @@ def check(kind, format, folder):
             torch.testing.assert_close(found[task], expected[task], atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["fused", "scales", "dpt", "supernet query"])
+@pytest.mark.parametrize("kind", FAST)
 def test_a_saved_program_gives_the_outputs_for_any_batch_and_size(kind, tmp_path):
     check(kind, "torch", tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind not in ("fused", "scales", "dpt", "supernet query")])
+@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind not in FAST])
 def test_the_program_of_every_other_model_too(kind, tmp_path):
     check(kind, "torch", tmp_path)
 
@@ -128,33 +132,38 @@ def test_a_network_of_one_size_is_refused_with_advice_that_works(tmp_path, monke
     checkpoint = saved(Baseline(MAPS, decoder="stiff", backbone="test_resnet"), tmp_path / "last.ckpt")
     out = tmp_path / "out" / "model.pt2"
     with pytest.raises(ConfigError, match=r"cannot be exported for images of any size .*--size \[480,640\]"):
-        export(checkpoint, out, "torch")
+        export(checkpoint, out, format="torch")
     assert not list(out.parent.iterdir())
-    assert export(checkpoint, out, "torch", size=(50, 70)).size == (50, 70)
+    assert export(checkpoint, out, format="torch", size=(50, 70)).size == (50, 70)
     run = exporting.FORMATS["torch"].read(out)
     assert run(torch.zeros(5, 3, 50, 70))["depth"].shape == (5, 1, 50, 70)
     with pytest.raises(AssertionError, match="Guard failed"):
         run(torch.zeros(5, 3, 50, 71))
 
 
-def test_weights_that_were_never_trained_here_are_exported_too(tmp_path):
-    checkpoint = saved(Baseline(MAPS, backbone="test_resnet"), tmp_path / "last.ckpt", size=(0, 0))
-    assert export(checkpoint, tmp_path / "model.pt2", "torch").difference < 1e-5
+def test_checks_are_at_the_trained_size_or_a_usual_one_and_at_an_odd_one():
+    model = Baseline(MAPS, backbone="test_resnet")  # whose weights may have been imported
+    assert exporting._shapes(model, None) == [(1, 96, 128), (3, 73, 161)]
+    model.train_size.copy_(torch.tensor([448, 576]))
+    assert exporting._shapes(model, None) == [(1, 448, 576), (3, 337, 721)]
+    assert exporting._shapes(model, (50, 70)) == [(1, 50, 70), (3, 50, 70)]
 
 
-def test_a_file_that_gives_other_outputs_is_not_kept(tmp_path, monkeypatch):
-    checkpoint = saved(Baseline(MAPS, backbone="test_resnet"), tmp_path / "last.ckpt")
-    kind = exporting.FORMATS["torch"]
+@pytest.mark.parametrize("wrong", [lambda image: image.shape[-1] % 2, lambda image: len(image) == 1])
+def test_a_file_that_gives_other_outputs_once_is_not_kept(wrong, tmp_path, monkeypatch):
+    model = Baseline(MAPS, backbone="test_resnet")
+    checkpoint = saved(model, tmp_path / "last.ckpt")
+    network = model.network.eval()
 
-    def altered(path):
-        run = kind.read(path)
-        # Only at the odd size: the trained one is right.
-        return lambda x: {task: y * (1.01 if x.shape[-1] % 2 else 1) for task, y in run(x).items()}
+    def altered(image):
+        return {task: output * (1.01 if wrong(image) else 1) for task, output in network(image).items()}
 
-    monkeypatch.setitem(exporting.FORMATS, "torch", kind._replace(read=altered))
+    kind = exporting.Kind("model", (), lambda _, __, path: path.write_text("a graph"), lambda _: altered)
+    monkeypatch.setitem(exporting.FORMATS, "torch", kind)
+    monkeypatch.setattr(exporting, "_traced", lambda network, size: None)
     out = tmp_path / "out" / "model.pt2"
     with pytest.raises(ConfigError, match=r"differs from the network by 1\.0e-02"):
-        export(checkpoint, out, "torch")
+        export(checkpoint, out, format="torch")
     assert not list(out.parent.iterdir())
 
 

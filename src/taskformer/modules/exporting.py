@@ -49,9 +49,9 @@ class Exported(NamedTuple):
 def export(
     model: str | Path,
     out: str | Path | None = None,
-    format: Format = "onnx",
     architecture: str | None = None,
     size: tuple[int, int] | None = None,
+    format: Format = "onnx",
 ) -> Exported:
     """Write a network to a file and check that the file gives its outputs.
 
@@ -61,9 +61,9 @@ def export(
     Args:
         model: Run folder or checkpoint file.
         out: File to write, whole or not at all; None: ``model.onnx``, or ``model.pt2`` of torch.
-        format: ``"onnx"``, or ``"torch"``: a program of ``torch.export``, for Python, C++ and ahead-of-time compilers.
         architecture: JSON file of a supernet's sub-network; None: the largest.
         size: The one height and width of images that the file takes; None: any.
+        format: ``"onnx"``, or ``"torch"``: a program of ``torch.export``, for Python, C++ and ahead-of-time compilers.
 
     Returns:
         What was written, and how exact it is.
