@@ -44,13 +44,15 @@ def supernet(head):
 MODELS = {
     "fused": mqtransformer,
     "scales": lambda: mqtransformer(scales=[8, 32]),
-    "joint": lambda: mqtransformer(scales=[8, 32], cross_attention="joint", num_blocks=2),
+    "released": lambda: mqtransformer(wiring="released", scales=[8, 32]),
+    "joint": lambda: mqtransformer(scales=[8, 32], cross_attention="joint", num_blocks=2, merge="concat"),
+    "apart": lambda: mqtransformer(scales=[8, 32], cross_attention="none", share_encoder=False, share_decoder=False),
     **{decoder: lambda decoder=decoder: baseline(decoder) for decoder in ("plain", "linear", "aspp", "pup", "dpt")},
     **{f"supernet {head}": lambda head=head: supernet(head) for head in ("linear", "pup", "dpt", "query")},
     **{encoder: lambda encoder=encoder: baseline(backbone=encoder) for encoder in ENCODERS},
 }
 #: Those that every run of the tests traces.
-FAST = ["scales", "supernet query"]
+FAST = ["released", "supernet query"]
 
 
 def saved(model, path, size=TRAINED):
