@@ -38,7 +38,8 @@ def baseline(decoder="plain", backbone="test_resnet"):
 
 def supernet(head):
     space = Space("custom", embed_dims=[8, 16], depths=[3, 4], mlp_ratios=[2.0], num_heads=[1, 2], head_dim=8)
-    return AutoTaskFormer(TASKS, space, Head(head, width=16), image_size=TRAINED, patch_size=8)
+    width = None if head == "linear" else 16
+    return AutoTaskFormer(TASKS, space, Head(head, width=width), image_size=TRAINED, patch_size=8)
 
 
 MODELS = {
