@@ -23,9 +23,9 @@ def traceable(network: nn.Module) -> nn.Module:
     from timm.models.swin_transformer import SwinTransformerBlock  # with torchvision, which takes seconds to import
 
     copied = copy.deepcopy(network)
-    for block in copied.modules():
-        if isinstance(block, SwinTransformerBlock):
-            block._attn = partial(shifted_windows, block)
+    blocks: list[Any] = [module for module in copied.modules() if isinstance(module, SwinTransformerBlock)]
+    for block in blocks:
+        block._attn = partial(shifted_windows, block)
     return copied
 
 
