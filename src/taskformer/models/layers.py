@@ -43,6 +43,14 @@ def after(cheap: Callable[[Tensor], Tensor], layer: Callable[[Tensor], Tensor], 
     return result
 
 
+def pad_to_multiples(image: Tensor, step: int) -> Tensor:
+    """Pad ``(B, 3, H, W)`` right and below to multiples of ``step``; zero is the mean colour after normalisation."""
+    *_, height, width = image.shape
+    # Rounded up without a remainder, which tracers cannot simplify, or a negative number, which ONNX rounds otherwise.
+    below, right = ((side + step - 1) // step * step - side for side in (height, width))
+    return F.pad(image, (0, right, 0, below)) if right or below else image  # a pad by nothing would copy it
+
+
 def near_zero(layer: Layer) -> Layer:
     """Start a task's last layer near zero, so that no task's first loss dwarfs the others'."""
     nn.init.trunc_normal_(layer.weight, std=0.02)

@@ -3,10 +3,9 @@
 from collections.abc import Callable, Collection
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from taskformer.models.backbones import Backbone
-from taskformer.models.layers import enough_values, undecayed
+from taskformer.models.layers import enough_values, pad_to_multiples, undecayed
 
 
 class DenseNetwork(nn.Module):
@@ -45,9 +44,7 @@ class DenseNetwork(nn.Module):
             ConfigError: If a batch norm trains on one value.
         """
         height, width = image.shape[-2:]
-        step = self.backbone.step
-        # Zero is the mean colour after normalisation.
-        padded = F.pad(image, (0, -width % step, 0, -height % step))
+        padded = pad_to_multiples(image, self.backbone.step)
         size = (padded.shape[-2], padded.shape[-1])
         with enough_values(image):
             outputs: dict[str, Tensor] = self.head(self.backbone(padded), size)

@@ -103,12 +103,12 @@ class Grid(NamedTuple):
     def of(cls, height: int, width: int, max_relative: int, like: Tensor) -> Self:
         """Describe a grid; ``like`` gives device and type."""
         rows, columns = (torch.eye(count, device=like.device, dtype=like.dtype) for count in (height, width))
-        patches = torch.cat([rows.repeat_interleave(width, 0), columns.repeat(height, 1)], dim=1)
+        patches = torch.cat([_rows(rows, width), columns.repeat(height, 1)], dim=1)
         places = torch.block_diag(torch.ones_like(rows[:1, :1]), patches)
         vertical, horizontal = (_distances(count, max_relative, like.device) for count in (height, width))
         first, none = 2 + 2 * max_relative, 3 + 4 * max_relative  # the first horizontal vector, the one of zeros
         # From patches: the class token's vector, then those by distance.
-        to_rows = 1 + vertical.repeat_interleave(width, 0)  # (h*w, h)
+        to_rows = 1 + _rows(vertical, width)  # (h*w, h)
         to_columns = first + horizontal.repeat(height, 1)  # (h*w, w)
         from_patches = torch.cat([torch.zeros_like(to_rows[:, :1]), to_rows, to_columns], dim=1)
         # From the class token: its vector to every token once, as every patch has one row.
@@ -397,6 +397,11 @@ def filled(layer: Affine, weight: Tensor, bias: Tensor | None) -> Affine:
     if layer.bias is not None and bias is not None:
         layer.bias.copy_(bias)
     return layer
+
+
+def _rows(values: Tensor, width: int) -> Tensor:
+    """Repeat what each row of the grid has, ``(h, n)``, for all patches in it: ``(h*w, n)``."""
+    return values[:, None].expand(-1, width, -1).flatten(0, 1)
 
 
 def _distances(count: int, max_relative: int, device: torch.device) -> Tensor:

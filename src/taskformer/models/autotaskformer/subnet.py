@@ -12,11 +12,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from taskformer.models.autotaskformer.architecture import Architecture
 from taskformer.models.autotaskformer.heads import Heads
 from taskformer.models.autotaskformer.layers import Grid, RelativePositions, Stem
+from taskformer.models.layers import pad_to_multiples
 
 #: What a stream has passed: the width of the stem, then the copy and the inner width of each unit.
 Passed = tuple[Any, ...]
@@ -137,13 +137,13 @@ class Network(nn.Module):
     def _outputs(self, image: Tensor, route: Route, run: Run = side_by_side) -> dict[str, Tensor]:
         """Predict from ``(B, 3, H, W)``: ``(B, C_task, H, W)``, or ``(B, C_task)`` for image tasks."""
         height, width = image.shape[-2:]
-        padded = self._padded(image)
+        padded = pad_to_multiples(image, self.patch_size)
         outputs = route.heads(self._features(padded, route, run), (padded.shape[-2], padded.shape[-1]))
         return {task: x[..., :height, :width] if x.ndim == 4 else x for task, x in outputs.items()}
 
     def _features(self, image: Tensor, route: Route, run: Run = side_by_side) -> Maps:
         """Encode ``(B, 3, H, W)``: every task's taps ``(B, E, h, w)``."""
-        padded = self._padded(image)
+        padded = pad_to_multiples(image, self.patch_size)
         grid = [side // self.patch_size for side in padded.shape[-2:]]
         return {
             task: [x[:, 1:].transpose(1, 2).unflatten(2, grid) for x in taps]
@@ -167,11 +167,6 @@ class Network(nn.Module):
                 normed = [self.norm(x) for x in streams]
                 tapped[done] = [normed[stream] for stream in step.streams]
         return {task: [tapped[end][index] for end in ends] for index, task in enumerate(self.tasks)}
-
-    def _padded(self, image: Tensor) -> Tensor:
-        """Pad right and below to whole patches; zero is the mean colour after normalisation."""
-        right, below = -image.shape[-1] % self.patch_size, -image.shape[-2] % self.patch_size
-        return F.pad(image, (0, right, 0, below)) if right or below else image  # a pad by nothing would copy it
 
 
 class Subnet(Network):
