@@ -205,10 +205,10 @@ def _describe(classes: Mapping[str, int], given: str | None) -> tuple[str, dict[
                 fitting[name] = specs
     if len(fitting) != 1:
         told = ", ".join(f"{task} ({count})" for task, count in classes.items())
-        found = (
-            f"both {' and '.join(fitting)} have" if fitting else f"{given or 'neither ' + ' nor '.join(DATA_SETS)} has"
+        msg = (
+            f"of the data sets {', '.join(DATA_SETS)} one must have these tasks and channels: {told}; "
+            f"got {' and '.join(fitting) or 'none'}; give as data the one that the network was trained on"
         )
-        msg = f"{found} the tasks and channels {told}; say with data which one the network was trained on"
         raise ConfigError(msg)
     return next(iter(fitting.items()))
 
