@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from taskformer.evaluation.benchmark import benchmark
     from taskformer.modules.exporting import export
     from taskformer.modules.factory import create_model, list_models
+    from taskformer.modules.importing import import_mqtransformer
     from taskformer.modules.loading import load
     from taskformer.modules.photographs import predict
     from taskformer.search.run import search  # what the package is when it is called
@@ -38,6 +39,7 @@ __all__ = [
     "evaluation",
     "export",
     "from_config",
+    "import_mqtransformer",
     "list_datasets",
     "list_models",
     "list_tasks",
@@ -58,6 +60,7 @@ _FUNCTIONS = {
     "evaluate": "taskformer.evaluation:evaluate",
     "export": "taskformer.modules.exporting:export",
     "from_config": "taskformer.commands.trainer:from_config",
+    "import_mqtransformer": "taskformer.modules.importing:import_mqtransformer",
     "list_datasets": "taskformer.data.configured:list_datasets",
     "list_models": "taskformer.modules.factory:list_models",
     "list_tasks": "taskformer.tasks:registered",

@@ -97,3 +97,27 @@ def test_an_image_depends_on_its_batch(head):
     together = head(maps, size=(64, 96))
     alone = head([x[:1] for x in maps], size=(64, 96))
     assert all((together[task][:1] - alone[task]).abs().max() > 0.01 for task in together)
+
+
+@pytest.fixture(scope="module")
+def contenders():
+    problem = plain.Problem("hrnet_w18", "nyud", (64, 96), batch=1)
+    return {name: plain.Contender(name, problem) for name in ("restated", "released", "checkpointed")}
+
+
+def test_equal_networks_are_compared_and_unequal_ones_are_not(contenders):
+    assert plain.largest_difference(contenders) < 1e-5
+    other = plain.Contender("released", plain.Problem("hrnet_w18", "nyud", (64, 96), batch=1))
+    torch.nn.init.ones_(other.head.queries)
+    with pytest.raises(SystemExit, match="not equal: they differ by"):
+        plain.largest_difference({"restated": contenders["restated"], "released": other})
+
+
+def test_the_floor_has_the_products_that_torch_counts(contenders):
+    for contender in contenders.values():
+        assert plain.Floor(contender).gmac == pytest.approx(plain.gigamacs(contender), rel=0.01)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is metered on Linux only")
+def test_the_meter_finds_an_allocation_that_is_known():
+    assert plain.metered() == pytest.approx(plain.METER_MB, rel=0.05)

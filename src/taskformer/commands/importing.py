@@ -26,5 +26,12 @@ def main(argv: list[str]) -> None:
     console = Console()
     for reason, count in Counter(done.dropped.values()).items():
         console.print(f"left out {count} tensors, {reason}", soft_wrap=True)
-    text = f"wrote {done.out}: {done.backbone}, {', '.join(done.tasks)} of {done.data}"
-    console.print(text, soft_wrap=True)
+    console.print(f"wrote {done.out}: {done.backbone}, {', '.join(done.tasks)} of {done.data}", soft_wrap=True)
+    console.print(
+        f"test it: taskformer test --config configs/data/{done.data}.yaml --data.tasks=[{','.join(done.tasks)}] "
+        f"--model=MQTransformer --model.wiring=released --model.backbone={done.backbone} "
+        f"--model.backbone_form=segmentation --ckpt={done.out}",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )

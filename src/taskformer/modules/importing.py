@@ -106,10 +106,13 @@ def import_mqtransformer(
     head = {name: values for name, values in state.items() if name.startswith(prefix)}
     encoder = _encoder_tensors(state, prefix.removesuffix("head."), checkpoint)
     name = _find_encoder(encoder, [backbone] if backbone else list(ENCODERS), checkpoint)
-    data, specs = _describe(released_tasks(head, tasks), data)
+    classes = released_tasks(head, tasks)
+    data, specs = _describe(classes, data)
     model = MQTransformer(specs, wiring="released", backbone=name, backbone_form="segmentation", weight_decay_on="all")
     assert isinstance(model.network, DenseNetwork)
-    imported = import_released(_with_our_axes(head, prefix, DATA_SETS[data]), model.network.backbone.channels, tasks)
+    head = _renumbered(head, list(classes), list(specs))
+    turned = _with_our_axes(head, prefix, DATA_SETS[data])
+    imported = import_released(turned, model.network.backbone.channels, list(specs))
     model.network.head.load_state_dict(imported.state_dict())
     _fill(model.network.backbone, encoder, checkpoint)
     model.train_size.copy_(torch.tensor(DATA_SETS[data].size))
@@ -205,10 +208,10 @@ def _describe(classes: Mapping[str, int], given: str | None) -> tuple[str, dict[
                 fitting[name] = specs
     if len(fitting) != 1:
         told = ", ".join(f"{task} ({count})" for task, count in classes.items())
-        found = (
-            f"both {' and '.join(fitting)} have" if fitting else f"{given or 'neither ' + ' nor '.join(DATA_SETS)} has"
+        msg = (
+            f"of the data sets {', '.join(DATA_SETS)} one must have these tasks and channels: {told}; "
+            f"got {' and '.join(fitting) or 'none'}; give as data the one that the network was trained on"
         )
-        msg = f"{found} the tasks and channels {told}; say with data which one the network was trained on"
         raise ConfigError(msg)
     return next(iter(fitting.items()))
 
