@@ -192,6 +192,18 @@ def test_a_training_step_is_one_of_the_model_s_own(plain):
         assert found.grad is None
 
 
+def test_a_network_computes_as_its_trainer_would(plain, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda forward: compiled.append(forward) or forward)
+    subject = Subject.open(plain, "plain", SIZE, CPU, mixed=True)
+    assert {values.dtype for values in subject.inference(1)().values()} == {torch.bfloat16}
+    assert not compiled
+    plain.compiles = True
+    subject = Subject.open(plain, "plain", SIZE, CPU)
+    assert {values.dtype for values in subject.inference(1)().values()} == {torch.float32}
+    assert compiled == [subject.network.forward]
+
+
 @pytest.mark.parametrize("name", taskformer.list_tasks())
 def test_every_task_learns_from_noise(name):
     classes = {"classes": ["a", "b", "c"]} if name == "semseg" or name.startswith("class") else {}

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from jsonargparse.typing import PositiveInt
@@ -46,6 +46,7 @@ def main(argv: list[str]) -> None:
         growth_tasks=options.growth_tasks,
         growth_task=options.growth_task,
         device=options.device,
+        precision=options.precision,
         threads=options.threads,
         out=options.out,
     )
@@ -78,6 +79,8 @@ def _parser() -> Parser:
     parser.add_argument("--growth_task", type=dict[str, Any], default={"type": "regression", "channels": 1},
                         help="What each of these tasks is.")  # fmt: skip
     parser.add_argument("--device", type=str, default="cpu", help="Device to measure on, e.g. cuda.")
+    parser.add_argument("--precision", type=Literal["32-true", "bf16-mixed"], default="32-true", help="As the "
+                        "Trainer's.")  # fmt: skip
     parser.add_argument("--threads", type=PositiveInt | None, help="Threads on the processor; by default torch's own.")
     parser.add_argument("--out", type=str | None, help="Folder to write benchmark.json, .md and .png to.")
     parser.add_argument("--json", type=str | None, help="Also write everything to this JSON file.")

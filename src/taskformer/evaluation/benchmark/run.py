@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -33,6 +33,7 @@ def benchmark(
     growth_tasks: Sequence[int] = TASKS,
     growth_task: Mapping[str, Any] = TASK,
     device: str = "cpu",
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
     threads: int | None = None,
     names: Sequence[str] = (),
     out: str | Path | None = None,
@@ -62,6 +63,7 @@ def benchmark(
         growth_tasks: The numbers of tasks.
         growth_task: What each of these tasks is, see :func:`taskformer.tasks.build_tasks`.
         device: Where everything runs, e.g. cuda.
+        precision: As the Trainer's.
         threads: Threads on the processor; None: torch's number.
         names: What to call the one or two models.
         out: Folder to write ``benchmark.json``, ``benchmark.md`` and the picture ``benchmark.png`` to.
@@ -79,7 +81,7 @@ def benchmark(
     with _threads(threads):
         subjects: list[Subject] = []
         for source, name in zip(sources, names or map(_name, sources), strict=True):
-            subjects.append(Subject.open(source, name, size, place, architecture))
+            subjects.append(Subject.open(source, name, size, place, architecture, precision == "bf16-mixed"))
             size = subjects[0].size
         clock = clock_of(place)
         batches = sorted({1, batch})
@@ -87,7 +89,7 @@ def benchmark(
         for each, measured in zip(subjects, figures, strict=True):
             measured.tasks.update(_cost_of_tasks(each, measured.cost))
         grown = [_growth(each, growth_tasks, growth_task, rounds, train, clock) for each in subjects] if growth else []
-        found = Benchmark(figures, grown, _conditions(subjects[0], rounds, growth_task))
+        found = Benchmark(figures, grown, _conditions(subjects[0], rounds, precision, growth_task))
     if out is not None:
         from taskformer.evaluation.benchmark.report import write  # matplotlib, which takes a second to import
 
@@ -141,7 +143,7 @@ def _cost_of_tasks(subject: Subject, cost: Mapping[str, Cost]) -> dict[str, Cost
     return {name: cost["total"].without(count(subject.without(name).network, image)["total"]) for name in names}
 
 
-def _conditions(subject: Subject, rounds: int, growth_task: Mapping[str, Any]) -> dict[str, Any]:
+def _conditions(subject: Subject, rounds: int, precision: str, growth_task: Mapping[str, Any]) -> dict[str, Any]:
     """Describe what the figures depend on beside the networks."""
     cuda = subject.device.type == "cuda"
     return {
@@ -149,6 +151,7 @@ def _conditions(subject: Subject, rounds: int, growth_task: Mapping[str, Any]) -
         "threads": torch.get_num_threads(),
         "size": list(subject.size),
         "rounds": rounds,
+        "precision": precision,
         "growth_task": dict(growth_task),
         **environment(),
     }

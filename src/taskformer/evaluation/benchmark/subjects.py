@@ -37,6 +37,7 @@ class Subject:
         architecture: That sub-network's; None of any other network.
         size: Height and width of the images.
         device: Where it runs.
+        mixed: Whether it computes in mixed precision, bfloat16 where that is exact enough.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Subject:
     architecture: Architecture | None
     size: tuple[int, int]
     device: torch.device
+    mixed: bool = False
 
     @classmethod
     def open(
@@ -54,6 +56,7 @@ class Subject:
         size: tuple[int, int] | None,
         device: torch.device,
         architecture: str | None = None,
+        mixed: bool = False,
     ) -> Self:
         """Take a network out of a run folder, a checkpoint or a model.
 
@@ -63,6 +66,7 @@ class Subject:
             size: Height and width of the images; None: those of its training.
             device: Where it is to run.
             architecture: JSON file of a supernet's sub-network; None: the largest.
+            mixed: Whether it computes in mixed precision.
 
         Raises:
             ConfigError: If an architecture is given for a model that has none to choose, or no size is known.
@@ -74,7 +78,7 @@ class Subject:
             msg = f"how large are the images of {name}? It was not trained; give their height and width with --size"
             raise ConfigError(msg)
         chosen = _chosen(module, architecture)
-        return cls(name, module, _network(module, chosen).to(device), chosen, (height, width), device)
+        return cls(name, module, _network(module, chosen).to(device), chosen, (height, width), device, mixed)
 
     def resized(self, zoom: float) -> Self:
         """Return the same network for images whose sides are longer or shorter."""
@@ -114,7 +118,7 @@ class Subject:
         if settings.get("loss_weights"):
             settings["loss_weights"] = {key: value for key, value in settings["loss_weights"].items() if key in specs}
         module = type(self.module)(**settings)
-        module.optimizer = self.module.optimizer
+        module.optimizer, module.compiles = self.module.optimizer, self.module.compiles
         chosen = architecture or _largest(module)
         network = _network(module, chosen).to(self.device)
         name = f"{len(specs)} task{'s' if len(specs) > 1 else ''}"
@@ -126,28 +130,37 @@ class Subject:
 
     def inference(self, batch: int) -> Callable[[], dict[str, Tensor]]:
         """Return what predicts a batch of images."""
-        network, images = self.network.eval(), self.images(batch)
-        return torch.inference_mode()(lambda: network(images))
+        self.network.eval()
+        forward, images = self._forward(), self.images(batch)
+        return torch.inference_mode()(lambda: forward(images))
 
     def training(self, batch: int) -> Callable[[], None]:
         """Return what trains on a batch: forward, losses, balancing, backward, the optimizer's step.
 
         Nothing but the optimizer's state is left behind.
         """
-        network, images = self.network.train(), self.images(batch)
+        self.network.train()
+        forward, images = self._forward(), self.images(batch)
         tasks = self.module.tasks
         targets = {name: noise(task, batch, self.size).to(self.device) for name, task in tasks.items()}
         balancing = deepcopy(self.module.balancing).to(self.device)
-        parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         optimizer = self.module.optimizer([{"params": [*parameters, *balancing.parameters()]}])
 
         def step() -> None:
-            losses = self.module.task_losses(network(images), targets)
+            losses = self.module.task_losses(forward(images), targets)
             balancing.backward(balancing(losses), losses, parameters)
             optimizer.step()
             optimizer.zero_grad()
 
         return step
+
+    def _forward(self) -> Callable[[Tensor], dict[str, Tensor]]:
+        """Return the network as a Trainer runs it: compiled where the model asks for it, in its precision."""
+        run = torch.compile(self.network.forward) if self.module.compiles else self.network
+        forward: Callable[[Tensor], dict[str, Tensor]]
+        forward = torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed)(run)
+        return forward
 
 
 def noise(task: Task, batch: int, size: tuple[int, int]) -> Tensor:
