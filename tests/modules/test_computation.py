@@ -170,6 +170,21 @@ def distance(first, second):
                for key in first["state_dict"])  # fmt: skip
 
 
+@pytest.mark.slow
+def test_a_compiled_training_leaves_an_ordinary_run(fit, monkeypatch, capsys):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    plain = fit("plain")
+    compiled = fit("compiled", "--model.compile=true")
+    assert list(compiled["state_dict"]) == list(plain["state_dict"])
+    assert compiled["hyper_parameters"] == plain["hyper_parameters"]
+    assert distance(plain, compiled) < 1e-5
+    model = taskformer.load("runs/compiled")
+    assert not model.compiles
+    main(["test", "runs/compiled"])
+    main(["fit", "--resume=runs/compiled", "--trainer.max_steps=6", "--trainer.max_epochs=3", "--model.compile=false"])
+    assert torch.load("runs/compiled/checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_a_fused_optimizer_trains_the_same_with_clipped_gradients(fit, precision):
     plain = fit("plain", f"--trainer.precision={precision}")
