@@ -29,7 +29,6 @@ from rich.table import Table
 import taskformer
 from taskformer.callbacks import Stopping
 from taskformer.files import write_json
-from taskformer.memory import keep_freed_memory
 
 ROOT = Path(__file__).parent.parent
 #: Name to the flags of the model and the settings of the Trainer.
@@ -91,7 +90,6 @@ def _synchronise(reset: bool = False) -> None:
 
 def measure(row: str, args: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
     """Train one row in this process, and in others that it starts."""
-    keep_freed_memory()
     settings: dict[str, Any] = {}
     overrides = [f"--model.backbone={args.backbone}", "--model.weights=random", f"--data.size={args.size}",
                  f"--data.batch_size={args.batch_size}", f"--data.num_workers={args.workers}"]  # fmt: skip

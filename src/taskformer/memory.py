@@ -1,9 +1,9 @@
 """Memory of freed arrays stays with the process: two calls of the C library that save a quarter of a network's time.
 
 glibc gives arrays of megabytes back to the system when they are freed, and fetches the next ones page by page: up to
-500,000 page faults in a forward pass of a network on a CPU, and none with these calls; that is a quarter of the time, also
-of a training step. Memory stays at its peak, as torch's does on a GPU; the peak is higher because the heap
-has gaps: by a tenth for images of one size, and by up to a half in training.
+500,000 page faults in a forward pass of a network on a CPU, and none with these calls; that is a quarter of the time,
+also of a training step. Memory stays at its peak, as torch's does on a GPU; the peak is higher because the heap has
+gaps: by a tenth for images of one size, and by up to a half in training.
 """
 
 import ctypes
