@@ -364,8 +364,9 @@ class Contender:
         self.head = build(state, tasks, channels, **options)
         self.size = problem.size
         height, width = problem.size
+        generator = torch.Generator().manual_seed(1)  # the same features for every network
         self.features = [
-            torch.randn(problem.batch, c, -(-height // s), -(-width // s))
+            torch.randn(problem.batch, c, -(-height // s), -(-width // s), generator=generator)
             for c, s in zip(channels, STRIDES, strict=True)
         ]
         self.measured: dict[str, dict[str, list[float]]] = {work: {} for work in WORK}
