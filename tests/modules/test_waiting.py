@@ -18,7 +18,7 @@ from taskformer.callbacks.progress import may_look
 from taskformer.modules import AutoTaskFormer, Baseline, MQTransformer
 from taskformer.modules.autotaskformer_args import Head, Sampling, Space
 from taskformer.modules.balancing import FixedWeights
-from taskformer.tasks import base
+from taskformer.tasks import base, build_task
 
 KINDS = (
     "human_parts",
@@ -244,3 +244,16 @@ def test_without_a_logger_s_steps_the_last_losses_of_an_epoch_are_looked_at():
     assert not may_look(trainer, SimpleNamespace(device=META), 0)
     trainer.is_last_batch = True
     assert may_look(trainer, SimpleNamespace(device=META), 0)
+
+
+@pytest.mark.parametrize("protocol", base.PROTOCOLS)
+def test_no_metric_of_a_validation_waits(protocol):
+    for name, description in TASKS.items():
+        task = build_task(name, description)
+        metrics = task.metrics(protocol).to(META)
+        size = () if task.geometry == "image" else (32, 48)
+        output = torch.zeros(2, task.channels, *size, device=META)
+        target = torch.stack([task.invalid(32, 48)] * 2).to(META)
+        with Uploads(), Values():
+            metrics.update(output, task.check(target, output))  # the first one also groups metrics
+            metrics.update(output, task.check(target, output))
