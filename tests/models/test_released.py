@@ -53,13 +53,20 @@ def case(request):
     return head, import_released(head.state_dict(), plain.CHANNELS[encoder]).eval(), maps(encoder, size)
 
 
-def test_outputs_and_gradients_are_those_of_the_original(case):
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "gradients_within"),
+    # In float32 the sums of the gradients are rounded; imported ones are float32 in any case.
+    [(torch.float32, TOLERANCE, 3 * TOLERANCE), (torch.float64, 1e-10, 1e-6)],
+)
+def test_outputs_and_gradients_are_those_of_the_original(case, dtype, tolerance, gradients_within):
     head, ours, features = case
-    grown = [[x.clone().requires_grad_() for x in features] for _ in range(2)]
+    head, ours = head.to(dtype), ours.to(dtype)
+    grown = [[x.to(dtype, copy=True).requires_grad_() for x in features] for _ in range(2)]
     expected, found = head(grown[0], size=(91, 125)), ours(grown[1], size=(91, 125))
     assert list(found) == [OURS.get(task, task) for task in expected]
     pairs = list(zip(found.values(), expected.values(), strict=True))
-    assert max(apart(x, y) for x, y in pairs) < TOLERANCE
+    assert max(apart(x, y) for x, y in pairs) < tolerance
+    torch.manual_seed(0)
     weights = [torch.randn_like(y) for _, y in pairs]
     for side in (0, 1):
         sum((pair[side] * w).sum() for pair, w in zip(pairs, weights, strict=True)).backward()
@@ -67,9 +74,9 @@ def test_outputs_and_gradients_are_those_of_the_original(case):
     gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in head.named_parameters()}
     there = dict(import_released(head.state_dict() | gradients, [x.shape[1] for x in features]).named_parameters())
     differences = {name: apart(p.grad, there[name]) for name, p in ours.named_parameters()}
-    assert {name: value for name, value in differences.items() if value > TOLERANCE} == {}
+    assert {name: value for name, value in differences.items() if value > gradients_within} == {}
     for original, own in zip(*grown, strict=True):
-        assert apart(own.grad, original.grad) < TOLERANCE
+        assert apart(own.grad, original.grad) < gradients_within
 
 
 @torch.no_grad()

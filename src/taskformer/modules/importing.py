@@ -186,7 +186,7 @@ def _fill(backbone: Backbone, tensors: Mapping[str, Tensor], source: object) -> 
             f"the encoder of {source} misses {missing[:4]} and has the unknown {unknown[:4]}; get the whole checkpoint"
         )
         raise WeightsError(msg)
-    backbone.load_state_dict(own | tensors)
+    backbone.load_state_dict({**own, **tensors})
 
 
 def _describe(classes: Mapping[str, int], given: str | None) -> tuple[str, dict[str, dict[str, Any]]]:

@@ -227,7 +227,8 @@ def _slots(own: Mapping[str, Tensor], tasks: Sequence[str], num_levels: int) -> 
 
         def part(name: str, t: int = t) -> Tensor:
             """Take a task's part of a tensor that has the parts of all tasks side by side."""
-            return own[name].unflatten(0, (len(tasks), -1))[t]
+            share: Tensor = own[name].unflatten(0, (len(tasks), -1))[t]
+            return share
 
         slots[f"bottleneck.{task}.conv.weight"] = Slot([part("predict.bottleneck.0.weight")])
         slots |= {f"bottleneck.{task}.bn.{name}": Slot([part(f"predict.bottleneck.1.{name}")]) for name in norm}
