@@ -21,6 +21,7 @@ a fresh process holds above what it held before (Linux only).
 """
 
 import argparse
+import ctypes
 import gc
 import multiprocessing
 import resource
@@ -511,6 +512,7 @@ def peak_memory(name: str, work: str, problem: Problem, threads: int) -> float:
 def above(run: Callable[[], Any]) -> float:
     """Return by how much a call raises this process's peak memory, in MB."""
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free already, from building the network, would hide what is needed
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = memory("VmRSS")
     kept = run()
