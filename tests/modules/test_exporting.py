@@ -108,9 +108,10 @@ def test_onnx_of_every_model_gives_the_outputs_for_any_batch_and_size(kind, tmp_
     check(kind, "onnx", tmp_path)
 
 
-def test_swin_is_traced_in_a_form_with_equal_outputs():
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "tf_efficientnet_lite0"])
+def test_encoders_are_traced_in_a_form_with_equal_outputs(name):
     torch.manual_seed(0)
-    encoder = Backbone("swin_tiny_patch4_window7_224").eval()
+    encoder = Backbone(name).eval()
     for height, width in [(64, 96), (288, 352)]:  # smaller and larger than a window at every stride
         image = torch.randn(2, 3, height, width)
         with torch.no_grad():
