@@ -18,8 +18,8 @@ def traceable(network: nn.Module) -> nn.Module:
     """Copy a network, its outputs unchanged, into one that can be traced for any size of image.
 
     Args:
-        network: Image ``(B, 3, H, W)`` to outputs, which it pads to multiples of its strides. Swin's shifted windows and
-            convolutions with the padding of TensorFlow are replaced; other layers stay.
+        network: Image ``(B, 3, H, W)``, padded to multiples of the strides, to outputs. Swin's shifted windows and
+            convolutions with TensorFlow's padding are replaced; other layers stay.
     """
     from timm.layers import Conv2dSame
     from timm.models.swin_transformer import SwinTransformerBlock  # with torchvision, which takes seconds to import
