@@ -86,7 +86,9 @@ def check(kind, format, folder):
             found = run(image)
         for task in TASKS:
             assert found[task].shape == expected[task].shape
-            torch.testing.assert_close(found[task], expected[task], atol=1e-4, rtol=1e-3)
+            # Of EfficientNet with these weights, float32 itself is 1.6e-4 of the largest value away from float64.
+            bound = 5e-4 * float(expected[task].abs().max())
+            torch.testing.assert_close(found[task], expected[task], atol=max(1e-4, bound), rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", FAST)
