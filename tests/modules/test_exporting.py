@@ -86,7 +86,9 @@ def check(kind, format, folder):
             found = run(image)
         for task in TASKS:
             assert found[task].shape == expected[task].shape
-            torch.testing.assert_close(found[task], expected[task], atol=1e-4, rtol=1e-3)
+            # Of EfficientNet with these weights, float32 itself is 1.6e-4 of the largest value away from float64.
+            bound = 5e-4 * float(expected[task].abs().max())
+            torch.testing.assert_close(found[task], expected[task], atol=max(1e-4, bound), rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", FAST)
@@ -108,9 +110,10 @@ def test_onnx_of_every_model_gives_the_outputs_for_any_batch_and_size(kind, tmp_
     check(kind, "onnx", tmp_path)
 
 
-def test_swin_is_traced_in_a_form_with_equal_outputs():
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "tf_efficientnet_lite0"])
+def test_encoders_are_traced_in_a_form_with_equal_outputs(name):
     torch.manual_seed(0)
-    encoder = Backbone("swin_tiny_patch4_window7_224").eval()
+    encoder = Backbone(name).eval()
     for height, width in [(64, 96), (288, 352)]:  # smaller and larger than a window at every stride
         image = torch.randn(2, 3, height, width)
         with torch.no_grad():

@@ -18,14 +18,19 @@ def traceable(network: nn.Module) -> nn.Module:
     """Copy a network, its outputs unchanged, into one that can be traced for any size of image.
 
     Args:
-        network: Image ``(B, 3, H, W)`` to outputs. Swin's shifted windows are replaced; other layers stay.
+        network: Image ``(B, 3, H, W)``, padded to multiples of the strides, to outputs. Swin's shifted windows and
+            convolutions with TensorFlow's padding are replaced; other layers stay.
     """
+    from timm.layers import Conv2dSame
     from timm.models.swin_transformer import SwinTransformerBlock  # with torchvision, which takes seconds to import
 
     copied = copy.deepcopy(network)
     blocks: list[Any] = [module for module in copied.modules() if isinstance(module, SwinTransformerBlock)]
     for block in blocks:
         block._attn = partial(shifted_windows, block)
+    layers: list[Any] = [module for module in copied.modules() if isinstance(module, Conv2dSame)]
+    for layer in layers:
+        layer.forward = partial(same_convolution, layer)
     return copied
 
 
@@ -52,3 +57,14 @@ def shifted_windows(block: Any, x: Tensor) -> Tensor:
     together = attended.view(batch, rows, columns, h, w, channels).transpose(2, 3)
     x = together.reshape(batch, rows * h, columns * w, channels)[:, :height, :width]
     return torch.roll(x, (down, right), (1, 2))
+
+
+def same_convolution(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """Convolve ``(B, C, H, W)`` with TensorFlow's "same" padding; H and W are multiples of the stride.
+
+    In general the padding depends on the size; for such maps it is a number.
+    """
+    sides = zip(layer.kernel_size, layer.dilation, layer.stride, strict=True)
+    above, left = (max((kernel - 1) * dilation + 1 - stride, 0) for kernel, dilation, stride in sides)
+    x = F.pad(x, (left // 2, left - left // 2, above // 2, above - above // 2))
+    return F.conv2d(x, layer.weight, layer.bias, layer.stride, 0, layer.dilation, layer.groups)
