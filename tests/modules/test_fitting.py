@@ -36,6 +36,7 @@ def test_one_of_the_same_model_is_loaded_whatever_is_no_size():
     ("specs", "message"),
     [
         ({"depth": {}}, "semseg, depth there, depth here"),
+        (dict(reversed(SPECS.items())), "in the order semseg, depth there, depth, semseg here"),
         (SPECS | {"normals": {}}, "semseg, depth there, semseg, depth, normals here"),
         (SPECS | {"semseg": {"classes": ["wall", "floor"]}}, f"semseg is a {KIND} 3 channels there and a {KIND} 2 ch"),
         (SPECS | {"depth": {"type": "inverse_depth"}}, "depth is a Depth with 1 channels there and a InverseDepth"),

@@ -56,6 +56,9 @@ def _task_differences(saved: Mapping[str, Task], own: Mapping[str, Task]) -> Ite
     if set(saved) != set(own):
         yield f"{', '.join(saved)} there, {', '.join(own)} here"
         return
+    if list(saved) != list(own):  # weights of all tasks lie side by side, without names
+        yield f"in the order {', '.join(saved)} there, {', '.join(own)} here"
+        return
     for name, task in saved.items():
         mine = own[name]
         if type(task) is not type(mine) or task.channels != mine.channels:

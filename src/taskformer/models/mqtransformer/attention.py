@@ -98,7 +98,7 @@ class Gathering(MultiHead):
         values, shift = self.to_v.weight * self.norm_v.weight, self.to_v.weight @ self.norm_v.bias
         if not self._absorbs(q.shape[2]):
             k, v = self._heads(F.linear(tokens, keys)), self._heads(F.linear(tokens, values, shift))
-            return self._joined(F.scaled_dot_product_attention(q.expand(len(k), -1, -1, -1), k, v))
+            return self._joined(F.scaled_dot_product_attention(q.expand(k.shape[0], -1, -1, -1), k, v))
         scaled = q * q.shape[-1] ** -0.5 @ self._per_head(keys)  # (B, h, N, C)
         scores = scaled.flatten(1, 2) @ tokens.transpose(1, 2)  # (B, h*N, L)
         seen = (scores.softmax(-1) @ tokens).unflatten(1, (self.num_heads, -1))  # (B, h, N, C)

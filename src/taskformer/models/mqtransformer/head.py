@@ -389,11 +389,11 @@ class Decoder(nn.Module):
             key_pos: Their positions ``(N, C)``.
             checkpointing: Keep nothing but the tokens for the backward pass.
         """
-        drops = self._drops(len(tokens), tokens)
+        drops = self._drops(tokens.shape[0], tokens)
         memory = self.attention.remember(queries, key_pos, drops[0])
         if torch.compiler.is_compiling() or not (checkpointing or not torch.is_grad_enabled()):
             return self._read(tokens, normalised, memory, drops)
-        tile = max(1, (CPU_TILE if tokens.is_cpu else TILE) // len(tokens))
+        tile = max(1, (CPU_TILE if tokens.is_cpu else TILE) // tokens.shape[0])
         if not torch.is_grad_enabled():
             return torch.cat([self._read(x, None, memory, drops) for x in tokens.split(tile, dim=1)], dim=1)
         tiles = [

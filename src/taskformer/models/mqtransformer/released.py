@@ -276,14 +276,14 @@ def _nowhere(*shape: int) -> Tensor:
 
 @torch.no_grad()
 def _fill(slots: Mapping[str, Slot], state: Mapping[str, Tensor]) -> None:
-    """Copy the whole state dict; nothing may be left over on either side.
+    """Copy the whole state dict; nothing may be left over on either side but what has no effect.
 
     Raises:
         WeightsError: If it does not fit.
     """
     both = [name for name in slots if name in state]
     faults = {
-        "missing": [name for name in slots if name not in state],
+        "missing": [name for name in slots if name not in state and not name.startswith(tuple(_DEAD))],
         "unknown": [name for name in state if name not in slots],
         "of another shape or type": [
             f"{name} {tuple(state[name].shape)} {state[name].dtype} for {slots[name].shape}"
@@ -299,8 +299,8 @@ def _fill(slots: Mapping[str, Slot], state: Mapping[str, Tensor]) -> None:
     if broken:
         msg = f"weights of the released MQTransformer head are not finite: {_some(broken)}; get another file"
         raise WeightsError(msg)
-    for name, slot in slots.items():
-        slot.fill(state[name])
+    for name in both:
+        slots[name].fill(state[name])
 
 
 def _some(names: list[str], count: int = 4) -> str:
