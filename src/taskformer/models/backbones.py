@@ -153,7 +153,7 @@ class Backbone(nn.Module):
         expected = [(c, height // s, width // s) for c, s in zip(self.channels, self.strides, strict=True)]
         return None if found == expected else f"one of {height}x{width} pixels gives maps {found} instead of {expected}"
 
-    @torch.enable_grad()  # type: ignore[untyped-decorator]  # torch's own has no types
+    @torch.enable_grad()
     def _freeze_unused(self) -> None:
         """Freeze the parameters that no map depends on, such as a second token: DDP would wait for their gradients."""
         training = self.training

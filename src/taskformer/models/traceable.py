@@ -21,7 +21,7 @@ def traceable(network: nn.Module) -> nn.Module:
         network: Image ``(B, 3, H, W)``, padded to multiples of the strides, to outputs. Swin's shifted windows and
             convolutions with TensorFlow's padding are replaced; other layers stay.
     """
-    from timm.layers import Conv2dSame
+    from timm.layers.conv2d_same import Conv2dSame
     from timm.models.swin_transformer import SwinTransformerBlock  # with torchvision, which takes seconds to import
 
     copied = copy.deepcopy(network)
