@@ -111,6 +111,9 @@ class Steps(Callback):
         if self.watched == 2:
             raise DoneError
 
+    def on_exception(self, trainer, module, exception):
+        self.stack.close()
+
 
 class DoneError(Exception):
     pass

@@ -29,7 +29,7 @@ def forget(content: dict[str, Any], obsolete: Collection[str], groups: Sequence[
         groups: Names of today's parameters in each group of the optimizer. An obsolete one was in the group of the
             parameter that preceded it in its own part of the network.
     """
-    state: Mapping[str, Any] = content["state_dict"]
+    state: Mapping[str, Any] = content.get("state_dict", {})
     present = [name for name in state if name in obsolete]
     if not present:
         return
