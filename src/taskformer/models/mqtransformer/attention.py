@@ -100,8 +100,8 @@ class Gathering(MultiHead):
             k, v = self._heads(F.linear(tokens, keys)), self._heads(F.linear(tokens, values, shift))
             return self._joined(F.scaled_dot_product_attention(q.expand(k.shape[0], -1, -1, -1), k, v))
         scaled = q * q.shape[-1] ** -0.5 @ self._per_head(keys)  # (B, h, N, C)
-        scores = scaled.flatten(1, 2) @ tokens.transpose(1, 2)  # (B, h*N, L)
-        seen = (scores.softmax(-1) @ tokens).unflatten(1, (self.num_heads, -1))  # (B, h, N, C)
+        weights = (scaled.flatten(1, 2) @ tokens.transpose(1, 2)).softmax(-1)  # (B, h*N, L)
+        seen = (weights @ tokens).unflatten(1, (self.num_heads, -1))  # (B, h, N, C)
         return self._joined(seen @ self._per_head(values).transpose(1, 2) + shift.view(self.num_heads, 1, -1))
 
 

@@ -126,7 +126,8 @@ class MultiQueryDecoder(nn.Module):
             Every task's map ``(B, h, w, C)`` at the finest scale, each when it is asked for.
         """
         sizes = [scale[0].shape[1:3] for scale in maps]
-        tokens: Iterable[Tensor] = (x.flatten(1, 2) for x in chain(*zip(*maps, strict=True)))  # T*S x (B, L, C)
+        tokens: Iterable[Tensor] = [x.flatten(1, 2) for x in chain(*zip(*maps, strict=True))]  # T*S x (B, L, C)
+        del maps  # so that each task's tokens go when they are read
         queries = self._flat(self.queries).unsqueeze(1).unbind()  # T*S x (1, N, C)
         for block, exchange in enumerate(self.exchanges):
             tokens = list(tokens)
@@ -160,12 +161,13 @@ class MultiQueryDecoder(nn.Module):
         return kept, torch.stack(gathered, dim=1)
 
     def _decode(
-        self, block: int, tokens: Sequence[Tensor], normalised: Sequence[Tensor | None], queries: Sequence[Tensor]
+        self, block: int, tokens: list[Tensor], normalised: list[Tensor | None], queries: Sequence[Tensor]
     ) -> Iterator[Tensor]:
-        """Let the tokens ``(B, L, C)`` of each task and scale read its queries ``(B, N, C)``."""
+        """Let the tokens ``(B, L, C)`` of each task and scale read its queries ``(B, N, C)``, and let go of them."""
         positions = self._flat(self.key_pos[block])  # (T*S, N, C)
-        for i, each in enumerate(zip(tokens, normalised, queries, positions, strict=True)):
-            yield self._of_task(self.decoders[block], i)(*each, self.checkpointing)
+        for i, each in enumerate(zip(queries, positions, strict=True)):
+            decode = self._of_task(self.decoders[block], i)
+            yield decode(tokens.pop(0), normalised.pop(0), *each, self.checkpointing)
 
     def _merged(self, scales: Sequence[Tensor]) -> Tensor:
         """Make one map ``(B, h, w, C)`` of a task's scales, finest first."""
