@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "taskformer"
 FLOORS = [
     {"commands"},
     {"callbacks"},
+    {"insight", "sweeps"},
     {"evaluation", "search"},
     {"modules", "datatools"},
     {"models", "data"},
