@@ -7,10 +7,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from taskformer.callbacks.run_folder import is_fitting, run_folder
 from taskformer.errors import require
-from taskformer.evaluation.gallery import column_names, draw_sample
+from taskformer.evaluation.gallery import DrawnSample, draw_sample
 from taskformer.files import replacing
 from taskformer.modules.base import MultiTaskModule
-from taskformer.tasks.colors import contact_sheet
+from taskformer.tasks.colors import Picture, contact_sheet
 
 
 class Gallery(Callback):
@@ -52,13 +52,20 @@ class Gallery(Callback):
         count = min(self.images, len(loader.dataset))
         indices = np.linspace(0, len(loader.dataset) - 1, count).round().astype(int)
         samples = [loader.dataset[int(index)] for index in indices]
-        rows = [draw_sample(module, sample) for sample in samples if "image" in sample]
-        if not rows:  # none of them could be read
+        drawn = [draw_sample(module, sample) for sample in samples if "image" in sample]
+        if not drawn:  # none of them could be read
             return
-        sheet = contact_sheet(column_names(module), rows, self.width)
+        headings = ["image", *(heading for task in drawn[0].panels for heading in (f"{task}: target", "prediction"))]
+        sheet = contact_sheet(headings, [_row(sample) for sample in drawn], self.width)
         path = folder / "gallery" / f"{name}.png"
         with replacing(path) as temporary:
             sheet.save(temporary)
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
                 logger.log_image(key=f"gallery/{name}", images=[str(path)])
+
+
+def _row(sample: DrawnSample) -> list[Picture]:
+    """List the pictures of a sample: the image, then target and prediction of each task."""
+    panels = sample.panels.values()
+    return [sample.image, *(x for panel in panels for x in (panel.target_picture, panel.prediction_picture))]
