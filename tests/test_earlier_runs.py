@@ -13,7 +13,8 @@ import torch
 
 import taskformer
 from taskformer.cli import main
-from taskformer.search.study import open_storage, read_records
+from taskformer.search.storage import open_storage
+from taskformer.search.study import read_records
 
 ROOT = Path(__file__).parent.parent
 #: Mean, standard deviation and one pixel of what the network of that time predicted.

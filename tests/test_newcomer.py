@@ -12,7 +12,8 @@ from PIL import Image
 
 import taskformer
 from taskformer.cli import main
-from taskformer.search.study import open_storage, read_records
+from taskformer.search.storage import open_storage
+from taskformer.search.study import read_records
 
 ROOMS = Path(__file__).parent.parent / "data" / "rooms"
 

@@ -18,7 +18,8 @@ from taskformer.metrics import delta_m
 from taskformer.models.autotaskformer import Architecture
 from taskformer.search.objectives import Constraints
 from taskformer.search.run import require_clean_selection, require_weights
-from taskformer.search.study import open_storage, read_records
+from taskformer.search.storage import open_storage
+from taskformer.search.study import read_records
 
 TASKS = {"semseg", "depth"}
 

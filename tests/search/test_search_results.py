@@ -16,7 +16,8 @@ from taskformer.search.drawings import draw_architecture
 from taskformer.search.objectives import Candidate, Objective
 from taskformer.search.quantities import describe, unit_of
 from taskformer.search.results import SearchResult, load_search, pick, write_results
-from taskformer.search.study import Key, Record, SearchStudy, open_storage
+from taskformer.search.storage import open_storage
+from taskformer.search.study import Key, Record, SearchStudy
 from taskformer.tasks import build_tasks
 
 SPACE = SearchSpace((8, 16), (2, 3), (2.0, 4.0), (1, 2), num_tasks=2, sharing="binary")

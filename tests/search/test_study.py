@@ -20,7 +20,8 @@ from taskformer.search.evolution import Evolution
 from taskformer.search.loop import Round, SearchLoop
 from taskformer.search.objectives import Candidate, Constraint, Objective, best
 from taskformer.search.pruning import DominatedPruner, NopPruner, Pruner
-from taskformer.search.study import STALE, Key, SearchStudy, open_storage, read_records
+from taskformer.search.storage import open_storage
+from taskformer.search.study import STALE, Key, SearchStudy, read_records
 
 SPACE = SearchSpace((8, 16, 24), (2, 3, 5), (2.0, 3.5, 4.0), (1, 2), num_tasks=3, sharing="binary")
 OBJECTIVES = [Objective("delta_m", "maximize"), Objective("params", "minimize")]

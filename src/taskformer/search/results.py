@@ -18,7 +18,8 @@ from taskformer.search.drawings import draw_architecture, draw_front, draw_hyper
 from taskformer.search.hypervolume import hypervolume_curves
 from taskformer.search.objectives import COSTS, Candidate, Objective, front, spread
 from taskformer.search.quantities import describe, unit_of
-from taskformer.search.study import Record, completed, open_storage, read_records
+from taskformer.search.storage import open_storage
+from taskformer.search.study import Record, completed, read_records
 from taskformer.tasks import Task
 
 

@@ -26,7 +26,8 @@ from taskformer.search.predictor import Predictor
 from taskformer.search.pruning import DOMINATED, Pruner
 from taskformer.search.references import ReferenceArchitectures
 from taskformer.search.results import SearchResult, write_results
-from taskformer.search.study import SearchStudy, completed, open_storage
+from taskformer.search.storage import open_storage
+from taskformer.search.study import SearchStudy, completed
 from taskformer.tasks import Task
 
 #: The defaults of :func:`search`: no limits, and the latency of one image where the search runs.

@@ -15,28 +15,22 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite
-from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
 from taskformer.errors import ConfigError
 from taskformer.models.autotaskformer import Architecture
 from taskformer.search.costs import Costs
 from taskformer.search.objectives import Candidate, Constraint, Direction, Objective
 from taskformer.search.pruning import DominatedPruner, NopPruner
+from taskformer.search.storage import is_alive
 
 #: Seconds after which a trial of a process on another machine, which cannot be looked at, counts as abandoned.
 STALE = 1800.0
-#: Seconds that SQLite waits for another process's write.
-LOCK_TIMEOUT = 60
-#: Attempts at opening a storage, which fail while another process creates it.
-ATTEMPTS = 8
 
 
 class Key(NamedTuple):
@@ -93,7 +87,7 @@ class Record:
     def is_left(self) -> bool:
         """Tell whether the process that evaluated it is gone."""
         host, _, pid = self.owner.rpartition(":")
-        gone = host == socket.gethostname() and not _alive(int(pid))
+        gone = host == socket.gethostname() and not is_alive(int(pid))
         return self.state == TrialState.RUNNING and (gone or time.time() - self.started > STALE)
 
 
@@ -101,7 +95,7 @@ class SearchStudy:
     """An Optuna study and the rules by which processes share it.
 
     Args:
-        storage: Where the study is kept, see :func:`open_storage`.
+        storage: Where the study is kept, see :func:`taskformer.search.storage.open_storage`.
         name: Name of the study.
         objectives: What to improve.
         constraints: Limits on costs, stored with every trial.
@@ -254,44 +248,3 @@ def _rename_settings(study: optuna.Study) -> None:
     margin = study.user_attrs.get("early_stop")
     if margin is not None and "pruner" not in study.user_attrs:
         study.set_user_attr("pruner", str(DominatedPruner(margin) if margin else NopPruner()))
-
-
-def open_storage(storage: str) -> BaseStorage:
-    """Open a storage of studies.
-
-    Args:
-        storage: Any URL of Optuna's, e.g. of a database on a server, or a path: of a journal, which works on network
-            disks, if it ends in ``.journal`` or ``.log``, else of an SQLite file.
-
-    Raises:
-        ConfigError: If it cannot be opened.
-    """
-    if storage.endswith((".journal", ".log")):
-        Path(storage).parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(storage))
-    if "://" not in storage:
-        Path(storage).parent.mkdir(parents=True, exist_ok=True)
-        storage = f"sqlite:///{storage}"
-    options = {"connect_args": {"timeout": LOCK_TIMEOUT}} if storage.startswith("sqlite") else {}
-    for attempt in range(ATTEMPTS):
-        try:
-            return RDBStorage(storage, engine_kwargs=options)
-        except (IntegrityError, OperationalError) as error:  # another process creates the same tables just now
-            reason: Exception = error
-            time.sleep(0.1 * attempt)
-        except (SQLAlchemyError, ImportError, ValueError) as error:
-            reason = error
-            break
-    msg = f"cannot open the storage {storage!r}: {str(reason).splitlines()[0]}"
-    raise ConfigError(msg) from reason
-
-
-def _alive(pid: int) -> bool:
-    """Tell whether a process of this machine runs."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it runs for someone else
-        return True
-    return True
