@@ -8,6 +8,7 @@ from taskformer.callbacks.progress import ProgressBar
 from taskformer.callbacks.results import ResultsTable
 from taskformer.callbacks.run_folder import RunFolder
 from taskformer.callbacks.stopping import Stopping
+from taskformer.callbacks.tracking import Tracking
 
 __all__ = [
     "Checkpoints",
@@ -18,5 +19,6 @@ __all__ = [
     "ResultsTable",
     "RunFolder",
     "Stopping",
+    "Tracking",
     "WholeCheckpoints",
 ]

@@ -6,6 +6,7 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from taskformer.callbacks.run_folder import is_fitting, run_folder
+from taskformer.callbacks.trackers import trackers
 from taskformer.errors import require
 from taskformer.evaluation.gallery import DrawnSample, draw_sample
 from taskformer.files import replacing
@@ -45,7 +46,7 @@ class Gallery(Callback):
         self._draw(trainer, pl_module, trainer.test_dataloaders, "test")
 
     def _draw(self, trainer: Trainer, module: LightningModule, loader: Any, name: str) -> None:
-        """Draw and save one gallery, and pass it on to loggers that take pictures."""
+        """Draw and save one gallery, and pass that of a training on to loggers that take pictures."""
         folder = run_folder(trainer)
         if folder is None or not isinstance(module, MultiTaskModule):
             return
@@ -60,9 +61,9 @@ class Gallery(Callback):
         path = folder / "gallery" / f"{name}.png"
         with replacing(path) as temporary:
             sheet.save(temporary)
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_image"):
-                logger.log_image(key=f"gallery/{name}", images=[str(path)])
+        if is_fitting(trainer):  # a test's table of images has its pictures
+            for tracker in trackers(trainer.loggers):
+                tracker.gallery("gallery", drawn, trainer.current_epoch)
 
 
 def _row(sample: DrawnSample) -> list[Picture]:

@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
 from taskformer.evaluation.environment import environment
@@ -37,13 +35,9 @@ class RunFolder(SaveConfigCallback):
         config.json = config.results.json = None  # of this call, not of the run
         for key in OF_CALLS:
             config.pop(key, None)
-        text = self.parser.dump(config, skip_none=False)
         if stage == "fit" or not (folder / "config.yaml").exists():
-            write_text(folder / "config.yaml", text)
+            write_text(folder / "config.yaml", self.parser.dump(config, skip_none=False))
             write_json(folder / "environment.json", environment())
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.config.update(yaml.safe_load(text), allow_val_change=True)
 
 
 def run_folder(trainer: Trainer) -> Path | None:

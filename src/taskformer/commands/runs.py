@@ -86,10 +86,15 @@ def name_run(command: str, config: Namespace) -> str:
     if _rank() or "TORCHELASTIC_RUN_ID" in os.environ:
         msg = f"processes that were started side by side cannot agree on a name: give `{command}` a --name"
         raise ConfigError(msg)
-    parts = [re.sub("DataModule$", "", config[key].class_path.rsplit(".", 1)[-1]).lower() for key in ("model", "data")]
-    name = "-".join([*parts, datetime.now().astimezone().strftime("%Y%m%d-%H%M%S-%f")[:-3]])
+    name = "-".join([*subject(config), datetime.now().astimezone().strftime("%Y%m%d-%H%M%S-%f")[:-3]])
     os.environ[NAME_VARIABLE] = name
     return name
+
+
+def subject(config: Namespace) -> list[str]:
+    """Name the model and the data of a configuration, e.g. ``["mqtransformer", "rooms"]``."""
+    names = [config[key].class_path.rsplit(".", 1)[-1] for key in ("model", "data")]
+    return [re.sub("DataModule$", "", name).lower() for name in names]
 
 
 def go_on_after_requeue(config: Namespace, folder: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ProgressBar as AnyBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
@@ -23,12 +24,14 @@ from taskformer.callbacks import (
     ResultsTable,
     RunFolder,
     Stopping,
+    Tracking,
 )
 from taskformer.callbacks.checkpoints import BEST, LAST, WholeCheckpoints
+from taskformer.callbacks.trackers import Names, settle
 from taskformer.commands.devices import require_possible
 from taskformer.commands.loops import EpochLoop
 from taskformer.commands.parser import TrainingParser, in_order, joined
-from taskformer.commands.runs import INITIAL, Claim, find_checkpoint, go_on_after_requeue, name_run, spell_out
+from taskformer.commands.runs import INITIAL, Claim, find_checkpoint, go_on_after_requeue, name_run, spell_out, subject
 from taskformer.data import MultiTaskDataModule
 from taskformer.errors import ConfigError
 from taskformer.modules import MultiTaskModule
@@ -144,6 +147,7 @@ class TaskformerCLI(LightningCLI):
         parser.add_lightning_class_args(ResultsTable, "results")
         parser.add_lightning_class_args(Predictions, "predictions")
         parser.add_lightning_class_args(Stopping, "stopping")
+        parser.add_lightning_class_args(Tracking, "tracking")  # the last: it keeps what the others have written
 
     def before_instantiate_classes(self) -> None:
         """Claim the run's folder and give it to the loggers."""
@@ -159,16 +163,15 @@ class TaskformerCLI(LightningCLI):
             # However short a training is, it validates at its end.
             trainer.check_val_every_n_epoch = min(trainer.check_val_every_n_epoch, trainer.max_epochs)
         config.results.json = config.results.json or config.json
-        for logger in _as_list(trainer.logger):
-            # Loggers that would share the current folder write to the run's own.
-            if "init_args" in logger and logger.init_args.get("save_dir", "") in (".", None):
-                logger.init_args.save_dir = str(self._folder)
+        self._loggers = trainer.clone().logger
+        settle(_as_list(trainer.logger), self._folder, names_of(self.subcommand, config))
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Build the Trainer with everything it writes below the run folder; None where nothing runs."""
         if self.subcommand is None:
             return None
         config = self.config[self.subcommand]
+        config.trainer.logger = self._loggers  # `config.yaml` says what the user says: another run may begin with it
         callbacks = _as_list(self._get(self.config_init, "trainer").callbacks)
         if config.trainer.enable_progress_bar is not False and not any(isinstance(c, AnyBar) for c in callbacks):
             kwargs["callbacks"] = [*callbacks, ProgressBar()]
@@ -241,6 +244,18 @@ class TaskformerCLI(LightningCLI):
             raise ConfigError(msg)
         file = find_checkpoint(folder, which or "best")
         return str(file) if file else None
+
+
+def names_of(command: str, config: Namespace) -> Names:
+    """Name a run for its loggers.
+
+    Args:
+        command: The command that begins it.
+        config: The configuration, with the run's name.
+    """
+    parts = subject(config)
+    backbone = (config.model.get("init_args") or Namespace()).get("backbone")
+    return Names(config.name, "-".join(parts), command, [*parts, *([backbone] if backbone else [])])
 
 
 def _task_specs(data: MultiTaskDataModule) -> dict[str, dict[str, Any]]:

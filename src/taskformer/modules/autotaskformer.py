@@ -112,7 +112,7 @@ class AutoTaskFormer(MultiTaskModule):
         # In plain types; a checkpoint must not depend on the architecture's file.
         text = None if single is None else single.to_json()
         groups = {"space": asdict(space), "head": asdict(head), "sampling": asdict(sampling)}
-        self.save_hyperparameters(groups | {"architecture": text})
+        self.save_hyperparameters(groups | {"architecture": text}, logger=False)
         self.single = single
         self.space = supernet.space
         self.image_size = image_size

@@ -121,7 +121,8 @@ class MultiTaskModule(Checkpointed):
         super().__init__()
         keep_freed_memory()  # in every process that has a network: fit, test, predict, search, notebooks
         # Also the arguments of the subclass that is being built.
-        self.save_hyperparameters(ignore=(*BUILDERS, *COMPUTATION))
+        # Loggers get the whole configuration, from the callback `Tracking`.
+        self.save_hyperparameters(ignore=(*BUILDERS, *COMPUTATION), logger=False)
         self.tasks = build_tasks(tasks)
         self.network = network
         if channels_last:

@@ -1,5 +1,7 @@
 """Trackers: what loggers can keep of a run beyond numbers, one file for each kind of logger."""
 
-from taskformer.callbacks.trackers.base import Tracker, trackers, tracks
+from taskformer.callbacks.trackers.base import Names, Tracker, tracker_of, trackers, tracks
+from taskformer.callbacks.trackers.identity import recall, remember, settle
+from taskformer.callbacks.trackers.wandb import WandbTracker
 
-__all__ = ["Tracker", "trackers", "tracks"]
+__all__ = ["Names", "Tracker", "WandbTracker", "recall", "remember", "settle", "tracker_of", "trackers", "tracks"]

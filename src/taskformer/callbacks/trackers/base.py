@@ -3,17 +3,32 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from lightning.pytorch.loggers import Logger
 
-if TYPE_CHECKING:
-    from taskformer.evaluation.gallery import DrawnSample
+from taskformer.evaluation.gallery import DrawnSample
 
 #: Facts that artifacts have none of unless they are given.
 NOTHING: Mapping[str, Any] = {}
 _KINDS: dict[type[Logger], type["Tracker"]] = {}
 Kind = TypeVar("Kind", bound=type["Tracker"])
+
+
+class Names(NamedTuple):
+    """What a run is called where nobody says otherwise.
+
+    Attributes:
+        name: Name of the run.
+        group: What runs that differ in their seed alone have in common: model and data.
+        command: The command that begins the run, e.g. ``"fit"``.
+        tags: Words to find it by.
+    """
+
+    name: str
+    group: str
+    command: str
+    tags: list[str]
 
 
 class Tracker(ABC):
@@ -28,10 +43,25 @@ class Tracker(ABC):
 
     Args:
         logger: The logger.
+
+    Attributes:
+        kind: Its entry in ``tracking.json``, e.g. ``"wandb"``.
     """
+
+    kind: ClassVar[str]
 
     def __init__(self, logger: Logger) -> None:
         self.logger: Any = logger
+
+    @classmethod
+    def arguments(cls, names: Names, known: Mapping[str, str]) -> dict[str, Any]:  # noqa: ARG003  # for subclasses
+        """Return what the logger's arguments are where the user leaves them open; nothing by default.
+
+        Args:
+            names: What the run is called.
+            known: What an earlier command noted as :attr:`identity`; empty for a new run.
+        """
+        return {}
 
     @property
     def identity(self) -> dict[str, str]:
@@ -51,8 +81,11 @@ class Tracker(ABC):
     def define(self, senses: Mapping[str, str]) -> None:
         """Say which values are better, ``{"val/depth/rmse": "lower"}``, so that a run's best value sums it up."""
 
+    def best(self, values: Mapping[str, float], senses: Mapping[str, str]) -> None:  # noqa: B027  # few need it
+        """Note the best values so far, of a training that other processes may have begun; ignored by default."""
+
     @abstractmethod
-    def gallery(self, key: str, samples: Sequence["DrawnSample"], epoch: int) -> None:
+    def gallery(self, key: str, samples: Sequence[DrawnSample], epoch: int) -> None:
         """Keep drawn images; those of the same key make one gallery over the epochs."""
 
     @abstractmethod
@@ -78,22 +111,26 @@ class Tracker(ABC):
             metadata: What to know of it, e.g. its scores.
         """
 
+    def finish(self, failed: bool = False) -> None:  # noqa: B027  # few need it
+        """Close the run; what else is logged opens it again. By default Lightning does that."""
 
-def tracks(kind: type[Logger]) -> Callable[[Kind], Kind]:
+
+def tracks(logger: type[Logger]) -> Callable[[Kind], Kind]:
     """Register a class as the tracker of a kind of logger."""
 
     def register(tracker: Kind) -> Kind:
-        _KINDS[kind] = tracker
+        _KINDS[logger] = tracker
         return tracker
 
     return register
 
 
+def tracker_of(logger: type[Any]) -> type[Tracker] | None:
+    """Return the tracker of a kind of logger, or of what that inherits from; None without one."""
+    return next((_KINDS[kind] for kind in logger.__mro__ if kind in _KINDS), None)
+
+
 def trackers(loggers: Iterable[Logger]) -> list[Tracker]:
     """Return a tracker for each logger of a kind that has one; others are left alone."""
-    found = []
-    for logger in loggers:
-        kind = next((kind for kind in type(logger).__mro__ if kind in _KINDS), None)
-        if kind:
-            found.append(_KINDS[kind](logger))
-    return found
+    pairs = [(logger, tracker_of(type(logger))) for logger in loggers]
+    return [tracker(logger) for logger, tracker in pairs if tracker]
