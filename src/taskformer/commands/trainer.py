@@ -177,8 +177,9 @@ class TaskformerCLI(LightningCLI):
             kwargs["callbacks"] = [*callbacks, ProgressBar()]
         if config.trainer.fast_dev_run:  # leaves nothing behind
             return super().instantiate_trainer(logger=False, **kwargs)
-        if config.trainer.logger in (None, True):
-            kwargs["logger"] = Curves(self._folder / "logs", self.subcommand, self.steps_done)
+        if config.trainer.logger is not False:  # whatever else keeps the numbers, the run's folder does
+            curves = Curves(self._folder / "logs", self.subcommand, self.steps_done)
+            kwargs["logger"] = [curves, *_as_list(self._get(self.config_init, "trainer").logger)]
         if config.trainer.default_root_dir is None:
             kwargs["default_root_dir"] = str(self._folder)
         trainer = super().instantiate_trainer(**kwargs)

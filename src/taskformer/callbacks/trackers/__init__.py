@@ -2,6 +2,20 @@
 
 from taskformer.callbacks.trackers.base import Names, Tracker, tracker_of, trackers, tracks
 from taskformer.callbacks.trackers.identity import recall, remember, settle
+from taskformer.callbacks.trackers.mlflow import MlflowTracker
+from taskformer.callbacks.trackers.tensorboard import TensorBoardTracker
 from taskformer.callbacks.trackers.wandb import WandbTracker
 
-__all__ = ["Names", "Tracker", "WandbTracker", "recall", "remember", "settle", "tracker_of", "trackers", "tracks"]
+__all__ = [
+    "MlflowTracker",
+    "Names",
+    "TensorBoardTracker",
+    "Tracker",
+    "WandbTracker",
+    "recall",
+    "remember",
+    "settle",
+    "tracker_of",
+    "trackers",
+    "tracks",
+]

@@ -1,0 +1,118 @@
+"""What MLflow keeps of a run: parameters, tags, pictures with a slider, tables and files."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.loggers import MLFlowLogger
+from PIL import Image
+
+from taskformer.callbacks.trackers.base import NOTHING, Tracker, tracks
+from taskformer.callbacks.trackers.sheets import is_picture, sheet_of
+from taskformer.evaluation.gallery import DrawnSample
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+#: Most parameters that MLflow takes at once.
+BATCH = 100
+#: Tag by which MLflow's pages find tables.
+TABLES = "mlflow.loggedArtifacts"
+
+
+@tracks(MLFlowLogger)
+class MlflowTracker(Tracker):
+    """Write to the logger's run.
+
+    MLflow never changes a parameter: where a training goes on with another value, that is a tag of the same name.
+
+    >>> from taskformer.callbacks.trackers import trackers
+    >>> [tracker] = trackers([MLFlowLogger(tracking_uri="sqlite:///mlflow.db")])  # doctest: +SKIP
+    """
+
+    @property
+    def client(self) -> "MlflowClient":
+        """MLflow's client."""
+        client: MlflowClient = self.logger.experiment
+        return client
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """The run's id."""
+        return {"id": self._run}
+
+    def describe(self, config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Keep the configuration as parameters; facts as metrics where they are numbers, else as tags."""
+        from mlflow.entities import Param
+
+        before = self.client.get_run(self._run).data.params
+        values = {_key(name): str(value) for name, value in config.items()}
+        new = [Param(name, value) for name, value in values.items() if name not in before]
+        for start in range(0, len(new), BATCH):
+            self.client.log_batch(self._run, params=new[start : start + BATCH])
+        for name in before.keys() & values.keys():
+            if before[name] != values[name]:
+                self.client.set_tag(self._run, name, values[name])
+        for name, value in facts.items():
+            if isinstance(value, int | float):
+                self.client.log_metric(self._run, _key(name), value)
+            else:
+                self.client.set_tag(self._run, _key(name), value)
+
+    def define(self, senses: Mapping[str, str]) -> None:
+        """Keep the directions as a file; MLflow itself knows none."""
+        self.client.log_dict(self._run, dict(senses), "better.json")
+
+    def gallery(self, key: str, samples: Sequence[DrawnSample], epoch: int) -> None:
+        """Keep a sheet of each image, which has a slider over the epochs."""
+        for sample in samples:
+            self.client.log_image(self._run, sheet_of(sample), key=_key(f"{key}/{sample.name}"), step=epoch)
+
+    def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Keep a table as MLflow's own ``log_table`` does, which needs pandas; its pictures are files beside it."""
+        cells = [[self._cell(f"{key}/{row}-{column}", cell) for column, cell in enumerate(line)]
+                 for row, line in enumerate(rows)]  # fmt: skip
+        file = f"{_key(key)}.json"
+        self.client.log_dict(self._run, {"columns": list(columns), "data": cells}, file)
+        tag = self.client.get_run(self._run).data.tags.get(TABLES, "[]")
+        if file not in [each["path"] for each in json.loads(tag)]:
+            tables = [*json.loads(tag), {"path": file, "type": "table"}]
+            self.client.set_tag(self._run, TABLES, json.dumps(tables))
+
+    def picture(self, key: str, path: Path, step: int | None = None) -> None:
+        """Keep a picture; those with steps have a slider."""
+        if step is None:
+            self.client.log_artifact(self._run, str(path), _key(key))
+        else:
+            with Image.open(path) as image:
+                self.client.log_image(self._run, image, key=_key(key), step=step)
+
+    def values(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Keep numbers."""
+        self.logger.log_metrics({_key(name): value for name, value in values.items()}, step)
+
+    def artifact(self, path: Path, name: str, kind: str, metadata: Mapping[str, Any] = NOTHING) -> None:
+        """Keep a file or folder, and what to know of it beside it."""
+        folder = f"{kind}/{_key(name)}"
+        keep = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
+        keep(self._run, str(path), folder)
+        self.client.log_dict(self._run, dict(metadata), f"{folder}/metadata.json")
+
+    @property
+    def _run(self) -> str:
+        return str(self.logger.run_id)
+
+    def _cell(self, name: str, cell: Any) -> Any:
+        """Return a cell as a JSON table has it, and keep it if it is a picture."""
+        if not is_picture(cell):
+            return None if isinstance(cell, float) and cell != cell else cell
+        file = f"table_images/{_key(name)}.png"
+        self.client.log_image(self._run, cell, file)
+        return {"type": "image", "filepath": file, "compressed_filepath": file}
+
+
+def _key(name: str) -> str:
+    """Replace the characters that MLflow takes in no name."""
+    return re.sub(r"[^\w/. -]", "_", name, flags=re.ASCII)
