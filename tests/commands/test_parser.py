@@ -173,3 +173,60 @@ def test_mistakes_are_one_sentence(words, message, parse):
     with pytest.raises(ConfigError, match=message) as error:
         parse(words)
     assert "\n" not in str(error.value)
+
+
+CHOSEN = {"model": "model/baseline.yaml", "data": "data/nyud.yaml"}
+ON_TOP = {"encoder": "encoder/vit_b.yaml", "recipe": "recipe/adamw.yaml"}
+
+
+def named(files):
+    return [f"--config.{name}={CONFIGS / path}" for name, path in files.items()]
+
+
+def test_named_files_lie_on_the_others_whatever_their_order(parse):
+    flags = [f"--config={DEMO}", *named(CHOSEN), *named(ON_TOP), "--model.lr_scheduler.power=2"]
+    files = [str(CONFIGS / path) for path in (*CHOSEN.values(), *ON_TOP.values())]
+    expected = parse([word for file in (str(DEMO), *files) for word in ("--config", file)] + flags[-1:])
+    assert expected.model.init_args.optimizer.init_args.lr == 2.0e-5
+    assert expected.model.init_args.backbone.startswith("vit_base")
+    for order in random.Random(0).sample(list(permutations(flags)), 6):
+        assert parse(order) == expected
+
+
+def test_a_list_of_files_is_one_value(parse):
+    files = [str(CONFIGS / path) for path in ("model/baseline.yaml", "recipe/adamw.yaml")]
+    apart = parse([f"--config={DEMO}", *(f"--config={file}" for file in files)])
+    for flag in ("--config", "--config.more"):
+        assert parse([f"--config={DEMO}", f"{flag}={files}"]) == apart
+        assert parse([f"--config={DEMO}", flag, f"[{', '.join(files)}]"]) == apart
+    assert parse([f"--config={DEMO}", "--config.more=None"]) == parse([f"--config={DEMO}"])
+
+
+def test_values_mean_what_python_means(parse):
+    config = parse(
+        [
+            f"--config={DEMO}",
+            "--name=None",
+            "--checkpoint.monitor=None",
+            "--model.compile=True",
+            "--data.tasks=['depth', 'edges']",
+            "--model.loss_weights={'depth': 2.0, 'edges': 1e-05}",
+            "--model.init_args={'num_queries': 8, 'merge': 'concat'}",
+            "--trainer.max_epochs=-1",
+        ]
+    )
+    model = config.model.init_args
+    assert (config.name, config.checkpoint.monitor, config.trainer.max_epochs) == (None, None, -1)
+    assert (model.compile, model.num_queries, model.merge, model.embed_dim) == (True, 8, "concat", 64)
+    assert (config.data.init_args.tasks, model.loss_weights) == (["depth", "edges"], {"depth": 2.0, "edges": 1.0e-5})
+
+
+@pytest.mark.parametrize("text", ["semseg", "1", "0x10", "'None'", "[1, x]", "{a: null}", "[{1}]", "b'1'", "((", ""])
+def test_what_is_no_python_value_stays_as_it_is(text):
+    assert joined([f"--x={text}"]) == [f"--x={text}"]
+
+
+def test_a_missing_named_file_is_one_sentence(parse):
+    with pytest.raises(ConfigError, match=r"nothing\.yaml") as error:
+        parse([f"--config={DEMO}", "--config.model=nothing.yaml"])
+    assert "\n" not in str(error.value)

@@ -3,8 +3,14 @@
 Configuration files come first, in their order, and flags win over them. A later file whose ``model`` or ``data`` has
 another class replaces the whole block. ``--model NAME`` and ``--data NAME`` change the class and keep those settings
 that both classes describe alike, such as the optimizer. Either way a line says what is left out.
+
+Sweeps have each setting once. So that several can be files, ``--config.NAME FILE`` is one more ``--config``, with any
+NAME; these lie on the others, first those that choose a model or data set, then by name. Values may be written as
+Python does, as wandb's agents do: ``None``, ``True``, ``{'lr': 0.1}``, and for ``--config`` a list of files.
 """
 
+import ast
+import json
 import pydoc
 import re
 from collections.abc import Iterable, Sequence
@@ -24,6 +30,8 @@ from taskformer.parsing import OneSentence, read_layers, subclasses
 FLAG = re.compile(r"--\w|-[a-z]\b")
 #: Flags without a value.
 BARE = ("-h", "--help", "--print_config")
+#: The flag of configuration files.
+CONFIG = "--config"
 #: The settings that are a class of which there are many.
 CLASSES = ("model", "data")
 
@@ -41,15 +49,40 @@ def joined(words: Iterable[str]) -> list[str]:
         if FLAG.match(last) and "=" not in last and last not in BARE and not FLAG.match(word):
             result[-1] = f"{last}={word}"
         else:
-            result.append(re.sub("^-c(?==|$)", "--config", word))
-    return result
+            result.append(re.sub("^-c(?==|$)", CONFIG, word))
+    return [each for word in result for each in _spelled_out(word)]
+
+
+def _spelled_out(word: str) -> list[str]:
+    """Write a flag's value as YAML, and a list of configuration files as one flag for each."""
+    flag, equals, value = word.partition("=")
+    if not (FLAG.match(flag) and equals):
+        return [word]
+    value = as_yaml(value)
+    if not (_names_files(flag) and re.match(r"null$|\[", value)):
+        return [f"{flag}={value}"]
+    return [f"{flag}={file}" for file in yaml.safe_load(value) or []]
+
+
+def as_yaml(text: str) -> str:
+    """Write what Python prints of None, a boolean, a list or settings by name as YAML; other text stays as it is.
+
+    Example:
+        >>> [as_yaml(text) for text in ("None", "{'lr': 1e-05, 'betas': (0.9, 0.99)}", "[semseg, depth]", "1e-05")]
+        ['null', '{"lr": 1e-05, "betas": [0.9, 0.99]}', '[semseg, depth]', '1e-05']
+    """
+    try:
+        value = ast.literal_eval(text)
+        return json.dumps(value) if value is None or isinstance(value, (bool, list, tuple, dict)) else text
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # not what Python prints, or not of YAML
+        return text
 
 
 def in_order(words: Sequence[str]) -> list[str]:
     """Sort flags so that the order in which they were given does not matter, but for flags of the same name.
 
-    Files come first, and what is chosen as a whole before its parts. Parts of what is appended to a list stay behind
-    it, because they are those of the last item.
+    Files come first, and what is chosen as a whole before its parts; ``--config.NAME`` is another ``--config``. Parts
+    of what is appended to a list stay behind it, because they are those of the last item.
 
     Args:
         words: Flags as :func:`joined` writes them.
@@ -59,16 +92,36 @@ def in_order(words: Sequence[str]) -> list[str]:
         ['--config=x.yaml', '--model=X', '--model.lr=1']
         >>> in_order(["--list+=A", "--list.x=1", "--list+=B", "--list.x=2"])
         ['--list+=A', '--list.x=1', '--list+=B', '--list.x=2']
+        >>> in_order(["--config.b=b.yaml", "--config.a=a.yaml", "--config=x.yaml"])
+        ['--config=x.yaml', '--config=a.yaml', '--config=b.yaml']
     """
     lists = [_key(word).removesuffix("+") for word in words if _key(word).endswith("+")]
 
     def depth(word: str) -> int:
         key = _key(word)
-        if key == "--config":
-            return -1
         return min(name.count(".") for name in (key, *lists) if f"{key}.".startswith(f"{name}.") or name == key)
 
-    return sorted(words, key=depth)
+    files = [word for word in words if _key(word) == CONFIG]
+    named = [word for word in words if _names_files(_key(word)) and word not in files]
+    flags = [word for word in words if not _names_files(_key(word))]
+    more = [f"{CONFIG}={word.partition('=')[2]}" for word in sorted(named, key=_place)]
+    return [*files, *more, *sorted(flags, key=depth)]
+
+
+def _names_files(flag: str) -> bool:
+    """Tell whether the value of a flag is a configuration file."""
+    return flag == CONFIG or flag.startswith(f"{CONFIG}.")
+
+
+def _place(word: str) -> tuple[bool, str]:
+    """Return what ``--config.NAME=FILE`` is sorted by: files that choose a class come first, then the name counts."""
+    flag, _, file = word.partition("=")
+    try:
+        content = read_layers(file)
+        chooses = any("class_path" in content.get(key, {}) for key in CLASSES)
+    except (OSError, ValueError, yaml.YAMLError, AttributeError, TypeError):
+        chooses = False  # jsonargparse says what is wrong with it
+    return not chooses, flag
 
 
 def _key(word: str) -> str:

@@ -55,7 +55,7 @@ def words_of_settings(settings: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def grouped(settings: Mapping[str, Any], groups: Sequence[str]) -> dict[str, Any]:
-    """Put the settings of each group together, as wandb hands them over.
+    """Put the settings of each group together, as wandb hands them over; a group in another comes after it.
 
     Example:
         >>> grouped({"seed": 1, "optimizer.lr": 0.1, "optimizer.momentum": 0.9}, ["optimizer"])
@@ -63,9 +63,9 @@ def grouped(settings: Mapping[str, Any], groups: Sequence[str]) -> dict[str, Any
     """
     result: dict[str, Any] = {}
     for name, value in settings.items():
-        place, rest = result, name
+        place, above = result, ""
         for group in groups:
             if name.startswith(f"{group}."):
-                place, rest = result.setdefault(group, {}), name.removeprefix(f"{group}.")
-        place[rest] = value
+                place, above = place.setdefault(group.removeprefix(above), {}), f"{group}."
+        place[name.removeprefix(above)] = value
     return result

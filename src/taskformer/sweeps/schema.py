@@ -6,7 +6,7 @@ https://docs.wandb.ai/models/sweeps/sweep-config-keys
 import inspect
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -25,6 +25,26 @@ KEYS = (
     *("apiVersion", "kind", "controller", "description", "entity", "project"),
     *("program", "name", "method", "metric", "parameters", "early_terminate", "command", "run_cap"),
 )
+#: The distributions that are a choice, and what they need.
+CHOICES = {
+    "constant": ("value",),
+    "categorical": ("values",),
+    "categorical_w_probabilities": ("values", "probabilities"),
+}
+#: All distributions of wandb's schema.
+DISTRIBUTIONS = (
+    *CHOICES,
+    *LAWS,
+    *("q_uniform", "q_log_uniform", "q_log_uniform_values", "q_normal", "q_log_normal", "q_beta"),
+)
+#: Largest exponent that gives a number.
+LARGEST_EXPONENT = 700
+#: What to write where something is missing.
+EXAMPLES = {
+    "metric": ", e.g. metric: {name: val/delta_m, goal: maximize}",
+    "goal": ": minimize or maximize",
+    "method": ": grid, random or bayes",
+}
 
 
 @dataclass(frozen=True)
@@ -128,8 +148,8 @@ def _sweep(file: Path, content: Any) -> Sweep:
     """Build a sweep of what its file holds."""
     _require_keys("", content, KEYS, ("method", "metric", "parameters"))
     method = _one_of("method", content["method"], METHODS)
-    parameters, groups = _parameters(content["parameters"])
-    command = tuple(str(word) for word in content.get("command") or DEFAULT_COMMAND)
+    parameters, groups = _parameters("parameters", content["parameters"])
+    command = tuple(map(str, _list("command", content.get("command", [*DEFAULT_COMMAND]))))
     require_command(command)
     cap = content.get("run_cap")
     if cap is not None:
@@ -179,27 +199,26 @@ def _hyperband(content: Any) -> Hyperband:
     return Hyperband(max(1, int(last / eta ** numbers["s"])), eta, last, strict)
 
 
-def _parameters(content: Any) -> tuple[dict[str, Parameter], tuple[str, ...]]:
-    """Read the settings, by dotted name, and which of them are written as groups."""
-    found = dict(_flat("parameters", content))
-    groups = tuple(name for name, spec in content.items() if "parameters" in spec)
-    return found, groups
-
-
-def _flat(where: str, content: Any, above: str = "") -> Iterator[tuple[str, Parameter]]:
-    """Read settings and those of their groups."""
+def _parameters(where: str, content: Any, above: str = "") -> tuple[dict[str, Parameter], tuple[str, ...]]:
+    """Read settings and those of their groups, by dotted name, and the names of the groups."""
     if not isinstance(content, dict) or not content:
         msg = f"{where} must be settings by name, got {content!r}"
         raise ConfigError(msg)
+    found: dict[str, Parameter] = {}
+    groups: tuple[str, ...] = ()
     for name, spec in content.items():
         if not re.fullmatch(r"[A-Za-z_][\w.-]*", str(name)):
             msg = f"{where}: {name!r} is no name of a setting; names are those of flags without hyphens, e.g. model.lr"
             raise ConfigError(msg)
+        full, place = f"{above}{name}", f"{where}.{name}"
         if isinstance(spec, dict) and "parameters" in spec:
-            _require_keys(f"{where}.{name}", spec, ("parameters",))
-            yield from _flat(f"{where}.{name}.parameters", spec["parameters"], f"{above}{name}.")
+            _require_keys(place, spec, ("parameters",))
+            inside, below = _parameters(f"{place}.parameters", spec["parameters"], f"{full}.")
+            found |= inside
+            groups += (full, *below)
         else:
-            yield f"{above}{name}", _parameter(f"{where}.{name}", spec)
+            found[full] = _parameter(place, spec)
+    return found, groups
 
 
 def _parameter(where: str, spec: Any) -> Parameter:
@@ -235,9 +254,7 @@ def _choice(where: str, value: Any = None, values: Any = None, probabilities: An
     """Read a value or a choice of several."""
     if values is None:
         return Choice((value,))
-    if not isinstance(values, list) or not values:
-        msg = f"{where}.values must be a list of one value or more, got {values!r}"
-        raise ConfigError(msg)
+    _list(f"{where}.values", values)
     if twice := [text for text, times in Counter(map(str, values)).items() if times > 1]:
         msg = f"{where}.values has {twice[0]} more than once, which would be the same run again"
         raise ConfigError(msg)
@@ -290,6 +307,14 @@ def _one_of(where: str, value: Any, known: Collection[str]) -> str:
     return str(value)
 
 
+def _list(where: str, content: Any) -> list[Any]:
+    """Return a list that must not be empty."""
+    if not isinstance(content, list) or not content:
+        msg = f"{where} must be a list of one item or more, got {content!r}"
+        raise ConfigError(msg)
+    return content
+
+
 def _require_number(where: str, value: Any, kind: type[int] | type[float] = float) -> None:
     """Refuse what is no number; YAML takes 1e-3 for text."""
     if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
@@ -298,25 +323,3 @@ def _require_number(where: str, value: Any, kind: type[int] | type[float] = floa
             hint = f", which is text in YAML: write {value.lower().replace('e', '.0e', 1)}"
         msg = f"{where} must be a {'whole number' if kind is int else 'number'}, got {value!r}{hint}"
         raise ConfigError(msg)
-
-
-#: The distributions that are a choice, and what they need.
-CHOICES = {
-    "constant": ("value",),
-    "categorical": ("values",),
-    "categorical_w_probabilities": ("values", "probabilities"),
-}
-#: All distributions of wandb's schema.
-DISTRIBUTIONS = (
-    *CHOICES,
-    *LAWS,
-    *("q_uniform", "q_log_uniform", "q_log_uniform_values", "q_normal", "q_log_normal", "q_beta"),
-)
-#: Largest exponent that gives a number.
-LARGEST_EXPONENT = 700
-#: What to write where something is missing.
-EXAMPLES = {
-    "metric": ", e.g. metric: {name: val/delta_m, goal: maximize}",
-    "goal": ": minimize or maximize",
-    "method": ": grid, random or bayes",
-}
