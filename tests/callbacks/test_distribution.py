@@ -7,7 +7,6 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 from taskformer.data.datamodules.base import EvaluationBatches, collate
 from taskformer.evaluation.per_image import ImageScores, write_rows
+from taskformer.metrics.images import update_by_image
 from taskformer.modules.base import class_scores
 from taskformer.tasks import PROTOCOLS, build_tasks
 
@@ -90,17 +90,21 @@ def second_process(_, folder):
 def score(batches, rank, processes, folder):
     """Score these images."""
     loader = DataLoader(Samples(), batch_sampler=batches, collate_fn=lambda samples: samples)
-    module = SimpleNamespace(tasks=TASKS, protocol="standard", test_stage="test", device=torch.device("cpu"))
-    images = ImageScores(module, loader, rank, processes)
+    images = ImageScores(loader, rank, processes)
     collections = {
         (protocol, name): task.metrics(protocol, "test") for protocol in PROTOCOLS for name, task in TASKS.items()
     }
     for samples in loader:
         outputs = {name: torch.stack([one["outputs"][name] for one in samples]) for name in TASKS}
         batch = collate(samples)
-        images.update(outputs, batch)
-        for (_, name), metrics in collections.items():
-            metrics.update(outputs[name], TASKS[name].check(batch["targets"][name], outputs[name]))
+        scores = {}
+        for (protocol, name), metrics in collections.items():
+            target = TASKS[name].check(batch["targets"][name], outputs[name])
+            if protocol == "standard":
+                scores[name] = update_by_image(metrics, outputs[name], target)
+            else:
+                metrics.update(outputs[name], target)
+        images.update(batch, scores)
     found = {}
     for key, metrics in collections.items():
         found[key] = {f"value {name}": value for name, value in metrics.compute().items()}

@@ -7,15 +7,21 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from torch import distributed
+from torch.utils.data import IterableDataset
 
 from taskformer.callbacks.run_folder import data_module, is_fitting, run_folder
 from taskformer.errors import ConfigError, DatasetNotFoundError
+from taskformer.evaluation.benchmark.cost import Cost
+from taskformer.evaluation.benchmark.subjects import deployed_cost
 from taskformer.evaluation.constant import ConstantPredictor
 from taskformer.evaluation.per_image import ImageScores, write_rows
 from taskformer.evaluation.references import training_references, validation_images
 from taskformer.evaluation.report import PER_IMAGE, make_report, write_metrics
 from taskformer.files import write_json
 from taskformer.modules.base import Batch, MultiTaskModule, Results
+
+#: Test sets of so many images are only scored one by one where that is asked for: the table has twenty lines for each.
+MANY_IMAGES = 5000
 
 
 class ResultsTable(Callback):
@@ -28,8 +34,8 @@ class ResultsTable(Callback):
             to training images and evaluated on the same split: the floor that every model must beat.
         json: Also write the table to this file.
         protocol: How to score: ``standard``, or ``atrc``, ``invpt`` or ``adashare`` to compare with published numbers.
-        per_image: In ``test`` also score every image alone and write ``per_image.csv`` to the run folder, for
-            ``taskformer compare``.
+        per_image: Whether ``test`` also scores every image alone and writes ``per_image.csv`` to the run folder, for
+            ``taskformer compare``; None: of fewer than 5,000 images.
         edge_benchmark: Whether ``test`` scores edges by odsF, oisF and AP. Matching takes a fifth of a second per image
             of 160x128 and several seconds per image of 560x425; ``taskformer evaluate`` does it later in parallel.
         baselines: Folder of single-task references, or one file of it; ``test`` and ``validate`` print delta_m against
@@ -41,7 +47,7 @@ class ResultsTable(Callback):
         constant: bool = False,
         json: str | None = None,
         protocol: str = "standard",
-        per_image: bool = False,
+        per_image: bool | None = None,
         edge_benchmark: bool = True,
         baselines: str = "configs/baselines",
     ) -> None:
@@ -55,9 +61,12 @@ class ResultsTable(Callback):
         self._images = 0
         self._unreadable: list[str] = []
         self._image_scores: ImageScores | None = None
+        self._size: tuple[int, int] | None = None
+        self._cost: Cost | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Choose how the model is scored."""
+        self._size = self._cost = None
         if isinstance(pl_module, MultiTaskModule):
             pl_module.test_stage = "test" if self.edge_benchmark else "val"
             pl_module.protocol = self.protocol
@@ -82,9 +91,10 @@ class ResultsTable(Callback):
             self._constant = ConstantPredictor(
                 pl_module.tasks, training_images, self.protocol, pl_module.test_stage, pl_module.device
             )
-        if self.per_image:
-            loader = trainer.test_dataloaders
-            self._image_scores = ImageScores(pl_module, loader, trainer.global_rank, trainer.world_size)
+        loader = trainer.test_dataloaders
+        pl_module.scores_images = _is_small(loader.dataset) if self.per_image is None else self.per_image
+        if pl_module.scores_images:
+            self._image_scores = ImageScores(loader, trainer.global_rank, trainer.world_size)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
@@ -95,14 +105,14 @@ class ResultsTable(Callback):
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
-        """Score the constant predictor on the batch that the model has just seen, and the images one by one."""
+        """Score the constant predictor on the batch that the model has just seen, and note each image's scores."""
         if not isinstance(pl_module, MultiTaskModule):
             return
         self._count(batch)
         if self._constant:
             self._constant.update(batch["targets"])
         if self._image_scores:
-            self._image_scores.update(outputs, batch)
+            self._image_scores.update(batch, pl_module.image_scores)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather from all processes what was read; an epoch of other images is not compared with single tasks."""
@@ -145,6 +155,8 @@ class ResultsTable(Callback):
     def _count(self, batch: Batch) -> None:
         """Count the images of a batch that could be read, and note the others."""
         self._images += len(batch["image"])
+        if self._size is None and len(batch["image"]):
+            self._size = tuple(batch["image"].shape[-2:])
         self._unreadable += batch.get("unreadable", {}).values()
 
     def _gather(self) -> None:
@@ -167,7 +179,11 @@ class ResultsTable(Callback):
     ) -> None:
         """Print and save the results of a stage; during training they are only saved."""
         folder, data = Path(trainer.default_root_dir), data_module(trainer)
-        report = make_report(module, data, stage, self._images, Path(self.baselines), self._unreadable, constant)
+        if self._cost is None and self._size is not None:  # once: validations of a training have one size
+            self._cost = deployed_cost(module, self._size)
+        report = make_report(
+            module, data, stage, self._images, Path(self.baselines), self._unreadable, constant, self._cost
+        )
         record = report.as_dict() | record
         if not is_fitting(trainer):  # first of all, for saving may fail
             Console().print(report.table())
@@ -179,6 +195,11 @@ class ResultsTable(Callback):
             report.write(folder, module, data)
             gallery = folder / "gallery" / f"{stage}.png"
             Console().print(f"run folder: {folder}\ngallery:    {gallery}", soft_wrap=True)
+
+
+def _is_small(dataset: Any) -> bool:
+    """Whether a test set has so few images that each one's scores are kept; nobody knows of one that is streamed."""
+    return not isinstance(dataset, IterableDataset) and len(dataset) < MANY_IMAGES
 
 
 def why_no_delta_m(trainer: Trainer, module: MultiTaskModule) -> str | None:

@@ -2,58 +2,52 @@
 
 import csv
 import io
-import warnings
 from collections.abc import Iterator, Mapping
 from itertools import count
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, distributed
+from torch import distributed
 from torch.utils.data import IterableDataset
 
 from taskformer.files import write_text
-from taskformer.modules.base import Batch, MultiTaskModule
+from taskformer.metrics.images import ImageResults
+from taskformer.modules.base import Batch
 
 #: Position in the data set, image, task, metric, value.
 Row = tuple[int, str, str, str, float]
 
 
 class ImageScores:
-    """Score images one by one, on every process its own, and bring them together in the data set's order.
+    """Gather the scores of single images, of every process its own, in the data set's order.
 
     Args:
-        module: The model, with its tasks and its protocol.
         loader: The loader of the images.
         rank: Number of this process.
         processes: How many there are.
     """
 
-    def __init__(self, module: MultiTaskModule, loader: Any, rank: int, processes: int) -> None:
-        self.tasks = module.tasks
-        self._metrics = {
-            name: task.metrics(module.protocol, module.test_stage).to(module.device)
-            for name, task in self.tasks.items()
-        }
+    def __init__(self, loader: Any, rank: int, processes: int) -> None:
         self._positions = _positions(loader, rank, processes)
         self._rows: list[Row] = []
 
-    @torch.no_grad()
-    def update(self, outputs: Mapping[str, Tensor], batch: Batch) -> None:
-        """Score the images of a batch, those that could be read."""
+    def update(self, batch: Batch, scores: Mapping[str, ImageResults]) -> None:
+        """Add the images of a batch, those that could be read.
+
+        Args:
+            batch: The batch.
+            scores: The metrics of each of its images by task.
+        """
         unreadable = batch.get("unreadable", {})
         places = [next(self._positions) for _ in range(len(batch["meta"]["id"]) + len(unreadable))]
         positions = [position for place, position in enumerate(places) if place not in unreadable]
         for index, (position, image) in enumerate(zip(positions, batch["meta"]["id"], strict=True)):
-            for name, task in self.tasks.items():
-                output = outputs[name][index : index + 1].float()
-                target = task.check(batch["targets"][name][index : index + 1], output)
-                with warnings.catch_warnings():
-                    # Many an image lacks a task's label, or what is to be found.
-                    warnings.simplefilter("ignore")
-                    scores = self._metrics[name](output, target)  # of this image alone
-                self._rows += [(position, str(image), name, metric, float(value)) for metric, value in scores.items()]
+            self._rows += [
+                (position, str(image), task, metric, value)
+                for task, images in scores.items()
+                for metric, value in images[index].items()
+            ]
 
     def gather(self) -> list[Row]:
         """Return the rows of all processes, which must all call this, in the data set's order."""

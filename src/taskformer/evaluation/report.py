@@ -11,6 +11,7 @@ from rich.table import Table
 
 from taskformer._version import __version__
 from taskformer.errors import ConfigError
+from taskformer.evaluation.benchmark.cost import Cost
 from taskformer.evaluation.environment import git_revision
 from taskformer.evaluation.references import Facts, compare_with_references, run_facts
 from taskformer.evaluation.tables import Scores, latex_table, markdown_classes, markdown_table, screen_table
@@ -33,6 +34,7 @@ class Report:
         facts: What was evaluated, and how, see :func:`~taskformer.evaluation.references.run_facts`.
         unreadable: Identifiers of the images that could not be read and are not scored.
         compared: With which single-task references the model was compared, or why with none.
+        cost: Parameters and multiply-accumulates for one of the images; None where nobody has counted.
     """
 
     stage: str
@@ -40,6 +42,7 @@ class Report:
     facts: Facts
     unreadable: list[str]
     compared: str
+    cost: Cost | None = None
 
     @property
     def title(self) -> str:
@@ -73,7 +76,11 @@ class Report:
             "protocol": self.facts["protocol"],
             "tasks": scores.results,
             "better": senses,
+            "headline": {name: task.headline for name, task in scores.tasks.items()},
+            "units": {name: dict(task.units) for name, task in scores.tasks.items()},
+            "channels": {name: task.channels for name, task in scores.tasks.items()},
         }
+        record |= {"parameters": self.cost.params, "macs": self.cost.macs} if self.cost else {}
         record |= {"unreadable": self.unreadable} if self.unreadable else {}
         record |= {"per_class": scores.per_class} if scores.per_class else {}
         record |= {"constant": scores.constant} if scores.constant else {}
@@ -99,16 +106,21 @@ class Report:
         write_text(folder / "results.tex", latex_table(self.scores))
         write_text(folder / "model_card.md", self._model_card(module, data))
 
+    def _costs(self) -> list[str]:
+        """Say what the network costs, a line each."""
+        if self.cost is None:
+            return []
+        return [f"* Parameters: {self.cost.params / 1e6:.2f} M", f"* MACs: {self.cost.macs / 1e9:.2f} G for one image"]
+
     def _model_card(self, module: MultiTaskModule, data: Any) -> str:
         """Describe the model next to its numbers."""
-        parameters = sum(parameter.numel() for parameter in module.network.parameters())
         settings = {key: value for key, value in module.hparams.items() if key != "tasks"}
         return "\n".join(
             [
                 f"# {type(module).__name__} on {data.name if data else 'unknown data'}",
                 "",
                 f"* Tasks: {', '.join(module.tasks)}",
-                f"* Parameters: {parameters / 1e6:.2f} M",
+                *self._costs(),
                 f"* Settings: {settings}",
                 f"* Training: {module.recipe or 'unknown'}",
                 f"* taskformer {__version__}, git {git_revision() or 'unknown'}",
@@ -130,6 +142,7 @@ def make_report(
     references: Path,
     unreadable: list[str] | None = None,
     constant: Results | None = None,
+    cost: Cost | None = None,
 ) -> Report:
     """Report on the last evaluation of a model.
 
@@ -142,6 +155,7 @@ def make_report(
             and the report says why.
         unreadable: Images that could not be read.
         constant: Metrics of the best constant prediction.
+        cost: What the network costs for one of the images.
     """
     facts, results = run_facts(module, data, stage, images), module.results[stage]
     try:
@@ -150,7 +164,7 @@ def make_report(
     except ConfigError as error:
         improvement, compared = None, f"no delta_m: {error}"
     scores = Scores(module.tasks, results, constant or {}, _class_table(module, stage), improvement)
-    return Report(stage, scores, facts, unreadable or [], compared)
+    return Report(stage, scores, facts, unreadable or [], compared, cost)
 
 
 def _class_table(module: MultiTaskModule, stage: str) -> Results:

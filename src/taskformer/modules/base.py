@@ -17,6 +17,7 @@ from torchmetrics import Metric, MetricCollection
 
 from taskformer.errors import ConfigError, UnknownNameError
 from taskformer.memory import keep_freed_memory
+from taskformer.metrics.images import ImageResults, update_by_image
 from taskformer.modules.balancing import BalancingCallable, FixedWeights
 from taskformer.modules.checkpoints import Checkpointed
 from taskformer.modules.optimisation import (
@@ -96,6 +97,8 @@ class MultiTaskModule(Checkpointed):
         test_stage: ``"val"`` leaves out of ``test`` what takes long, the boundary benchmark of edges; set it before
             ``protocol``.
         per_class: Each class's score in the last evaluation by stage, for the tasks that have classes.
+        scores_images: Whether ``test`` also scores each image alone; set it before.
+        image_scores: Then the metrics of each image of the last batch by task.
         single_task: Headline metric of each task's single-task runs on the validation split, against which
             ``val/delta_m`` is logged; empty: it is not.
     """
@@ -150,6 +153,8 @@ class MultiTaskModule(Checkpointed):
         self.metrics = nn.ModuleDict({stage: self._build_metrics(stage) for stage in ("val", "test")})
         self.results: dict[str, Results] = {}
         self.per_class: dict[str, dict[str, list[float]]] = {}
+        self.scores_images = False
+        self.image_scores: dict[str, ImageResults] = {}
         self.single_task: dict[str, float] = {}
         # Height and width of the training images, kept in checkpoints: photographs are predicted at this scale.
         self.train_size: Tensor
@@ -386,7 +391,11 @@ class MultiTaskModule(Checkpointed):
         self._log_losses(stage, self.compute_losses(outputs, batch["targets"]), len(batch["image"]))
         for name, metrics in self._stage_metrics(stage):
             output = outputs[name].float()
-            metrics.update(output, self.tasks[name].check(batch["targets"][name], output))
+            target = self.tasks[name].check(batch["targets"][name], output)
+            if stage == "test" and self.scores_images:
+                self.image_scores[name] = update_by_image(metrics, output, target)
+            else:
+                metrics.update(output, target)
         return outputs
 
     def _finish(self, stage: str) -> None:

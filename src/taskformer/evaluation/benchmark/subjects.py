@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from taskformer.errors import ConfigError
+from taskformer.evaluation.benchmark.cost import Cost, count
 from taskformer.models.autotaskformer import Architecture, Supernet
 from taskformer.models.autotaskformer.sharing import first_appearance
 from taskformer.modules import MultiTaskModule
@@ -201,6 +202,21 @@ def _network(module: MultiTaskModule, architecture: Architecture | None) -> nn.M
     if isinstance(network, Supernet) and architecture is not None:
         network = network.extract(architecture)
     return deepcopy(network)
+
+
+def deployed_cost(module: MultiTaskModule, size: tuple[int, int]) -> Cost:
+    """Count the network that evaluations score: of a supernet its largest sub-network.
+
+    Args:
+        module: The model, which is left as it is but for its mode, evaluation.
+        size: Height and width of the image.
+    """
+    network = module.network
+    if isinstance(network, Supernet):
+        network = network.extract(network.space.largest())
+    parameter = next(network.parameters())
+    image = torch.zeros(1, 3, *size, dtype=parameter.dtype, device=parameter.device)
+    return count(network, image)["total"]
 
 
 def alike(count: int, spec: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
