@@ -82,7 +82,7 @@ def export(
         msg = f"the images' size is {size[0]}x{size[1]}; give their height and width with --size"
         raise ConfigError(msg)
     module = load(model)
-    network = _network(module, architecture)
+    network = plain_network(module, architecture)
     shapes = _shapes(module, size)
     tasks = list(module.tasks)
     with replacing(out) as temporary, _explained(size):
@@ -98,8 +98,16 @@ def export(
     return Exported(out, tasks, size, difference)
 
 
-def _network(module: MultiTaskModule, architecture: str | None) -> nn.Module:
-    """Return what is exported: of a supernet one plain sub-network."""
+def plain_network(module: MultiTaskModule, architecture: str | None = None) -> nn.Module:
+    """Return a model's network as it is used: of a supernet one plain sub-network.
+
+    Args:
+        module: The model.
+        architecture: JSON file of a supernet's sub-network, or its text; None: the largest.
+
+    Raises:
+        ConfigError: If an architecture is given for a model that has none to choose, or it does not fit.
+    """
     if isinstance(module.network, Supernet):
         space = module.network.space
         chosen = space.largest() if architecture is None else Architecture.read(architecture, len(module.tasks))

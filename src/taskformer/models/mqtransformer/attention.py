@@ -11,6 +11,9 @@ attend to queries. Both are :class:`Attention`, the plain form for queries among
 * What is constant along the keys drops out of a softmax: keys need no bias. Attention weights sum to one: a bias of the
   values passes through unchanged.
 
+No forward pass forms the weights of its attention in full. Each class's ``weights`` computes them, of the same
+arguments, for whoever looks inside.
+
 Notation of the shape comments: B images, N queries, L tokens, C channels, h heads of d channels.
 """
 
@@ -24,6 +27,12 @@ from torch.nn import functional as F
 def normalise(tokens: Tensor) -> Tensor:
     """Bring each token ``(..., C)`` to mean 0 and variance 1: a layer norm without scale and shift."""
     return F.layer_norm(tokens, tokens.shape[-1:])
+
+
+def attention_weights(q: Tensor, k: Tensor) -> Tensor:
+    """Return how much each query ``(B, h, N, d)`` reads of each key ``(B, h, L, d)``: ``(B, h, N, L)``."""
+    scores: Tensor = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+    return scores.softmax(-1)
 
 
 class MultiHead(nn.Module):
@@ -87,6 +96,12 @@ class Attention(MultiHead):
         v = self._heads(self.to_v(self.norm_v(memory)))
         return self._joined(F.scaled_dot_product_attention(q, k, v))
 
+    def weights(self, query: Tensor, memory: Tensor) -> Tensor:
+        """Return how much each query reads of each entry of the memory: ``(B, h, N, M)``."""
+        return attention_weights(
+            self._heads(self.to_q(self.norm_q(query))), self._heads(self.to_k(self.norm_k(memory)))
+        )
+
 
 class Gathering(MultiHead):
     """Queries ``(B, N, C)`` attend to normalised tokens ``(B, L, C)``."""
@@ -103,6 +118,11 @@ class Gathering(MultiHead):
         weights = (scaled.flatten(1, 2) @ tokens.transpose(1, 2)).softmax(-1)  # (B, h*N, L)
         seen = (weights @ tokens).unflatten(1, (self.num_heads, -1))  # (B, h, N, C)
         return self._joined(seen @ self._per_head(values).transpose(1, 2) + shift.view(self.num_heads, 1, -1))
+
+    def weights(self, queries: Tensor, tokens: Tensor) -> Tensor:
+        """Return how much each query gathers from each token: ``(B, h, N, L)``."""
+        q = self._heads(self.to_q(self.norm_q(queries)))
+        return attention_weights(q, self._heads(F.linear(tokens, self.to_k.weight * self.norm_k.weight)))
 
 
 class Memory(NamedTuple):
@@ -154,3 +174,9 @@ class Reading(MultiHead):
         scores = torch.baddbmm(memory.shift, tokens, memory.keys.transpose(1, 2))  # (B, L, h*N)
         weights = scores.unflatten(-1, (self.num_heads, -1)).softmax(-1).flatten(2)
         return torch.baddbmm(residual, weights, memory.values)
+
+    def weights(self, tokens: Tensor, queries: Tensor, key_pos: Tensor) -> Tensor:
+        """Return how much each normalised token reads of each query at its position: ``(B, h, L, N)``."""
+        weight = self.to_q.weight
+        q = self._heads(F.linear(tokens, weight * self.norm_q.weight, weight @ self.norm_q.bias))
+        return attention_weights(q, self._heads(self.to_k(self.norm_k(queries + key_pos))))

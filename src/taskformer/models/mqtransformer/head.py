@@ -40,7 +40,14 @@ from torch.utils.checkpoint import checkpoint
 from taskformer.errors import ConfigError, require
 from taskformer.models.decoders import register_decoder
 from taskformer.models.layers import TaskPredictor, TaskProjection, after, resize_rows, stochastic_depth
-from taskformer.models.mqtransformer.attention import Attention, Gathering, Memory, Reading, normalise
+from taskformer.models.mqtransformer.attention import (
+    Attention,
+    Gathering,
+    Memory,
+    Reading,
+    attention_weights,
+    normalise,
+)
 
 CrossAttention = Literal["separate", "joint", "none"]
 Merge = Literal["sum", "concat"]
@@ -459,6 +466,10 @@ class SelfAttention(nn.Module):
         result: Tensor = queries + self.drop_path(self.mlp(queries))
         return result
 
+    def weights(self, queries: Tensor) -> Tensor:
+        """Return how much each query reads of each other: ``(B, h, M, M)``."""
+        return self.attention.weights(queries, queries)
+
 
 class ReleasedSelfAttention(nn.Module):
     """The layer of the released program: attention without a norm before it, two norms before the MLP."""
@@ -477,12 +488,20 @@ class ReleasedSelfAttention(nn.Module):
 
     def forward(self, queries: Tensor) -> Tensor:
         """Let all queries of a set attend to each other."""
-        projected = (to(queries) for to in (self.to_q, self.to_k, self.to_v))
-        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in projected)  # (B, h, M, d)
+        q, k, v = (self._heads(to(queries)) for to in (self.to_q, self.to_k, self.to_v))
         attended = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
         queries = queries + self.drop_path(self.out(attended.transpose(1, 2).flatten(2)))
         result: Tensor = queries + self.drop_path(self.mlp(self.norm(queries)))
         return result
+
+    def weights(self, queries: Tensor) -> Tensor:
+        """Return how much each query reads of each other: ``(B, h, M, M)``."""
+        return attention_weights(self._heads(self.to_q(queries)), self._heads(self.to_k(queries)))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """Split ``(B, M, C)`` into heads ``(B, h, M, d)``."""
+        heads: Tensor = x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return heads
 
 
 class MLP(nn.Sequential):
