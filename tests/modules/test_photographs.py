@@ -13,6 +13,7 @@ from taskformer.cli import main
 from taskformer.errors import InvalidImageError
 from taskformer.modules import photographs, prediction
 from taskformer.modules.photographs import find_images, predict, result_names
+from taskformer.tasks.sheets import HEADER, LINE
 
 RNG = np.random.default_rng(0)
 
@@ -182,8 +183,8 @@ def test_the_overview_does_not_grow_with_the_photographs(checkpoint, tmp_path, m
         photo(tmp_path / "photos" / f"{number}.png", 300 if number == 1 else 24, 8 if number == 1 else 32)
     done = predict(str(checkpoint), [str(tmp_path / "photos")], tmp_path / "out", raw=False)
     with Image.open(tmp_path / "out/overview.png") as sheet:
-        # A heading, two pictures of 240 x 180, and one that is too high.
-        assert sheet.size == (3 * 242 - 2, 16 + 2 * 182 + 482)
+        # A heading, two pictures of 240 x 180, and one that is too high; a line of legend for each of two tasks.
+        assert sheet.size == (3 * 242 - 2, HEADER + 2 * 182 + 482 + 2 * LINE)
     assert "overview.png shows the first 3" in done.summary()
     assert len(list((tmp_path / "out/depth").iterdir())) == 5
     assert not (tmp_path / "out/raw").exists()

@@ -4,8 +4,32 @@ import itertools
 
 import numpy as np
 import pytest
+from skimage.color import deltaE_ciede2000, rgb2lab
 
 from taskformer.tasks import colors
+
+#: What is seen of linear RGB without red, green or blue cones: Machado, Oliveira and Fernandes (2009), table 1.
+EYES = {
+    "all cones": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "no red": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "no green": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "no blue": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+def least_difference(palette, eyes):
+    """Smallest CIEDE2000 difference of two colours to these eyes; 2 can just be told apart side by side."""
+    shares = np.asarray(palette) / 255
+    linear = np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ np.transpose(EYES[eyes]), 0, 1)
+    lab = rgb2lab(np.where(seen <= 0.0031308, 12.92 * seen, 1.055 * seen ** (1 / 2.4) - 0.055)[None])[0]
+    return min(deltaE_ciede2000(a, b) for a, b in itertools.combinations(lab, 2))
+
+
+@pytest.mark.parametrize("eyes", EYES)
+def test_colour_blind_people_tell_the_first_colours_apart(eyes):
+    assert least_difference(colors.distinct_colors(7), eyes) > 10
+    assert least_difference([*colors.distinct_colors(21), colors.INVALID_COLOR], eyes) > 9
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 21, 40, 255])

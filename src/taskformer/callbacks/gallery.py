@@ -8,14 +8,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from taskformer.callbacks.run_folder import is_fitting, run_folder
 from taskformer.callbacks.trackers import trackers
 from taskformer.errors import require
-from taskformer.evaluation.gallery import DrawnSample, draw_sample
+from taskformer.evaluation.gallery import draw_sample, gallery_sheet
 from taskformer.files import replacing
 from taskformer.modules.base import MultiTaskModule
-from taskformer.tasks.colors import Picture, contact_sheet
 
 
 class Gallery(Callback):
-    """Draw a few fixed images with target and prediction of every task to ``gallery/*.png`` in the run folder.
+    """Draw a few fixed images with target, prediction and score of every task to ``gallery/*.png`` in the run folder.
 
     >>> trainer = Trainer(callbacks=[Gallery(images=4)], accelerator="cpu", logger=False)
 
@@ -25,7 +24,7 @@ class Gallery(Callback):
         width: Width in pixels at which each picture is drawn.
     """
 
-    def __init__(self, images: int = 6, every_n_epochs: int = 5, width: int = 160) -> None:
+    def __init__(self, images: int = 6, every_n_epochs: int = 5, width: int = 200) -> None:
         require("[1, inf)", images=images, width=width)
         require("[0, inf)", every_n_epochs=every_n_epochs)
         self.images = images
@@ -56,17 +55,9 @@ class Gallery(Callback):
         drawn = [draw_sample(module, sample) for sample in samples if "image" in sample]
         if not drawn:  # none of them could be read
             return
-        headings = ["image", *(heading for task in drawn[0].panels for heading in (f"{task}: target", "prediction"))]
-        sheet = contact_sheet(headings, [_row(sample) for sample in drawn], self.width)
         path = folder / "gallery" / f"{name}.png"
         with replacing(path) as temporary:
-            sheet.save(temporary)
+            gallery_sheet(drawn, self.width).save(temporary)
         if is_fitting(trainer):  # a test's table of images has its pictures
             for tracker in trackers(trainer.loggers):
                 tracker.gallery("gallery", drawn, trainer.current_epoch)
-
-
-def _row(sample: DrawnSample) -> list[Picture]:
-    """List the pictures of a sample: the image, then target and prediction of each task."""
-    panels = sample.panels.values()
-    return [sample.image, *(x for panel in panels for x in (panel.target_picture, panel.prediction_picture))]

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from taskformer.data.datamodules.base import MultiTaskDataModule
 from taskformer.data.datasets.base import IMAGE, Sample
@@ -15,10 +16,14 @@ from taskformer.errors import ConfigError
 from taskformer.files import replacing
 from taskformer.normalisation import denormalise
 from taskformer.tasks import Task, build_tasks
-from taskformer.tasks.colors import INVALID_COLOR, Picture, contact_sheet, unit_to_byte
+from taskformer.tasks.colors import INVALID_COLOR, Picture, unit_to_byte
+from taskformer.tasks.sheets import contact_sheet
 
 if TYPE_CHECKING:
     from taskformer.data.transforms import Transform
+
+#: An image ``(H, W, 3)`` and its maps by task, channels first.
+Drawn: TypeAlias = tuple[Picture, dict[str, NDArray[Any]]]
 
 
 def preview(
@@ -55,13 +60,17 @@ def preview(
     built = build_tasks(module.task_specs)
     module.train_transforms = module.train_transforms or _example_transforms(built)
     raw, augmented = module.dataset(split, built, None), module.training_dataset(split)
-    rows, captions = [], []
+    samples: list[Drawn] = []
+    captions = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for index in spread(len(raw), count):
-            rows += [_draw_raw(built, raw.raw(index)), _draw_augmented(built, augmented[index])]
-            captions += [str(raw.ids[index]), "augmented"]
-    sheet = contact_sheet([IMAGE, *built], rows, width, captions)
+            samples += [_raw(built, raw.raw(index)), _augmented(augmented[index])]
+            captions += [[str(raw.ids[index])], ["augmented"]]
+    rows = [[image, *_pictures(built, image, maps)] for image, maps in samples]
+    shown = {name: [maps[name] for _, maps in samples if name in maps] for name in built}
+    legends = {name: task.legend(*shown[name]) for name, task in built.items()}
+    sheet = contact_sheet([IMAGE, *built], rows, width, captions, legends)
     with replacing(out) as temporary:
         sheet.save(temporary, format="PNG")
     return out
@@ -76,17 +85,19 @@ def _example_transforms(tasks: Mapping[str, Task]) -> "list[Transform]":
     return [*([] if about_camera else moves), PhotoMetricDistortion()]
 
 
-def _draw_raw(tasks: Mapping[str, Task], sample: Sample) -> list[Picture]:
-    """Draw the image and its targets as they are on disk; a missing target is dark."""
+def _raw(tasks: Mapping[str, Task], sample: Sample) -> Drawn:
+    """Return the image and its targets as they are on disk."""
     targets = {name: target for name, target in sample["targets"].items() if not tasks[name].misfit(target)}
-    channels_first = {name: np.moveaxis(map_, -1, 0) if map_.ndim == 3 else map_ for name, map_ in targets.items()}
-    blank = np.full_like(sample[IMAGE], INVALID_COLOR)
-    pictures = (task.colorize(channels_first[name]) if name in targets else blank for name, task in tasks.items())
-    return [sample[IMAGE], *pictures]
+    return sample[IMAGE], {name: np.moveaxis(map_, -1, 0) if map_.ndim == 3 else map_ for name, map_ in targets.items()}
 
 
-def _draw_augmented(tasks: Mapping[str, Task], sample: Sample) -> list[Picture]:
-    """Draw the tensors that training gets."""
+def _augmented(sample: Sample) -> Drawn:
+    """Return the tensors that training gets."""
     image = denormalise(sample[IMAGE]).permute(1, 2, 0).numpy()
-    pictures = (task.colorize(sample["targets"][name].numpy()) for name, task in tasks.items())
-    return [unit_to_byte(image), *pictures]
+    return unit_to_byte(image), {name: target.numpy() for name, target in sample["targets"].items()}
+
+
+def _pictures(tasks: Mapping[str, Task], image: Picture, maps: Mapping[str, NDArray[Any]]) -> list[Picture]:
+    """Draw the map of each task; one that is missing is dark."""
+    blank = np.full_like(image, INVALID_COLOR)
+    return [task.colorize(maps[name]) if name in maps else blank for name, task in tasks.items()]

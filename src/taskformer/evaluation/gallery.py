@@ -1,19 +1,22 @@
 """What a network sees, should see and predicts: maps, pictures and scores of single images."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from taskformer.metrics.units import shown
 from taskformer.modules.base import MultiTaskModule
 from taskformer.normalisation import denormalise
 from taskformer.tasks import Task
-from taskformer.tasks.colors import Picture, unit_to_byte
+from taskformer.tasks.colors import Picture, Swatch, unit_to_byte
+from taskformer.tasks.sheets import Row, contact_sheet
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,33 @@ def draw_sample(module: MultiTaskModule, sample: dict[str, Any]) -> DrawnSample:
         if task.geometry != "image"
     }
     return DrawnSample(str(sample["meta"]["id"]), picture_of(image), panels)
+
+
+def gallery_sheet(samples: Sequence[DrawnSample], width: int = 200) -> Image.Image:
+    """Draw samples below each other, each with its targets above its predictions and their scores, and legends.
+
+    Args:
+        samples: At least one.
+        width: Width in pixels at which each picture is drawn.
+
+    Returns:
+        The sheet.
+    """
+    rows: list[Row] = []
+    captions = []
+    for sample in samples:
+        panels = sample.panels.values()
+        rows += [[sample.image, *(panel.target_picture for panel in panels)]]
+        rows += [[None, *(panel.prediction_picture for panel in panels)]]
+        said = [", ".join(filter(None, ("prediction", panel.caption))) for panel in panels]
+        captions += [["", *("target" for _ in panels)], [sample.name, *said]]
+    legends = {name: _legend([sample.panels[name] for sample in samples]) for name in samples[0].panels}
+    return contact_sheet(["image", *legends], rows, width, captions, legends)
+
+
+def _legend(panels: Sequence[Panel]) -> list[Swatch]:
+    """Say what the colours of a task's panels mean."""
+    return panels[0].task.legend(*(map_ for panel in panels for map_ in (panel.target, panel.prediction)))
 
 
 def picture_of(image: Tensor) -> Picture:

@@ -21,7 +21,8 @@ from taskformer.files import replacing
 from taskformer.modules.loading import load
 from taskformer.pictures import IMAGE_SUFFIXES, read_picture
 from taskformer.tasks import Task
-from taskformer.tasks.colors import contact_sheet
+from taskformer.tasks.colors import Picture
+from taskformer.tasks.sheets import contact_sheet
 
 #: Rows, width and largest height of the pictures in the overview, in pixels.
 ROWS, WIDTH, MAX_HEIGHT = 20, 240, 480
@@ -63,7 +64,8 @@ def predict(
     """Predict every task for photographs, one at a time; each is seen at the scale the model was trained at.
 
     Writes ``out/TASK/NAME.png`` (colours), ``out/raw/TASK/NAME.npy`` (class ids, metres, unit vectors, ...) and
-    ``out/overview.png`` (the first ones side by side). A photograph that cannot be read is named on standard error.
+    ``out/overview.png``: the first ones side by side, with what the colours mean. A photograph that cannot be read is
+    named on standard error.
 
     Args:
         model: Run folder or checkpoint file.
@@ -85,7 +87,7 @@ def predict(
     module = load(model, map_location=device)
     tasks = {name: task for name, task in module.tasks.items() if task.geometry != "image"}
     done = Predicted(out, list(module.tasks), files)
-    rows: list[list[NDArray[np.uint8]]] = []
+    overview = _Overview(tasks)
     for name, file in track(files.items(), description="predict", console=Console(stderr=True)):
         try:
             pixels = read_picture(file)
@@ -94,19 +96,44 @@ def predict(
             sys.stderr.write(f"taskformer: {error}\n")
             continue
         maps = module.predict_image(pixels)
-        row = [pixels, *_write(out, name, tasks, maps, raw)]
-        if len(rows) < ROWS:
-            rows.append([_thumbnail(picture) for picture in row])
-    if rows:
-        with replacing(out / "overview.png") as temporary:
-            contact_sheet(["image", *tasks], rows, width=WIDTH).save(temporary)
+        overview.add(name, pixels, _write(out, name, tasks, maps, raw), maps)
+    overview.save(out / "overview.png")
     done.seconds = time.monotonic() - start
     return done
 
 
+class _Overview:
+    """The first photographs, their pictures below each other, and what their colours mean."""
+
+    def __init__(self, tasks: Mapping[str, Task]) -> None:
+        self.tasks = tasks
+        self.rows: list[list[Picture]] = []
+        self.captions: list[list[str]] = []
+        self.maps: dict[str, list[NDArray[Any]]] = {name: [] for name in tasks}
+
+    def add(
+        self, name: str, photograph: Picture, pictures: Sequence[Picture], maps: Mapping[str, NDArray[Any]]
+    ) -> None:
+        """Take a photograph up, while there is room."""
+        if len(self.rows) == ROWS:
+            return
+        self.rows.append([_thumbnail(picture) for picture in (photograph, *pictures)])
+        self.captions.append([name])
+        for task, kept in self.maps.items():
+            kept.append(_thinned(maps[task]))
+
+    def save(self, path: Path) -> None:
+        """Write the picture, if there is any photograph."""
+        if not self.rows:
+            return
+        legends = {name: task.legend(*self.maps[name]) for name, task in self.tasks.items()}
+        with replacing(path) as temporary:
+            contact_sheet(["image", *self.tasks], self.rows, WIDTH, self.captions, legends).save(temporary)
+
+
 def _write(
     out: Path, name: str, tasks: Mapping[str, Task], maps: Mapping[str, NDArray[Any]], raw: bool
-) -> list[NDArray[np.uint8]]:
+) -> list[Picture]:
     """Write the results of one photograph; returns the pictures of the tasks."""
     pictures = {task_name: task.colorize(maps[task_name]) for task_name, task in tasks.items()}
     for task_name, picture in pictures.items():
@@ -116,10 +143,16 @@ def _write(
     return list(pictures.values())
 
 
-def _thumbnail(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _thumbnail(picture: Picture) -> Picture:
     """Shrink a picture to the overview's size; very high ones get borders."""
     height = min(max(1, round(WIDTH * picture.shape[0] / picture.shape[1])), MAX_HEIGHT)
     return np.asarray(ImageOps.pad(Image.fromarray(picture), (WIDTH, height), Image.Resampling.BILINEAR, "white"))
+
+
+def _thinned(values: NDArray[Any]) -> NDArray[Any]:
+    """Keep about as many pixels of a map as the overview shows."""
+    step = max(1, values.shape[-1] // WIDTH)
+    return values[..., ::step, ::step].copy()
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:

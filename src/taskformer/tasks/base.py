@@ -15,6 +15,7 @@ from taskformer.errors import InvalidTargetError, UnknownNameError
 from taskformer.metrics.protocols import PROTOCOLS as _PROTOCOLS
 from taskformer.metrics.protocols import Protocol
 from taskformer.metrics.units import SHARE
+from taskformer.tasks.colors import INVALID_COLOR, Swatch, swatch
 
 #: How the values of a map change when the image is flipped, rotated or zoomed: class ids, plain values and lines keep
 #: theirs, depth is divided by the zoom, inverse depth multiplied, vectors turn with the image. Lines can be thickened
@@ -225,6 +226,24 @@ class Task(ABC):
     @abstractmethod
     def colorize(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         """Draw a decoded map or target, ``(H, W)`` or ``(C, H, W)``, as RGB ``(H, W, 3)``; invalid pixels are dark."""
+
+    def legend(self, *maps: NDArray[Any]) -> list[Swatch]:
+        """Say what the colours of :meth:`colorize` mean.
+
+        Args:
+            maps: The maps that were drawn; of the classes only those that they show are listed, without maps all.
+
+        Returns:
+            A colour for each class, or a scale with its ends' values, and the dark of pixels without a label if the
+            maps have any; empty where colours mean nothing by themselves.
+        """
+        unknown = any((map_ == IGNORE_INDEX if map_.dtype.kind in "iu" else np.isnan(map_)).any() for map_ in maps)
+        return [*self._swatches(maps), *([swatch(INVALID_COLOR, "no label")] if unknown else [])]
+
+    def _swatches(self, maps: Sequence[NDArray[Any]]) -> list[Swatch]:
+        """List what the colours of valid pixels in these maps mean; nothing by default."""
+        del maps
+        return []
 
     @abstractmethod
     def constant(self, targets: list[Tensor]) -> Tensor:

@@ -1,12 +1,11 @@
-"""Colours of label maps, values and normals, and sheets of pictures."""
+"""Colours of label maps, values and normals, and what they mean."""
 
 import colorsys
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
 #: An image ``(H, W, 3)``.
 Picture: TypeAlias = NDArray[np.uint8]
@@ -16,17 +15,42 @@ INVALID_COLOR = (20, 20, 40)
 
 #: Height of a picture of bars, in pixels.
 BAR_HEIGHT = 64
-#: Height of a sheet's headings and width of the lines between its pictures, in pixels.
-HEADER, GAP = 16, 2
+#: Colours that differ as much as can be, also for people who see no red, no green or no blue: Okabe and Ito's first,
+#: then each the farthest (CIEDE2000) from those before it and from :data:`INVALID_COLOR` for the eyes that tell them
+#: apart worst, as Machado, Oliveira and Fernandes (2009) simulate them.
+PALETTE = (
+    *((86, 180, 233), (230, 159, 0), (0, 158, 115), (204, 121, 167), (240, 228, 66), (213, 94, 0), (0, 114, 178)),
+    *((120, 0, 0), (240, 255, 255), (0, 40, 160), (120, 80, 80), (160, 255, 200), (200, 200, 200), (0, 0, 255)),
+    *((160, 200, 120), (120, 120, 255), (200, 0, 0), (120, 40, 80), (240, 200, 240), (255, 255, 160), (80, 80, 120)),
+)
 
 _GOLDEN_RATIO = 0.618033988749895
 
 
-def distinct_colors(count: int) -> NDArray[np.uint8]:
-    """Make bright colours that differ from each other and from :data:`INVALID_COLOR`.
+class Swatch(NamedTuple):
+    """An entry of a legend: a colour and what it means, or a scale of colours and what its two ends mean.
 
-    Hues walk by the golden ratio, so that colours of neighbouring ids are far apart; brightness and saturation
-    change too. The first colours do not depend on the count.
+    Attributes:
+        colors: The colour ``(1, 1, 3)``, or the scale ``(1, N, 3)``.
+        meaning: What the colour means, or the scale's last.
+        start: What the scale's first colour means; empty for a single colour.
+    """
+
+    colors: Picture
+    meaning: str
+    start: str = ""
+
+
+def swatch(color: Sequence[int] | NDArray[Any], meaning: str) -> Swatch:
+    """Make the legend's entry of one RGB colour."""
+    return Swatch(np.array(color, dtype=np.uint8).reshape(1, 1, 3), meaning)
+
+
+def distinct_colors(count: int) -> NDArray[np.uint8]:
+    """Make colours that differ from each other and from :data:`INVALID_COLOR`.
+
+    The first are :data:`PALETTE`'s. Beyond them hues walk by the golden ratio, so that colours of neighbouring ids are
+    far apart, and brightness and saturation change too. The first colours do not depend on the count.
 
     Args:
         count: Number of colours.
@@ -34,13 +58,14 @@ def distinct_colors(count: int) -> NDArray[np.uint8]:
     Returns:
         RGB colours ``(count, 3)``.
     """
-    colors = []
-    for index in range(count):
+    colors = [*PALETTE[:count]]
+    for index in range(len(PALETTE), count):
         hue = (0.6 + index * _GOLDEN_RATIO) % 1
         value = (1.0, 0.75, 0.5)[index % 3]
         saturation = (0.55, 0.9)[index // 3 % 2]
-        colors.append(colorsys.hsv_to_rgb(hue, saturation, value))
-    return np.asarray(np.round(np.array(colors).reshape(count, 3) * 255), dtype=np.uint8)
+        red, green, blue = (round(255 * share) for share in colorsys.hsv_to_rgb(hue, saturation, value))
+        colors.append((red, green, blue))
+    return np.array(colors, dtype=np.uint8).reshape(count, 3)
 
 
 def color_scale(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
@@ -60,6 +85,11 @@ def color_scale(values: NDArray[Any], low: float, high: float) -> NDArray[np.uin
     levels = unit_to_byte((values.astype(np.float64) - low) / (high - low))
     colors = cv2.applyColorMap(np.ascontiguousarray(levels), cv2.COLORMAP_VIRIDIS)
     return darken_invalid(np.ascontiguousarray(colors[..., ::-1]), np.isfinite(values))
+
+
+def scale_colors() -> Picture:
+    """Return all colours of :func:`color_scale` from low to high ``(1, 256, 3)``."""
+    return color_scale(np.arange(256)[None], 0, 255)
 
 
 def gray_scale(values: NDArray[Any]) -> NDArray[np.uint8]:
@@ -89,33 +119,3 @@ def unit_to_byte(values: NDArray[Any]) -> NDArray[np.uint8]:
     """Map [0, 1] to 0..255, clipping what lies outside; values that are not finite become 0."""
     finite = np.where(np.isfinite(values), values, 0)
     return np.asarray(np.round(np.clip(finite, 0, 1) * 255), dtype=np.uint8)
-
-
-def contact_sheet(
-    headings: Sequence[str], rows: Sequence[Sequence[Picture]], width: int, captions: Sequence[str] = ()
-) -> Image.Image:
-    """Lay pictures out in rows and columns of one width.
-
-    Args:
-        headings: The heading of each column.
-        rows: The pictures; the first of a row gives the height of all.
-        width: Width of each picture in pixels.
-        captions: The caption in the first picture of each row; none by default.
-
-    Returns:
-        The sheet.
-    """
-    heights = [round(width * row[0].shape[0] / row[0].shape[1]) for row in rows]
-    sheet = Image.new("RGB", ((width + GAP) * len(headings) - GAP, HEADER + sum(heights) + GAP * len(rows)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, heading in enumerate(headings):
-        draw.text((column * (width + GAP) + 3, 2), heading, fill="black")
-    top = HEADER
-    for number, (row, height) in enumerate(zip(rows, heights, strict=True)):
-        for column, picture in enumerate(row):
-            tile = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
-            if captions and column == 0:
-                ImageDraw.Draw(tile).text((3, 2), captions[number], fill="white", stroke_width=1, stroke_fill="black")
-            sheet.paste(tile, (column * (width + GAP), top))
-        top += height + GAP
-    return sheet

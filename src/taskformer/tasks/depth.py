@@ -1,6 +1,6 @@
 """Depth and inverse depth."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +13,7 @@ from taskformer.errors import ConfigError
 from taskformer.metrics.depth import DepthErrors
 from taskformer.metrics.protocols import Protocol
 from taskformer.tasks.base import Geometry, Stage
-from taskformer.tasks.colors import color_scale
+from taskformer.tasks.colors import Swatch, color_scale, scale_colors
 from taskformer.tasks.losses import l1
 from taskformer.tasks.registry import register
 from taskformer.tasks.value_map import ValueMapTask, medians
@@ -76,6 +76,9 @@ class Depth(ValueMapTask):
         """Draw depth in metres from yellow (near) to purple (``max_depth`` and beyond), the same range for all maps."""
         return color_scale(self._plane(values), self.max_depth, 0.0)
 
+    def _swatches(self, maps: Sequence[NDArray[Any]]) -> list[Swatch]:
+        return [Swatch(scale_colors()[:, ::-1], f"{self.max_depth:g} m or more", start="0 m")]
+
     def constant(self, targets: list[Tensor]) -> Tensor:
         """Return the mean depth ``(1,)``, which minimises the RMSE."""
         values = self.values(targets)
@@ -136,6 +139,10 @@ class InverseDepth(ValueMapTask):
     def colorize(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         """Draw inverse depth from yellow (``max_inverse_depth`` and nearer) to purple (infinitely far)."""
         return color_scale(self._plane(values), 0.0, self.max_inverse_depth)
+
+    def _swatches(self, maps: Sequence[NDArray[Any]]) -> list[Swatch]:
+        unit = f" {self.units[self.headline]}".rstrip()
+        return [Swatch(scale_colors(), f"{self.max_inverse_depth:g}{unit} or more", start=f"0{unit}")]
 
     def constant(self, targets: list[Tensor]) -> Tensor:
         """Return the median ``(1,)``, which minimises the mean absolute error."""

@@ -13,7 +13,7 @@ from taskformer.errors import ConfigError
 from taskformer.metrics.edges import EdgeScores, TolerantFMeasure
 from taskformer.metrics.protocols import Protocol
 from taskformer.tasks.base import IGNORE_INDEX, Geometry, Stage
-from taskformer.tasks.colors import gray_scale
+from taskformer.tasks.colors import Swatch, gray_scale
 from taskformer.tasks.losses import binary_kl_divergence, edge_cross_entropy
 from taskformer.tasks.probabilities import logits_of, probability_bytes
 from taskformer.tasks.registry import register
@@ -109,6 +109,9 @@ class Edges(ValueMapTask):
     def colorize(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         """Draw probabilities or edges in [0, 1] in white on black."""
         return gray_scale(self._plane(values))
+
+    def _swatches(self, maps: Sequence[NDArray[Any]]) -> list[Swatch]:
+        return [Swatch(gray_scale(np.linspace(0, 1, 256)[None]), "certain edge", start="none")]
 
     def constant(self, targets: list[Tensor]) -> Tensor:
         """Return the logit ``(1,)`` of the share of edge pixels."""

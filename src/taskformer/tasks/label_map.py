@@ -11,11 +11,13 @@ from torch.nn import functional as F
 
 from taskformer.errors import ConfigError, InvalidTargetError
 from taskformer.tasks.base import IGNORE_INDEX, ClassCounts, Geometry, Task
-from taskformer.tasks.colors import INVALID_COLOR, distinct_colors
+from taskformer.tasks.colors import INVALID_COLOR, Swatch, distinct_colors, swatch
 from taskformer.tasks.losses import kl_divergence
 
 #: Difference between the best and the other logits of a constant prediction.
 MARGIN = 10.0
+#: Colour of what is none of the things that a task is about.
+BACKGROUND_COLOR = (60, 60, 60)
 
 
 def class_names(task: str, classes: Sequence[object]) -> list[str]:
@@ -116,6 +118,11 @@ class LabelMapTask(Task):
         image = np.full((*labels.shape, 3), INVALID_COLOR, dtype=np.uint8)
         image[known] = self.colors[labels[known].astype(np.int64)]
         return image
+
+    def _swatches(self, maps: Sequence[NDArray[Any]]) -> list[Swatch]:
+        shown = np.unique(np.concatenate([map_.ravel() for map_ in maps])) if maps else np.arange(self.channels)
+        names = enumerate(zip(self.colors, self.classes, strict=True))
+        return [swatch(color, name) for k, (color, name) in names if k in shown]
 
     def constant(self, targets: list[Tensor]) -> Tensor:
         """Return logits ``(channels,)`` of the most frequent class."""

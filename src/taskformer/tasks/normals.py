@@ -1,6 +1,6 @@
 """Surface normals."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -14,13 +14,15 @@ from taskformer.errors import InvalidTargetError, UnknownNameError
 from taskformer.metrics.normals import AngularError, unit_vectors
 from taskformer.metrics.protocols import Protocol
 from taskformer.tasks.base import Geometry, Stage
-from taskformer.tasks.colors import normal_colors
+from taskformer.tasks.colors import Swatch, normal_colors, swatch
 from taskformer.tasks.losses import cosine_distance, normals_cosine, normals_l1
 from taskformer.tasks.registry import register
 from taskformer.tasks.value_map import ValueMapTask
 
 #: How normals are compared in training: the distance of their components, or one minus the cosine of their angle.
 NormalsLoss: TypeAlias = Literal["l1", "cosine"]
+#: Where surfaces face whose colours a legend shows.
+DIRECTIONS = {"left": (-1, 0, 0), "right": (1, 0, 0), "up": (0, -1, 0), "down": (0, 1, 0), "the camera": (0, 0, -1)}
 
 
 @register("normals")
@@ -101,6 +103,9 @@ class Normals(ValueMapTask):
             message = f"task {self.name!r} draws vectors (3, H, W), got {values.shape}"
             raise InvalidTargetError(message)
         return normal_colors(values)
+
+    def _swatches(self, maps: Sequence[NDArray[Any]]) -> list[Swatch]:
+        return [swatch(normal_colors(np.array(v).reshape(3, 1, 1)), f"faces {name}") for name, v in DIRECTIONS.items()]
 
     def constant(self, targets: list[Tensor]) -> Tensor:
         """Return the normalised mean normal ``(3,)``."""

@@ -12,7 +12,7 @@ from taskformer.errors import ConfigError, InvalidTargetError
 from taskformer.metrics.protocols import Protocol
 from taskformer.metrics.regression import MaskedMeanAbsoluteError
 from taskformer.tasks.base import Geometry, Stage
-from taskformer.tasks.colors import color_scale, darken_invalid, unit_to_byte
+from taskformer.tasks.colors import Swatch, color_scale, darken_invalid, scale_colors, unit_to_byte
 from taskformer.tasks.losses import l1
 from taskformer.tasks.registry import register
 from taskformer.tasks.value_map import ValueMapTask
@@ -74,3 +74,13 @@ class Regression(ValueMapTask):
             units = np.concatenate([units, np.full_like(units[:1], 0.5)])
         valid = np.asarray(np.isfinite(units).all(axis=0))
         return darken_invalid(np.moveaxis(unit_to_byte(units), 0, -1), valid)
+
+    def _swatches(self, maps: Sequence[NDArray[Any]]) -> list[Swatch]:
+        low, high = f"{self.low:g}", f"{self.high:g}"
+        if self.channels == 1:
+            return [Swatch(scale_colors(), high, start=low)]
+        levels = np.arange(256, dtype=np.uint8)[None, :, None]
+        return [
+            Swatch(levels * np.eye(3, dtype=np.uint8)[k], high, start=f"value {k + 1}: {low}")
+            for k in range(min(self.channels, 3))
+        ]

@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from taskformer.metrics.protocols import Protocol
 from taskformer.metrics.saliency import SaliencyScores
 from taskformer.tasks.base import Stage
-from taskformer.tasks.label_map import LabelMapTask
+from taskformer.tasks.label_map import BACKGROUND_COLOR, LabelMapTask
 from taskformer.tasks.losses import balanced_cross_entropy
 from taskformer.tasks.probabilities import logits_of, probability_bytes
 from taskformer.tasks.registry import register
@@ -37,7 +37,7 @@ class Saliency(LabelMapTask):
     units: ClassVar[dict[str, str]] = {"maxF": "%", "max_mIoU": "%", "mIoU": "%"}
 
     def __init__(self, name: str, loss_weight: float = 5.0) -> None:
-        super().__init__(name, ("background", "salient"), ((60, 60, 60), (255, 255, 255)), loss_weight)
+        super().__init__(name, ("background", "salient"), (BACKGROUND_COLOR, (255, 255, 255)), loss_weight)
 
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
         return balanced_cross_entropy(output, target)

@@ -11,7 +11,8 @@ from taskformer.errors import ConfigError
 from taskformer.metrics.protocols import Protocol
 from taskformer.metrics.segmentation import MeanIoU, SegmentationScores
 from taskformer.tasks.base import IGNORE_INDEX, Stage
-from taskformer.tasks.label_map import LabelMapTask
+from taskformer.tasks.colors import distinct_colors
+from taskformer.tasks.label_map import BACKGROUND_COLOR, LabelMapTask
 from taskformer.tasks.losses import class_weighted_cross_entropy, cross_entropy
 from taskformer.tasks.registry import register
 
@@ -79,7 +80,7 @@ class HumanParts(LabelMapTask):
     Args:
         name: The task's name.
         classes: Part names in the order of their ids; by default the background and the six parts of the literature.
-        colors: One RGB colour per part, 0..255; distinct colours by default.
+        colors: One RGB colour per part, 0..255; by default grey for the first and distinct colours for the others.
         loss_weight: Weight of the task's loss in the sum.
         needs_people: Whether an image that shows no part, or none any more once it is cropped, has no label instead of
             being all background, as in the literature on PASCAL-Context.
@@ -96,7 +97,8 @@ class HumanParts(LabelMapTask):
         loss_weight: float = 2.0,
         needs_people: bool = False,
     ) -> None:
-        super().__init__(name, classes, colors, loss_weight)
+        others = distinct_colors(len(classes) - 1).tolist() if classes else []
+        super().__init__(name, classes, colors or [BACKGROUND_COLOR, *others], loss_weight)
         self.needs_people = needs_people
 
     def settle(self, target: Tensor) -> Tensor:
