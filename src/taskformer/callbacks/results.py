@@ -91,7 +91,7 @@ class ResultsTable(Callback):
             self._constant = ConstantPredictor(
                 pl_module.tasks, training_images, self.protocol, pl_module.test_stage, pl_module.device
             )
-        loader = trainer.test_dataloaders
+        loader: Any = trainer.test_dataloaders
         pl_module.scores_images = _is_small(loader.dataset) if self.per_image is None else self.per_image
         if pl_module.scores_images:
             self._image_scores = ImageScores(loader, trainer.global_rank, trainer.world_size)

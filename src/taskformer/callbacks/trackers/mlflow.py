@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from lightning.pytorch.loggers import MLFlowLogger
 from PIL import Image
 
 from taskformer.callbacks.trackers.base import NOTHING, Tracker, tracks
-from taskformer.callbacks.trackers.sheets import is_picture, sheet_of
-from taskformer.evaluation.gallery import DrawnSample
+from taskformer.callbacks.trackers.text import is_picture
+from taskformer.evaluation.gallery import DrawnSample, gallery_sheet
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -68,7 +69,9 @@ class MlflowTracker(Tracker):
     def gallery(self, key: str, samples: Sequence[DrawnSample], epoch: int) -> None:
         """Keep a sheet of each image, which has a slider over the epochs."""
         for sample in samples:
-            self.client.log_image(self._run, sheet_of(sample), key=_key(f"{key}/{sample.name}"), step=epoch)
+            self.client.log_image(
+                self._run, np.asarray(gallery_sheet([sample])), key=_key(f"{key}/{sample.name}"), step=epoch
+            )
 
     def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Keep a table as MLflow's own ``log_table`` does, which needs pandas; its pictures are files beside it."""

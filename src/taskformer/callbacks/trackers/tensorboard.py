@@ -9,8 +9,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
 from taskformer.callbacks.trackers.base import NOTHING, Tracker, tracks
-from taskformer.callbacks.trackers.sheets import is_picture, sheet_of, text_table
-from taskformer.evaluation.gallery import DrawnSample
+from taskformer.callbacks.trackers.text import is_picture, text_table
+from taskformer.evaluation.gallery import DrawnSample, gallery_sheet
 from taskformer.tasks.colors import Picture
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class TensorBoardTracker(Tracker):
     def gallery(self, key: str, samples: Sequence[DrawnSample], epoch: int) -> None:
         """Keep a sheet of each image, which has a slider over the epochs."""
         for sample in samples:
-            self._add(f"{key}/{sample.name}", sheet_of(sample), epoch)
+            self._add(f"{key}/{sample.name}", np.asarray(gallery_sheet([sample])), epoch)
 
     def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Keep the table as text and its pictures, named after their row and column, as pictures."""
