@@ -115,7 +115,8 @@ class Tracking(Callback):
         if classes := list(_classes(record)):
             tables["test/classes"] = (["task", "class", "IoU, %"], classes)
         if "per_image" in record:
-            tables["test/images"] = self._images(folder, pl_module, trainer.test_dataloaders.dataset)
+            loader: Any = trainer.test_dataloaders
+            tables["test/images"] = self._images(folder, pl_module, loader.dataset)
         for tracker in found:
             for key, (columns, rows) in tables.items():
                 tracker.table(key, columns, rows)
