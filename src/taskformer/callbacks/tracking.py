@@ -111,12 +111,12 @@ class Tracking(Callback):
             return
         folder = Path(trainer.default_root_dir)
         record = read_metrics(folder)["test"]
-        dataset = trainer.test_dataloaders.dataset  # type: ignore[union-attr]  # there is one in a test
         tables = {"test/results": _results(record, pl_module.tasks)}
         if classes := list(_classes(record)):
             tables["test/classes"] = (["task", "class", "IoU, %"], classes)
         if "per_image" in record:
-            tables["test/images"] = self._images(folder, pl_module, dataset)
+            loader: Any = trainer.test_dataloaders
+            tables["test/images"] = self._images(folder, pl_module, loader.dataset)
         for tracker in found:
             for key, (columns, rows) in tables.items():
                 tracker.table(key, columns, rows)

@@ -84,8 +84,8 @@ class TaskformerCLI(LightningCLI):
 
     def __init__(self, args: list[str], run: bool = True) -> None:
         self._claims: list[Claim] = []
-        #: Optimizer steps of the checkpoint that the command starts from.
-        self.steps_done = 0
+        #: Optimizer steps, and the epoch, of the checkpoint that the command starts from.
+        self.steps_done, self.epoch_done = 0, 0
         self._command, words = (args[:1], spell_out(args)[1:]) if run else ([], joined(args))
         try:
             self._run([*self._command, *in_order(words)], run)
@@ -187,6 +187,9 @@ class TaskformerCLI(LightningCLI):
         loop = trainer.fit_loop
         trainer.fit_loop = EpochLoop(trainer, loop.min_epochs, loop.max_epochs)
         trainer.fit_loop.epoch_loop = loop.epoch_loop
+        # Loggers learn from here where in the training the evaluated state is; a training restores both itself.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = self.steps_done
+        trainer.fit_loop.epoch_progress.current.completed = self.epoch_done
         return trainer
 
     def after_fit(self) -> None:
@@ -226,7 +229,8 @@ class TaskformerCLI(LightningCLI):
         if not config.ckpt_path:
             return
         checkpoint = open_checkpoint(config.ckpt_path)
-        self.steps_done, saved = checkpoint.global_step, checkpoint.class_name
+        self.steps_done, self.epoch_done = checkpoint.global_step, int(checkpoint.content.get("epoch", 0))
+        saved = checkpoint.class_name
         if saved.rsplit(".", 1)[-1] != config.model.class_path.rsplit(".", 1)[-1]:
             msg = (
                 f"{config.ckpt_path} is a checkpoint of {saved}, the configuration asks for {config.model.class_path}; "
