@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from taskformer.modules.loading import load
     from taskformer.modules.photographs import predict
     from taskformer.search.run import search  # what the package is when it is called
+    from taskformer.sweeps.run import sweep
     from taskformer.tasks import registered as list_tasks
 
 __all__ = [
@@ -49,6 +50,8 @@ __all__ = [
     "modules",
     "predict",
     "search",
+    "sweep",
+    "sweeps",
     "tasks",
 ]
 
@@ -66,6 +69,7 @@ _FUNCTIONS = {
     "list_tasks": "taskformer.tasks:registered",
     "load": "taskformer.modules.loading:load",
     "predict": "taskformer.modules.photographs:predict",
+    "sweep": "taskformer.sweeps.run:sweep",
 }
 
 

@@ -29,6 +29,7 @@ COMMANDS = {
     "import": ("importing", "a checkpoint of the released MQTransformer as one of ours"),
     "evaluate": ("evaluate", "score saved predictions, ours or other people's, under any protocol"),
     "compare": ("compare", "is one run better than another, or was it chance: paired bootstrap intervals"),
+    "sweep": ("sweep", "train many settings, models or data sets of one sweep file: here, or checked for wandb"),
     "benchmark": ("benchmark", "time, memory, parameters and multiply-accumulates of a network, also beside another"),
     "baselines": ("baselines", "train the single-task references that delta_m needs"),
     "data": ("data", "prepare, verify, preview, count, shard and imitate data sets"),

@@ -99,12 +99,16 @@ def markdown_classes(scores: Scores) -> str:
 
 def latex_table(scores: Scores) -> str:
     """Format the table as a LaTeX ``tabular``."""
-    lines = [" & ".join(line).translate(LATEX) for line in (scores.header(), *scores.rows())]
-    body = " \\\\\n".join(lines)
-    return f"\\begin{{tabular}}{{{'l' * len(scores.header())}}}\n{body} \\\\\n\\end{{tabular}}\n"
+    return latex([scores.header(), *scores.rows()])
 
 
 def markdown(lines: list[list[str]]) -> str:
     """Format lines of cells, the first of which are headings."""
     lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def latex(lines: list[list[str]]) -> str:
+    """Format lines of cells, the first of which are headings, as a LaTeX ``tabular``."""
+    body = " \\\\\n".join(" & ".join(line).translate(LATEX) for line in lines)
+    return f"\\begin{{tabular}}{{{'l' * len(lines[0])}}}\n{body} \\\\\n\\end{{tabular}}\n"

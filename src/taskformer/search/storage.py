@@ -28,7 +28,8 @@ def open_storage(storage: str) -> BaseStorage:
     """
     if storage.endswith((".journal", ".log")):
         Path(storage).parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(storage))
+        # Optuna takes the lock of a killed process away only where the path leads to the journal from anywhere.
+        return JournalStorage(JournalFileBackend(str(Path(storage).absolute())))
     if "://" not in storage:
         Path(storage).parent.mkdir(parents=True, exist_ok=True)
         storage = f"sqlite:///{storage}"
