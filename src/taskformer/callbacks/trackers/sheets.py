@@ -5,23 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from taskformer.evaluation.gallery import DrawnSample
+from taskformer.evaluation.gallery import DrawnSample, gallery_sheet
 from taskformer.evaluation.tables import markdown
-from taskformer.tasks.colors import Picture, contact_sheet
-
-#: Width in pixels of each picture of a sheet.
-WIDTH = 200
+from taskformer.tasks.colors import Picture
 
 
 def sheet_of(sample: DrawnSample) -> Picture:
-    """Lay out a sample: its image, and below each task's name the target above the prediction and its score."""
-    panels = sample.panels.values()
-    headings = ["image", *(f"{name} {panel.caption}" for name, panel in sample.panels.items())]
-    rows = [
-        [sample.image, *(panel.target_picture for panel in panels)],
-        [sample.image, *(panel.prediction_picture for panel in panels)],
-    ]
-    return np.asarray(contact_sheet(headings, rows, WIDTH, ["target", "prediction"]))
+    """Lay out a sample: its image, and for each task the target above the prediction and its score, with legends."""
+    return np.asarray(gallery_sheet([sample]))
 
 
 def is_picture(cell: Any) -> bool:
