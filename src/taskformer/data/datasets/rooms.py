@@ -16,12 +16,12 @@ CLASSES = (
     *("wall", "floor", "ceiling", "window", "door", "bed", "sofa", "chair"),
     *("table", "cabinet", "shelf", "lamp", "plant", "appliance", "person", "prop"),
 )
-#: Colours of the classes in pictures, RGB.
+#: Colours of the classes in pictures, RGB: those that colour-blind people tell apart best, see tasks/colors.py.
 COLORS = (
-    *((174, 199, 232), (152, 223, 138), (230, 230, 230), (120, 200, 255)),
-    *((214, 39, 40), (255, 187, 120), (140, 86, 75), (188, 189, 34)),
-    *((255, 152, 150), (31, 119, 180), (148, 103, 189), (255, 255, 60)),
-    *((44, 160, 44), (100, 100, 110), (255, 0, 160), (247, 182, 210)),
+    *((200, 200, 200), (160, 200, 120), (240, 255, 255), (86, 180, 233)),
+    *((213, 94, 0), (204, 121, 167), (0, 114, 178), (120, 0, 0)),
+    *((120, 80, 80), (230, 159, 0), (120, 120, 255), (240, 228, 66)),
+    *((0, 158, 115), (0, 40, 160), (0, 0, 255), (160, 255, 200)),
 )
 PARTS = ("background", "head", "torso", "arms", "legs")
 
