@@ -179,23 +179,6 @@ def test_fast_dev_run_leaves_nothing_behind(runs, tiny):
     assert not (runs / "dev").exists()
 
 
-def test_offline_wandb_runs_share_no_file(runs, tiny, monkeypatch):
-    import wandb
-
-    monkeypatch.setenv("WANDB_CONSOLE", "off")
-    logger = f"--config={ROOT}/configs/logger/wandb.yaml"
-    for name in ("wandb_a", "wandb_b"):
-        main(["fit", MQTRANSFORMER, DATA, logger, *tiny, f"--name={name}", "--gallery.every_n_epochs=1"])
-        assert wandb.run.config["model"]["init_args"]["embed_dim"] == 16
-        assert np.isfinite(wandb.run.summary["val/depth/rmse"])
-        wandb.finish()
-    for name in ("wandb_a", "wandb_b"):
-        (offline,) = (runs / name / "wandb").glob("offline-run-*")
-        assert list((offline / "files" / "media" / "images").rglob("*.png"))
-        assert (runs / name / "config.yaml").exists()
-    assert not (runs.parent / "wandb").exists()
-
-
 @pytest.mark.slow  # starts a second process, about 40 s
 def test_two_processes_train_in_mixed_precision(runs, tiny):
     flags = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.precision=bf16-mixed", "--name=ddp"]

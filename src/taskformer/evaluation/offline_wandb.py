@@ -200,6 +200,6 @@ def _records(path: Path) -> Iterator[Record]:
         content = data[position - length : position]
         parts = content if piece in (WHOLE, FIRST) else parts + content
         if piece in (WHOLE, LAST):
-            record = wandb_internal_pb2.Record()
+            record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]  # protobuf makes it
             record.ParseFromString(parts)
             yield record
