@@ -72,7 +72,13 @@ def tracked(environment, flags):
     main(["fit", *flags, *options, "--name=demo", "--trainer.max_epochs=2"])
     main(["fit", "--resume=runs/demo", "--trainer.max_epochs=3"])
     main(["test", "runs/demo", "--results.per_image=true", "--ckpt=last"])
-    (run,) = read_offline_runs("runs/demo")
+    return kept("runs/demo")
+
+
+def kept(folder):
+    """The one run of a folder, when wandb has written the ends of its files."""
+    wandb.teardown()
+    (run,) = read_offline_runs(folder)
     return run
 
 
@@ -208,7 +214,7 @@ def test_the_best_checkpoint_is_an_artifact_by_option(tracked):
 def test_another_run_may_begin_with_a_runs_configuration(tracked, environment):
     main(["fit", "--config=runs/demo/config.yaml", "--name=other", "--trainer.max_epochs=1",
           "--tracking.checkpoint=false"])  # fmt: skip
-    (other,) = read_offline_runs("runs/other")
+    other = kept("runs/other")
     assert other.id != tracked.id
     assert other.name == "other"
     assert "demo-best" not in other.artifacts
@@ -250,7 +256,7 @@ def test_two_simultaneous_runs_share_no_file(environment, flags):
     for process in processes:
         said, _ = process.communicate(timeout=200)
         assert process.returncode == 0, said[-2000:]
-    (left,), (right,) = (read_offline_runs(f"runs/{name}") for name in ("left", "right"))
+    left, right = kept("runs/left"), kept("runs/right")
     assert left.id != right.id
     assert (left.name, right.name) == ("left", "right")
     assert not (environment / "wandb").exists()
@@ -289,7 +295,7 @@ def test_the_environment_of_an_agent_wins(variables, tmp_path):
     (tracker,) = trackers([WandbLogger(**found)])
     assert tracker.identity == {"id": "of_agent", "project": "of_agent"}
     tracker.finish()
-    (run,) = read_offline_runs(tmp_path)
+    run = kept(tmp_path)
     assert (run.id, run.group, run.name) == ("of_agent", "of_agent", "demo")
 
 
@@ -302,7 +308,7 @@ def test_in_a_sweep_the_best_value_is_a_number(variables, tmp_path):
         tracker.values({"val/delta_m": value}, step)
         tracker.best({"val/delta_m": best}, senses)
     tracker.finish()
-    (run,) = read_offline_runs(tmp_path)
+    run = kept(tmp_path)
     assert run.values("val/delta_m") == [1.0, 3.0, 2.0]
     assert run.summary["val/delta_m"] == 3.0
 
@@ -314,7 +320,7 @@ def test_best_values_of_an_earlier_process_outlive_worse_ones(environment, tmp_p
     tracker.values({"val/loss": 2.0}, 7)
     tracker.best({"val/loss": 1.0}, senses)  # of before
     tracker.finish()
-    (run,) = read_offline_runs(tmp_path)
+    run = kept(tmp_path)
     assert run.summary["val/loss"] == {"min": 1.0}
 
 
@@ -325,7 +331,7 @@ def test_a_closed_run_is_opened_again_by_its_logger(environment, tmp_path):
     tracker.finish()
     tracker.values({"x": 2.0}, 1)
     tracker.finish()
-    (run,) = read_offline_runs(tmp_path)
+    run = kept(tmp_path)
     assert run.values("x") == [1.0, 2.0]
     assert len(run.files) == 2
 
@@ -335,7 +341,7 @@ def test_pictures_of_a_gallery_have_one_size_and_unlabelled_pixels_stay(environm
     large, small = np.full((600, 1200), 1), np.array([[0, 1], [255, 0], [1, 1]])
     tracker.gallery("gallery", [drawn(large), drawn(small, mIoU=0.5)], 0)
     tracker.finish()
-    (run,) = read_offline_runs(tmp_path)
+    run = kept(tmp_path)
     (entry,) = run.values("gallery")
     assert entry["captions"] == ["a", "a: semseg mIoU 50.00 %"]
     first, second = (pixels(run.file(masks["semseg target"]["path"])) for masks in entry["all_masks"])

@@ -99,6 +99,8 @@ class OfflineRun:
 def read_offline_runs(folder: str | Path) -> list[OfflineRun]:
     """Read all offline runs below a folder, e.g. a run folder or ``runs``.
 
+    wandb writes the ends of its files when its process ends, or on ``wandb.teardown()``.
+
     Args:
         folder: Folder in which, at any depth, wandb's ``offline-run-*`` lie.
 
@@ -132,7 +134,10 @@ def _started(segment: tuple[Path, list[Record]]) -> int:
         if record.HasField("run"):
             started: int = record.run.start_time.ToNanoseconds()
             return started
-    msg = f"{path} says of no run; it is damaged, or its process was killed at once: delete {path.parent}"
+    msg = (
+        f"{path} names no run: wandb has not written it yet, which it does when its process ends or on "
+        f"`wandb.teardown()`, or was killed before; in that case delete {path.parent}"
+    )
     raise ConfigError(msg)
 
 
