@@ -40,7 +40,8 @@ class Tracking(Callback):
 
     Args:
         images: How many rows of the table of images show pictures of all tasks.
-        checkpoint: Whether to keep the best checkpoint, as an artifact with its scores.
+        checkpoint: Whether to keep the best checkpoint, as an artifact with its scores; of a search its front's
+            architectures.
     """
 
     def __init__(self, images: int = 16, checkpoint: bool = False) -> None:

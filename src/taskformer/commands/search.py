@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
@@ -15,9 +16,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from taskformer.callbacks.checkpoints import BEST
+from taskformer.callbacks.search_tracking import SearchTracking
+from taskformer.callbacks.trackers import settle
+from taskformer.callbacks.tracking import flat
 from taskformer.commands import runs
 from taskformer.commands.devices import require_possible
-from taskformer.commands.trainer import TaskformerCLI, silence_lightning
+from taskformer.commands.trainer import TaskformerCLI, as_list, names_of, silence_lightning
 from taskformer.errors import ConfigError
 from taskformer.modules.checkpoints import open_checkpoint, restore
 from taskformer.search.pruning import DOMINATED, DominatedPruner, NopPruner
@@ -40,8 +44,16 @@ def main(argv: list[str]) -> None:
     cli = SearchCLI(words)
     settings = cli.settings()
     evaluations = settings["generations"] * settings["population"] * (2 if settings["references"] else 1)
-    with SearchProgress(evaluations, visible=cli.config.trainer.enable_progress_bar is not False) as progress:
-        found = search(cli.model, cli.datamodule, run_dir=cli.run_dir, on_progress=progress.update, **settings)
+    bar = SearchProgress(evaluations, visible=cli.config.trainer.enable_progress_bar is not False)
+    with bar, cli.tracking() as tracking:
+
+        def update(found: SearchResult) -> None:
+            bar.update(found)
+            tracking.update(found)
+
+        found = search(cli.model, cli.datamodule, run_dir=cli.run_dir, on_progress=update, **settings)
+        if not settings["worker"]:
+            tracking.finish(found)
     if not settings["worker"]:
         report(found)
 
@@ -77,13 +89,12 @@ class SearchCLI(TaskformerCLI):
         args: Command line without ``search``, see :func:`spell_out`.
 
     Attributes:
+        checkpoint: The supernet's checkpoint.
         run_dir: Folder in which the study's folder lies.
     """
 
     def __init__(self, args: list[str]) -> None:
         super().__init__(args, run=False)
-        checkpoint = self._checkpoint()
-        self.run_dir = run_folder_of(checkpoint) or self._folder_outside_runs()
         device = Trainer(
             **{name: self.config.trainer[name] for name in OF_TRAINER},
             logger=False,
@@ -92,7 +103,7 @@ class SearchCLI(TaskformerCLI):
             enable_progress_bar=False,
         ).strategy.root_device
         supernet_of(self.model)  # refuses others before their weights do not fit
-        restore(self.model, open_checkpoint(checkpoint))
+        restore(self.model, open_checkpoint(self.checkpoint))
         self.model.to(device)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -111,8 +122,21 @@ class SearchCLI(TaskformerCLI):
         parser.add_argument("--baselines", type=bool | None, help=SUPPRESS)
 
     def before_instantiate_classes(self) -> None:
-        """Refuse devices that this machine does not have."""
+        """Refuse devices that this machine does not have, and let loggers go on with the supernet's run."""
         require_possible(self.config.trainer)
+        self.checkpoint = self._checkpoint()
+        self.run_dir = run_folder_of(self.checkpoint) or self._folder_outside_runs()
+        self.config.name = self.run_dir.name
+        settle(as_list(self.config.trainer.logger), self.run_dir, names_of("search", self.config))
+
+    def tracking(self) -> SearchTracking:
+        """Return what loggers keep of the search; a worker leaves that to the main process."""
+        config, file = yaml.safe_load(self.parser.dump(self.config, skip_none=False)), self.run_dir / "config.yaml"
+        run = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        names = inspect.signature(search).parameters.keys() - NO_FLAGS
+        described = dict(flat(run)) | dict(flat({"search": {name: config[name] for name in sorted(names)}}))
+        loggers = [] if self.config.worker else as_list(self.config_init.trainer.logger)
+        return SearchTracking(loggers, self.run_dir, described, self.config_init.tracking.checkpoint)
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments of :func:`search`."""

@@ -164,7 +164,7 @@ class TaskformerCLI(LightningCLI):
             trainer.check_val_every_n_epoch = min(trainer.check_val_every_n_epoch, trainer.max_epochs)
         config.results.json = config.results.json or config.json
         self._loggers = trainer.clone().logger
-        settle(_as_list(trainer.logger), self._folder, names_of(self.subcommand, config))
+        settle(as_list(trainer.logger), self._folder, names_of(self.subcommand, config))
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Build the Trainer with everything it writes below the run folder; None where nothing runs."""
@@ -172,14 +172,14 @@ class TaskformerCLI(LightningCLI):
             return None
         config = self.config[self.subcommand]
         config.trainer.logger = self._loggers  # `config.yaml` says what the user says: another run may begin with it
-        callbacks = _as_list(self._get(self.config_init, "trainer").callbacks)
+        callbacks = as_list(self._get(self.config_init, "trainer").callbacks)
         if config.trainer.enable_progress_bar is not False and not any(isinstance(c, AnyBar) for c in callbacks):
             kwargs["callbacks"] = [*callbacks, ProgressBar()]
         if config.trainer.fast_dev_run:  # leaves nothing behind
             return super().instantiate_trainer(logger=False, **kwargs)
         if config.trainer.logger is not False:  # whatever else keeps the numbers, the run's folder does
             curves = Curves(self._folder / "logs", self.subcommand, self.steps_done)
-            kwargs["logger"] = [curves, *_as_list(self._get(self.config_init, "trainer").logger)]
+            kwargs["logger"] = [curves, *as_list(self._get(self.config_init, "trainer").logger)]
         if config.trainer.default_root_dir is None:
             kwargs["default_root_dir"] = str(self._folder)
         trainer = super().instantiate_trainer(**kwargs)
@@ -268,7 +268,7 @@ def _task_specs(data: MultiTaskDataModule) -> dict[str, dict[str, Any]]:
     return data.task_specs
 
 
-def _as_list(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
     """Make a list of one logger, many or none."""
     if isinstance(value, list):
         return value

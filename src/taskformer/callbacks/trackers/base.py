@@ -100,6 +100,15 @@ class Tracker(ABC):
     def values(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Keep numbers; without a step they belong to the run as a whole."""
 
+    def progress(self, values: Mapping[str, float], axis: str) -> None:
+        """Keep numbers of something that is not counted in optimizer steps.
+
+        Args:
+            values: The numbers.
+            axis: Which of them counts.
+        """
+        self.values(values, int(values[axis]))
+
     @abstractmethod
     def artifact(self, path: Path, name: str, kind: str, metadata: Mapping[str, Any] = NOTHING) -> None:
         """Keep a file or folder.

@@ -1,6 +1,7 @@
 """What MLflow keeps of a run: parameters, tags, pictures with a slider, tables and files."""
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +11,9 @@ import numpy as np
 from lightning.pytorch.loggers import MLFlowLogger
 from PIL import Image
 
-from taskformer.callbacks.trackers.base import NOTHING, Tracker, tracks
+from taskformer.callbacks.trackers.base import NOTHING, Names, Tracker, tracks
 from taskformer.callbacks.trackers.text import is_picture
+from taskformer.errors import MissingExtraError
 from taskformer.evaluation.gallery import DrawnSample, gallery_sheet
 
 if TYPE_CHECKING:
@@ -33,6 +35,24 @@ class MlflowTracker(Tracker):
     >>> [tracker] = trackers([MLFlowLogger(tracking_uri="sqlite:///mlflow.db")])  # doctest: +SKIP
     """
 
+    kind = "mlflow"
+
+    @classmethod
+    def arguments(cls, names: Names, known: Mapping[str, str]) -> dict[str, Any]:
+        """Name the run, and keep it where MLflow's own commands look: ``mlflow.db`` in the current folder.
+
+        Raises:
+            MissingExtraError: If MLflow is not installed.
+        """
+        try:
+            import mlflow  # noqa: F401  # only to see whether it is there
+        except ImportError as error:
+            package = extra = "mlflow"
+            raise MissingExtraError(package, extra) from error
+        place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
+        tags = {"group": names.group, "tags": ", ".join(names.tags)}
+        return {"run_name": names.name, "tags": tags, "tracking_uri": place, **known}
+
     @property
     def client(self) -> "MlflowClient":
         """MLflow's client."""
@@ -41,8 +61,8 @@ class MlflowTracker(Tracker):
 
     @property
     def identity(self) -> dict[str, str]:
-        """The run's id."""
-        return {"id": self._run}
+        """The run's id and place."""
+        return {"run_id": self._run, "tracking_uri": self.logger._tracking_uri}
 
     def describe(self, config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         """Keep the configuration as parameters; facts as metrics where they are numbers, else as tags."""
@@ -65,6 +85,10 @@ class MlflowTracker(Tracker):
     def define(self, senses: Mapping[str, str]) -> None:
         """Keep the directions as a file; MLflow itself knows none."""
         self.client.log_dict(self._run, dict(senses), "better.json")
+
+    def best(self, values: Mapping[str, float], senses: Mapping[str, str]) -> None:
+        """Keep the best values so far beside the values themselves, of which MLflow shows the last."""
+        self.values({f"best/{name}": value for name, value in values.items()})
 
     def gallery(self, key: str, samples: Sequence[DrawnSample], epoch: int) -> None:
         """Keep a sheet of each image, which has a slider over the epochs."""

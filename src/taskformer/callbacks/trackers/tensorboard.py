@@ -8,8 +8,9 @@ import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
-from taskformer.callbacks.trackers.base import NOTHING, Tracker, tracks
+from taskformer.callbacks.trackers.base import NOTHING, Names, Tracker, tracks
 from taskformer.callbacks.trackers.text import is_picture, text_table
+from taskformer.errors import MissingExtraError
 from taskformer.evaluation.gallery import DrawnSample, gallery_sheet
 from taskformer.tasks.colors import Picture
 
@@ -28,6 +29,22 @@ class TensorBoardTracker(Tracker):
     >>> [tracker] = trackers([TensorBoardLogger("runs/demo", name="", version="tensorboard")])
     """
 
+    kind = "tensorboard"
+
+    @classmethod
+    def arguments(cls, names: Names, known: Mapping[str, str]) -> dict[str, Any]:  # noqa: ARG003  # as of all trackers
+        """Leave the arguments alone: what follows from the run folder is in ``configs/logger/tensorboard.yaml``.
+
+        Raises:
+            MissingExtraError: If TensorBoard is not installed.
+        """
+        try:
+            import tensorboard  # noqa: F401  # only to see whether it is there
+        except ImportError as error:
+            package = extra = "tensorboard"
+            raise MissingExtraError(package, extra) from error
+        return {}
+
     @property
     def writer(self) -> "SummaryWriter":
         """The writer of the event files."""
@@ -41,13 +58,17 @@ class TensorBoardTracker(Tracker):
             self.writer.add_text(name, text_table(["name", "value"], list(values.items())))
 
     def define(self, senses: Mapping[str, str]) -> None:
-        """Let HParams compare runs by these values; it takes their last."""
+        """Let HParams compare runs by the best of these values."""
         from torch.utils.tensorboard.summary import hparams
 
         config = {name: _plain(value) for name, value in self.logger.hparams.items()}
-        for summary in hparams(config, dict(senses)):
+        for summary in hparams(config, {f"best/{name}": sense for name, sense in senses.items()}):
             self.writer._get_file_writer().add_summary(summary)  # `add_hparams` would make another run
         self.writer.add_text("better", text_table(["value", "better"], list(senses.items())))
+
+    def best(self, values: Mapping[str, float], senses: Mapping[str, str]) -> None:
+        """Keep the best values so far beside the values themselves."""
+        self.values({f"best/{name}": value for name, value in values.items()})
 
     def gallery(self, key: str, samples: Sequence[DrawnSample], epoch: int) -> None:
         """Keep a sheet of each image, which has a slider over the epochs."""

@@ -118,6 +118,12 @@ class WandbTracker(Tracker):
         else:
             self.logger.log_metrics(values, step)
 
+    def progress(self, values: Mapping[str, float], axis: str) -> None:
+        """Keep numbers that are drawn against one of them, not against optimizer steps."""
+        for key in values:
+            self.run.define_metric(key, step_metric=axis)
+        self.run.log(dict(values))
+
     def artifact(self, path: Path, name: str, kind: str, metadata: Mapping[str, Any] = NOTHING) -> None:
         """Keep a file or folder as a version of an artifact; what wandb's names may not hold becomes ``-``."""
         import wandb
