@@ -3,7 +3,6 @@
 Experiments whose encoders are large or whose weights are downloaded are in test_published_recipes.py.
 """
 
-import random
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ import taskformer
 from taskformer.commands.search import SearchCLI
 from taskformer.commands.trainer import TaskformerCLI
 from taskformer.data import RoomsDataModule
-from taskformer.models import MQTransformerHead
 from taskformer.modules import Baseline, MQTransformer
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +34,6 @@ SEARCHES = [path for path in config_files("experiment") if Path(path).name.start
 ROWS = [path for path in config_files("experiment") if "_mqtransformer_" in path]
 #: Layers that make no model or data set by themselves.
 LAYERS = config_files("encoder", "recipe")
-ABLATIONS = "configs/sweeps/nyud_mqtransformer_ablations.yaml"
 
 
 @pytest.fixture(autouse=True)
@@ -94,40 +91,3 @@ def test_overrides_win():
         "configs/model/mqtransformer.yaml", "configs/data/rooms.yaml", overrides=["--model.init_args.embed_dim=32"]
     )
     assert model.network.head.queries.shape[-1] == 32
-
-
-def test_an_ablation_changes_what_it_says_and_nothing_else(monkeypatch):
-    monkeypatch.setattr(TaskformerCLI, "instantiate_classes", lambda self: None)
-    sweep = yaml.safe_load((ROOT / ABLATIONS).read_text())
-    fixed = [part for part in sweep["command"] if part.startswith("--")]
-    changes = sweep["parameters"]["model.init_args"]["values"]
-    whole, *others = (
-        parse([*fixed, f"--model.init_args={change}"]).config.model.init_args.as_dict()  # what wandb makes of ${args}
-        for change in changes
-    )
-    for change, settings in zip(changes[1:], others, strict=True):
-        assert {key: settings[key] for key in settings if settings[key] != whole[key]} == change
-        MQTransformerHead({"depth": 1}, [8] * 4, [4, 8, 16, 32], **{"scales": whole["scales"], **change})
-
-
-@pytest.mark.parametrize("path", [path for path in config_files("sweeps") if path != ABLATIONS])
-def test_sweeps_expand_to_command_lines_that_parse(path):
-    sweep = yaml.safe_load(Path(path).read_text())
-    model, _ = taskformer.from_config("configs/model/mqtransformer.yaml", "configs/data/rooms.yaml")
-    stages = ("val/loss", *(f"val/{name}/{task.headline}" for name, task in model.tasks.items()))
-    assert sweep["metric"]["name"] in stages
-    rng = random.Random(0)
-    for _ in range(3):
-        values = {
-            name: rng.choice(spec["values"]) if "values" in spec else rng.uniform(spec["min"], spec["max"])
-            for name, spec in sweep["parameters"].items()
-        }
-        swept = [f"--{name}={value}" for name, value in values.items()]  # what wandb makes of ${args}
-        fixed = [part for part in sweep["command"] if part.startswith("--")]
-        cli = parse([*fixed, *swept])
-        assert cli.config.seed_everything == values["seed_everything"]
-        assert cli.model.hparams.embed_dim == values["model.init_args.embed_dim"]
-        assert cli.config.model.init_args.optimizer.init_args.lr == pytest.approx(
-            values["model.init_args.optimizer.init_args.lr"]
-        )
-        assert sweep["command"][2:5] == ["-m", "taskformer", "fit"]
