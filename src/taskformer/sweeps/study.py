@@ -32,8 +32,8 @@ STALE = 600.0
 HEARTBEAT = 30.0
 #: How often settings are drawn before they count as exhausted, because all that were drawn are those of other runs.
 DRAWS = 20
-#: This process: other machines see the first part, and a later process of the same number has another last part.
-OWNER = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex}"
+#: Tells this process from an earlier one of the same number.
+TOKEN = uuid.uuid4().hex
 
 
 class State(StrEnum):
@@ -139,7 +139,7 @@ class SweepStudy:
             state=TrialState.RUNNING,
             params=known.params if known else {},
             distributions=known.distributions if known else {},
-            user_attrs={"run": number, "owner": OWNER, "seen": time.time()}
+            user_attrs={"run": number, "owner": _process(), "seen": time.time()}
             | ({"settings": known.user_attrs["settings"]} if known else {}),
         )
         trial_id = self.storage.create_new_trial(self._study_id, template)
@@ -284,7 +284,12 @@ def _is_left(trial: FrozenTrial) -> bool:
     """Tell whether the process of a running trial is gone."""
     if trial.state != TrialState.RUNNING:
         return False
-    owner = trial.user_attrs["owner"]
-    (host, pid, _), (here, ours, _) = owner.split(":"), OWNER.split(":")
-    gone = host == here and owner != OWNER and (pid == ours or not is_alive(int(pid)))
+    host, pid, token = trial.user_attrs["owner"].split(":")
+    alive = token == TOKEN if int(pid) == os.getpid() else is_alive(int(pid))
+    gone = host == socket.gethostname() and not alive
     return gone or time.time() - trial.user_attrs["seen"] > STALE
+
+
+def _process() -> str:
+    """Name this process."""
+    return f"{socket.gethostname()}:{os.getpid()}:{TOKEN}"
