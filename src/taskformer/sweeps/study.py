@@ -83,11 +83,12 @@ class SweepStudy:
         )
         self._study_id = storage.get_study_id_from_name(name)
         self._grid = sweep.grid() if sweep.method == "grid" else None
+        self._exhausted = False
 
     def size(self, wanted: int) -> int:
         """Return how many runs there are to be, at most as many as are wanted."""
-        limits = [self.sweep.run_cap, None if self._grid is None else len(self._grid)]
-        return min(wanted, *(limit for limit in limits if limit is not None))
+        limits = [wanted, self.sweep.run_cap, None if self._grid is None else len(self._grid)]
+        return min(limit for limit in limits if limit is not None)
 
     def runs(self) -> list[Run]:
         """List the runs that were ever begun, by number."""
@@ -106,9 +107,12 @@ class SweepStudy:
         """
         if self._is_good_enough():
             return None
+        trials = self._trials()
         for number in range(count):
-            if number not in but and (taken := self._take(number)):
-                return taken
+            if number not in but and _is_free(trials.get(number, [])):
+                taken = self._take(number)
+                if taken or self._exhausted:
+                    return taken
         return None
 
     def _is_good_enough(self) -> bool:
@@ -121,15 +125,15 @@ class SweepStudy:
         """Take a run unless it is done or at work."""
         for _ in range(DRAWS):
             trials = self._trials().get(number, [])
-            current = _counting(trials)
-            if current and not _is_left(current):
+            if not _is_free(trials):
                 return None
-            if current:
-                self.study.tell(current.number, state=TrialState.FAIL, skip_if_finished=True)
+            if left := _counting(trials):
+                self.study.tell(left.number, state=TrialState.FAIL, skip_if_finished=True)
             taken = self._add(number, trials)
             if self._has_new_settings(taken):
                 return taken
             taken.close(TrialState.FAIL)
+        self._exhausted = True
         return None
 
     def _add(self, number: int, earlier: Sequence[FrozenTrial]) -> "TakenRun":
@@ -278,6 +282,12 @@ def best(values: Iterable[float], goal: str) -> float | None:
 def _counting(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
     """Return the one of a run's trials that counts: the first that has not failed."""
     return next((trial for trial in trials if trial.state != TrialState.FAIL), None)
+
+
+def _is_free(trials: Sequence[FrozenTrial]) -> bool:
+    """Tell whether a run is neither done nor at work."""
+    counting = _counting(trials)
+    return counting is None or _is_left(counting)
 
 
 def _is_left(trial: FrozenTrial) -> bool:
