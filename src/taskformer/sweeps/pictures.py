@@ -1,5 +1,6 @@
 """Pictures of a sweep, readable at 800 pixels' width: parallel coordinates, and the importance of the settings."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from taskformer.sweeps.labels import text_of
 from taskformer.sweeps.parameters import Choice, Parameter
 
 #: From the worst run to the best; colour-blind people see it as others do.
-COLORS = colormaps["cividis_r"]
+COLORS, PALEST = colormaps["cividis_r"], 0.1
 #: Height that the runs of one value share, as a part of the axis.
 BAND = 0.08
 #: What lies behind a tick's text.
@@ -53,12 +54,13 @@ class Axis:
     def of_numbers(cls, label: str, values: Sequence[float], log: bool = False, turned: bool = False) -> "Axis":
         """Build the axis of numbers; turned, the lowest is at the top."""
         low, high = min(values), max(values)
-        locator: Locator = LogLocator(subs=(1, 2, 5)) if log else MaxNLocator(5)
+        locator: Locator = LogLocator(subs=(1, 2, 5)) if log else MaxNLocator(5, steps=[1, 2, 5, 10])
         ticks = [low] if low == high else [tick for tick in locator.tick_values(low, high) if low <= tick <= high]
 
+        scale = math.log if log else float
+
         def height(value: float) -> float:
-            low_, high_, value_ = np.log((low, high, value)) if log else (low, high, value)
-            part = 0.5 if low == high else float((value_ - low_) / (high_ - low_))
+            part = 0.5 if low == high else (scale(value) - scale(low)) / (scale(high) - scale(low))
             return 1 - part if turned else part
 
         return cls(label, list(map(height, values)), {height(tick): f"{tick:.4g}" for tick in ticks})
@@ -84,7 +86,7 @@ def draw_parallel(path: Path, axes: Sequence[Axis], finished: Sequence[bool]) ->
     panel = figure.subplots()
     quality = axes[-1].places
     for run in np.argsort(quality):
-        color = COLORS(quality[run]) if finished[run] else GREY
+        color = COLORS(PALEST + (1 - PALEST) * quality[run]) if finished[run] else GREY
         style = "-" if finished[run] else ":"
         panel.plot([axis.places[run] for axis in axes], style, color=color, linewidth=2.0, marker="o", markersize=4)
     for place, axis in enumerate(axes):

@@ -32,8 +32,8 @@ STALE = 600.0
 HEARTBEAT = 30.0
 #: How often settings are drawn before they count as exhausted, because all that were drawn are those of other runs.
 DRAWS = 20
-#: This process: other machines see the first part, and a later process of the same number has another last part.
-OWNER = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex}"
+#: Tells this process from an earlier one of the same number.
+TOKEN = uuid.uuid4().hex
 
 
 class State(StrEnum):
@@ -83,11 +83,12 @@ class SweepStudy:
         )
         self._study_id = storage.get_study_id_from_name(name)
         self._grid = sweep.grid() if sweep.method == "grid" else None
+        self._exhausted = False
 
     def size(self, wanted: int) -> int:
         """Return how many runs there are to be, at most as many as are wanted."""
-        limits = [self.sweep.run_cap, None if self._grid is None else len(self._grid)]
-        return min(wanted, *(limit for limit in limits if limit is not None))
+        limits = [wanted, self.sweep.run_cap, None if self._grid is None else len(self._grid)]
+        return min(limit for limit in limits if limit is not None)
 
     def runs(self) -> list[Run]:
         """List the runs that were ever begun, by number."""
@@ -106,9 +107,12 @@ class SweepStudy:
         """
         if self._is_good_enough():
             return None
+        trials = self._trials()
         for number in range(count):
-            if number not in but and (taken := self._take(number)):
-                return taken
+            if number not in but and _is_free(trials.get(number, [])):
+                taken = self._take(number)
+                if taken or self._exhausted:
+                    return taken
         return None
 
     def _is_good_enough(self) -> bool:
@@ -121,15 +125,15 @@ class SweepStudy:
         """Take a run unless it is done or at work."""
         for _ in range(DRAWS):
             trials = self._trials().get(number, [])
-            current = _counting(trials)
-            if current and not _is_left(current):
+            if not _is_free(trials):
                 return None
-            if current:
-                self.study.tell(current.number, state=TrialState.FAIL, skip_if_finished=True)
+            if left := _counting(trials):
+                self.study.tell(left.number, state=TrialState.FAIL, skip_if_finished=True)
             taken = self._add(number, trials)
             if self._has_new_settings(taken):
                 return taken
             taken.close(TrialState.FAIL)
+        self._exhausted = True
         return None
 
     def _add(self, number: int, earlier: Sequence[FrozenTrial]) -> "TakenRun":
@@ -139,7 +143,7 @@ class SweepStudy:
             state=TrialState.RUNNING,
             params=known.params if known else {},
             distributions=known.distributions if known else {},
-            user_attrs={"run": number, "owner": OWNER, "seen": time.time()}
+            user_attrs={"run": number, "owner": _process(), "seen": time.time()}
             | ({"settings": known.user_attrs["settings"]} if known else {}),
         )
         trial_id = self.storage.create_new_trial(self._study_id, template)
@@ -280,11 +284,22 @@ def _counting(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
     return next((trial for trial in trials if trial.state != TrialState.FAIL), None)
 
 
+def _is_free(trials: Sequence[FrozenTrial]) -> bool:
+    """Tell whether a run is neither done nor at work."""
+    counting = _counting(trials)
+    return counting is None or _is_left(counting)
+
+
 def _is_left(trial: FrozenTrial) -> bool:
     """Tell whether the process of a running trial is gone."""
     if trial.state != TrialState.RUNNING:
         return False
-    owner = trial.user_attrs["owner"]
-    (host, pid, _), (here, ours, _) = owner.split(":"), OWNER.split(":")
-    gone = host == here and owner != OWNER and (pid == ours or not is_alive(int(pid)))
+    host, pid, token = trial.user_attrs["owner"].split(":")
+    alive = token == TOKEN if int(pid) == os.getpid() else is_alive(int(pid))
+    gone = host == socket.gethostname() and not alive
     return gone or time.time() - trial.user_attrs["seen"] > STALE
+
+
+def _process() -> str:
+    """Name this process."""
+    return f"{socket.gethostname()}:{os.getpid()}:{TOKEN}"
