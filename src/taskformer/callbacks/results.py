@@ -184,7 +184,8 @@ class ResultsTable(Callback):
         report = make_report(
             module, data, stage, self._images, Path(self.baselines), self._unreadable, constant, self._cost
         )
-        record = report.as_dict() | record
+        size = {"image_size": list(self._size)} if self._size else {}
+        record = report.as_dict() | size | record
         if not is_fitting(trainer):  # first of all, for saving may fail
             Console().print(report.table())
             Console().print("\n".join(report.notes), soft_wrap=True, markup=False, highlight=False)

@@ -9,17 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from taskformer.evaluation.comparison import Comparison, compare
     from taskformer.evaluation.edges import EdgeEvaluation, evaluate_edges
     from taskformer.evaluation.scoring import Evaluation, evaluate
-    from taskformer.evaluation.significance import Comparison, compare
 
 __all__ = ["Comparison", "EdgeEvaluation", "Evaluation", "compare", "evaluate", "evaluate_edges"]
 
 _HOMES = {
-    "Comparison": "significance",
+    "Comparison": "comparison",
     "EdgeEvaluation": "edges",
     "Evaluation": "scoring",
-    "compare": "significance",
+    "compare": "comparison",
     "evaluate": "scoring",
     "evaluate_edges": "edges",
 }

@@ -153,14 +153,15 @@ class Task(ABC):
             raise UnknownNameError(kind, protocol, PROTOCOLS)
         return MetricCollection({**self._metrics(_PROTOCOLS[protocol], stage)})
 
-    def better(self, metric: str) -> Literal["higher", "lower", ""]:
+    @classmethod
+    def better(cls, metric: str) -> Literal["higher", "lower", ""]:
         """Say which values of a metric are better; empty for one that does not rate, such as the best threshold."""
-        if metric == self.headline:
-            return "higher" if self.higher_is_better else "lower"
+        if metric == cls.headline:
+            return "higher" if cls.higher_is_better else "lower"
         if "threshold" in metric:
             return ""
         # All but the headline are shares of what is right, or errors.
-        return "higher" if self.units.get(metric) == SHARE else "lower"
+        return "higher" if cls.units.get(metric) == SHARE else "lower"
 
     @abstractmethod
     def check(self, target: Tensor, output: Tensor) -> Tensor:

@@ -38,6 +38,15 @@ def registered() -> list[str]:
     return sorted(_registry)
 
 
+def task_class(kind: str) -> type[Task] | None:
+    """Return what a name builds; None if it is not registered.
+
+    >>> task_class("depth").headline
+    'rmse'
+    """
+    return _registry[kind][0] if kind in _registry else None
+
+
 def build_tasks(specs: Mapping[str, Mapping[str, Any]]) -> dict[str, Task]:
     """Build tasks from plain specs, as they stand in configs and checkpoints.
 

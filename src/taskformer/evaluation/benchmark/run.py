@@ -76,7 +76,7 @@ def benchmark(
         WeightsError: If there is no such run or checkpoint.
     """
     require("[1, inf)", batch=batch, rounds=rounds, threads=threads, size=size, growth_tasks=growth_tasks)
-    place = _device(device)
+    place = find_device(device)
     sources = [model] if against is None else [model, against]
     with _threads(threads):
         subjects: list[Subject] = []
@@ -161,7 +161,7 @@ def _name(source: str | Path | MultiTaskModule) -> str:
     return type(source).__name__ if isinstance(source, MultiTaskModule) else str(source)
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
     """Return a device of this machine.
 
     Raises:
