@@ -44,4 +44,5 @@ def tiny(small_rooms):
         "--trainer.num_sanity_val_steps=0",
         "--trainer.log_every_n_steps=1",
         "--trainer.enable_progress_bar=false",
+        "--plots.draw=false",
     ]

@@ -18,7 +18,7 @@ from taskformer.tasks import Depth
 SOURCE = Path(taskformer.__file__)
 FUNCTIONS = {
     *("benchmark", "compare", "create_model", "evaluate", "export", "from_config", "import_mqtransformer"),
-    *("list_datasets", "list_models", "list_tasks", "load", "predict", "search"),
+    *("list_datasets", "list_models", "list_tasks", "load", "plot", "predict", "search"),
 }
 ROOMS = {"callbacks", "data", "datatools", "evaluation", "metrics", "models", "modules", "search", "tasks"}
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from taskformer.data.configured import list_datasets
     from taskformer.evaluation import compare, evaluate
     from taskformer.evaluation.benchmark import benchmark
+    from taskformer.evaluation.plots import plot
     from taskformer.modules.exporting import export
     from taskformer.modules.factory import create_model, list_models
     from taskformer.modules.importing import import_mqtransformer
@@ -48,6 +49,7 @@ __all__ = [
     "metrics",
     "models",
     "modules",
+    "plot",
     "predict",
     "search",
     "sweep",
@@ -68,6 +70,7 @@ _FUNCTIONS = {
     "list_models": "taskformer.modules.factory:list_models",
     "list_tasks": "taskformer.tasks:registered",
     "load": "taskformer.modules.loading:load",
+    "plot": "taskformer.evaluation.plots:plot",
     "predict": "taskformer.modules.photographs:predict",
     "sweep": "taskformer.sweeps.run:sweep",
 }

@@ -3,6 +3,7 @@
 from taskformer.callbacks.checkpoints import Checkpoints, WholeCheckpoints
 from taskformer.callbacks.curves import Curves
 from taskformer.callbacks.gallery import Gallery
+from taskformer.callbacks.plots import Plots
 from taskformer.callbacks.predictions import Predictions
 from taskformer.callbacks.progress import ProgressBar
 from taskformer.callbacks.results import ResultsTable
@@ -14,6 +15,7 @@ __all__ = [
     "Checkpoints",
     "Curves",
     "Gallery",
+    "Plots",
     "Predictions",
     "ProgressBar",
     "ResultsTable",

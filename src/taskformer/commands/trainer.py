@@ -19,6 +19,7 @@ from taskformer.callbacks import (
     Checkpoints,
     Curves,
     Gallery,
+    Plots,
     Predictions,
     ProgressBar,
     ResultsTable,
@@ -145,6 +146,7 @@ class TaskformerCLI(LightningCLI):
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(Gallery, "gallery")
         parser.add_lightning_class_args(ResultsTable, "results")
+        parser.add_lightning_class_args(Plots, "plots")
         parser.add_lightning_class_args(Predictions, "predictions")
         parser.add_lightning_class_args(Stopping, "stopping")
         parser.add_lightning_class_args(Tracking, "tracking")  # the last: it keeps what the others have written

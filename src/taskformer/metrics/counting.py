@@ -35,6 +35,10 @@ class SumMetric(Metric):
         self.merge_state({name: torch.as_tensor(state, device=self.device) for name, state in sums.items()})
         self._update_count += 1  # torchmetrics counts updates only, and warns without any
 
+    def details(self) -> dict[str, Any]:
+        """Return what plots need beyond the scores, in plain lists; nothing by default."""
+        return {}
+
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Any:
         # A module around the metric may be cast, as Lightning's "bf16-true" does; sums of pixels must not be.
         def move(tensor: Tensor) -> Tensor:
@@ -60,6 +64,21 @@ def count_bins(index: Tensor, valid: Tensor, bins: int) -> Tensor:
     index = torch.where(valid, index, bins).flatten()
     counts = torch.zeros(bins + 1, dtype=torch.int64, device=index.device)
     return counts.scatter_add_(0, index, torch.ones_like(index))[:bins]
+
+
+def sum_bins(values: Tensor, index: Tensor, bins: int) -> Tensor:
+    """Add up values by bin, in 64 bits.
+
+    Args:
+        values: Floats of any shape; 0 where they do not count.
+        index: Integer bins in ``0..bins-1`` of the same shape.
+        bins: Number of bins.
+
+    Returns:
+        Sums ``(bins,)`` float64.
+    """
+    sums = torch.zeros(bins, dtype=torch.float64, device=values.device)
+    return sums.scatter_add_(0, index.flatten(), values.flatten().double())
 
 
 def threshold_bins(values: Tensor, thresholds: int) -> Tensor:

@@ -1,16 +1,20 @@
 """Depth errors over all valid pixels of a data set."""
 
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from taskformer.metrics.counting import (
     SumMetric,
+    count_bins,
     empty_result,
     image_means,
     image_sums,
     require_same_shape,
+    sum_bins,
     within,
 )
 
@@ -40,6 +44,7 @@ class DepthErrors(SumMetric):
         above: Targets up to this value are invalid, whether inverse or not.
         inclusive: Whether a factor of exactly 1.25^k counts as within.
         image_means: Whether ``mae`` and ``abs_rel`` are means of the images' means instead of means over pixels.
+        ranges: Where ranges of the true value begin, increasing, for :meth:`details`; empty: they are not counted.
     """
 
     names = ("rmse", "rmse_per_image", "rmse_log", "mae", "abs_rel", "delta1", "delta2", "delta3")
@@ -53,6 +58,10 @@ class DepthErrors(SumMetric):
     ratios: Tensor
     images: Tensor
     ratio_images: Tensor
+    range_ends: Tensor
+    range_squared: Tensor
+    range_absolute: Tensor
+    range_pixels: Tensor
 
     def __init__(
         self,
@@ -62,6 +71,7 @@ class DepthErrors(SumMetric):
         above: float | None = None,
         inclusive: bool = False,
         image_means: bool = False,
+        ranges: Sequence[float] = (),
     ) -> None:
         super().__init__()
         self.inverse = inverse
@@ -75,6 +85,12 @@ class DepthErrors(SumMetric):
         for name in ("pixels", "ratios", "images", "ratio_images"):
             self.add_sum(name)
         self.add_sum("within", len(RATIOS))
+        self.ranges = tuple(ranges)
+        if ranges:
+            self.register_buffer("range_ends", torch.tensor(ranges[1:]), persistent=False)
+            self.add_sum("range_squared", len(ranges), dtype=torch.float64)
+            self.add_sum("range_absolute", len(ranges), dtype=torch.float64)
+            self.add_sum("range_pixels", len(ranges))
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add predicted and true values, both ``(B, 1, H, W)`` in metres (1/m if inverse)."""
@@ -99,6 +115,15 @@ class DepthErrors(SumMetric):
         self.ratios += ratios.sum()
         self.images += (pixels > 0).sum()
         self.ratio_images += (ratios > 0).sum()
+        if self.ranges:
+            self._add_ranges(error, truth, valid)
+
+    def _add_ranges(self, error: Tensor, truth: Tensor, valid: Tensor) -> None:
+        """Add the errors, 0 where invalid, to those of their ranges; the first and the last range have no end."""
+        place = torch.bucketize(truth, self.range_ends, right=True)
+        self.range_squared += sum_bins(error.square(), place, len(self.ranges))
+        self.range_absolute += sum_bins(error, place, len(self.ranges))
+        self.range_pixels += count_bins(place, valid, len(self.ranges))
 
     def _add_means(self, name: str, sums: Tensor, counts: Tensor) -> None:
         """Add each image's sum, or its mean, to a state."""
@@ -125,3 +150,13 @@ class DepthErrors(SumMetric):
             "abs_rel": self.relative / (self.ratio_images if self.image_means else self.ratios),
             **{f"delta{level}": value for level, value in enumerate(share, start=1)},
         }
+
+    def details(self) -> dict[str, Any]:
+        """Return the sums of ``squared`` and ``absolute`` errors and the ``pixels`` of each range.
+
+        ``ranges`` says where each begins; the last has no end.
+        """
+        if not self.ranges:
+            return {}
+        sums = {name: getattr(self, f"range_{name}").tolist() for name in ("squared", "absolute", "pixels")}
+        return {"ranges": list(self.ranges), **sums}

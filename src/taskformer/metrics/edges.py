@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -205,4 +206,17 @@ class EdgeScores(SumMetric):
         return {
             name: torch.tensor(value, dtype=torch.float64, device=self.device)
             for name, value in zip(self.names, values, strict=True)
+        }
+
+    def details(self) -> dict[str, Any]:
+        """Return ``recall`` and ``precision`` at each threshold; ``best`` is the point whose F-measure is the ODS."""
+        counts = self.counts.cpu().numpy()
+        recall, precision, _ = recall_precision_f(counts)
+        best = best_point(counts, self.thresholds)
+        return {
+            "thresholds": self.thresholds.tolist(),
+            "recall": recall.tolist(),
+            "precision": precision.tolist(),
+            "best": [best.recall, best.precision],
+            "beta_squared": 1.0,
         }

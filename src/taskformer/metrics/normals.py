@@ -1,5 +1,7 @@
 """Angles between predicted and true surface normals."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -77,6 +79,10 @@ class AngularError(SumMetric):
             "rmse_angle": (self.squared / total).sqrt(),
             **dict(zip(self.names[3:], shares.unbind(), strict=True)),
         }
+
+    def details(self) -> dict[str, Any]:
+        """Return the pixels by their angle: ``angles`` from 0 to 1 degree, from 1 to 2, ..., from 179 to 180."""
+        return {"angles": self.histogram.view(180, -1).sum(1).tolist()}
 
 
 def stored(normals: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Maximal F-measure and IoU of salient objects."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,15 +79,35 @@ class SaliencyScores(SumMetric):
         """Return the scores as fractions."""
         if not self.images:
             return empty_result(self)
-        hits, predicted, positives = _counts(self.histograms)
-        # F = (1 + b) P R / (b P + R) with both fractions multiplied out, so that nothing divides by 0.
-        f_measure = (1 + self.beta_squared) * hits.double()
-        f_measure = f_measure / (self.beta_squared * positives.double() + predicted).clamp(min=1e-9)
         return {
-            "maxF": f_measure[self.f_places].max(),
+            "maxF": self._f_measures()[self.f_places].max(),
             "max_mIoU": (self.ious / self.images)[self.iou_places].max(),
             "mIoU": class_ious(self.confusion).nanmean(),
         }
+
+    def details(self) -> dict[str, Any]:
+        """Return the ``confusion`` matrix at 0.5, and ``recall`` and ``precision`` at each threshold.
+
+        ``best`` is the point of the curve whose F-measure, with ``beta_squared``, is ``maxF``.
+        """
+        hits, predicted, positives = _counts(self.histograms)
+        recall, precision = hits / positives.clamp(min=1), hits / predicted.clamp(min=1)
+        place = self.f_places[int(self._f_measures()[self.f_places].argmax())]
+        return {
+            "confusion": self.confusion.tolist(),
+            "thresholds": self.edges.tolist(),
+            "recall": recall.tolist(),
+            "precision": precision.tolist(),
+            "best": [recall[place].item(), precision[place].item()],
+            "beta_squared": self.beta_squared,
+        }
+
+    def _f_measures(self) -> Tensor:
+        """Return the F-measure at each threshold ``(T,)``."""
+        hits, predicted, positives = _counts(self.histograms)
+        # F = (1 + b) P R / (b P + R) with both fractions multiplied out, so that nothing divides by 0.
+        weighted = self.beta_squared * positives.double() + predicted
+        return (1 + self.beta_squared) * hits.double() / weighted.clamp(min=1e-9)
 
 
 def _counts(histograms: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,5 +1,7 @@
 """Mean intersection over union and pixel accuracy of class maps."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -84,6 +86,10 @@ class MeanIoU(SumMetric):
             "hit": self.confusion.diagonal() > 0,
         }[self.averaged]
         return {"mIoU": torch.where(counted, ious.nan_to_num(0.0), 0.0).sum() / counted.sum().clamp(min=1)}
+
+    def details(self) -> dict[str, Any]:
+        """Return the ``confusion`` matrix in pixels: a list for each true class, with the predicted ones in it."""
+        return {"confusion": self.confusion.tolist()}
 
     def per_class(self) -> Tensor:
         """Return the IoU of each class ``(num_classes,)`` as a fraction, NaN for a class that never occurred."""

@@ -99,6 +99,8 @@ class MultiTaskModule(Checkpointed):
         per_class: Each class's score in the last evaluation by stage, for the tasks that have classes.
         scores_images: Whether ``test`` also scores each image alone; set it before.
         image_scores: Then the metrics of each image of the last batch by task.
+        details: What plots of the last test need beyond its scores, see :meth:`taskformer.tasks.Task.details`:
+            ``{"test": {task: {name: lists}}}``.
         single_task: Headline metric of each task's single-task runs on the validation split, against which
             ``val/delta_m`` is logged; empty: it is not.
     """
@@ -155,6 +157,7 @@ class MultiTaskModule(Checkpointed):
         self.per_class: dict[str, dict[str, list[float]]] = {}
         self.scores_images = False
         self.image_scores: dict[str, ImageResults] = {}
+        self.details: dict[str, dict[str, dict[str, Any]]] = {}
         self.single_task: dict[str, float] = {}
         # Height and width of the training images, kept in checkpoints: photographs are predicted at this scale.
         self.train_size: Tensor
@@ -402,17 +405,22 @@ class MultiTaskModule(Checkpointed):
         """Compute, log and reset the metrics of a stage."""
         results: Results = {}
         per_class: dict[str, list[float]] = {}
+        details: dict[str, dict[str, Any]] = {}
         for name, metrics in self._stage_metrics(stage):
             results[name] = {metric: float(value) for metric, value in metrics.compute().items()}
             for metric in metrics.values():
                 if scores := class_scores(metric):
                     per_class[name] = scores
+            if stage == "test":
+                details[name] = self.tasks[name].details(metrics)
             metrics.reset()
             # The values are reduced over processes already; averaging equal numbers changes nothing.
             self.log_dict({f"{stage}/{name}/{key}": value for key, value in results[name].items()}, sync_dist=True)
         if not self.trainer.sanity_checking:
             self.results[stage] = results
             self.per_class[stage] = per_class
+            if details:
+                self.details[stage] = details
 
     def _stage_metrics(self, stage: str) -> Iterable[tuple[str, MetricCollection]]:
         """Iterate over the metrics of a stage by task."""

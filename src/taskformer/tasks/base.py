@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
 
 from taskformer.errors import InvalidTargetError, UnknownNameError
+from taskformer.metrics.counting import SumMetric
 from taskformer.metrics.protocols import PROTOCOLS as _PROTOCOLS
 from taskformer.metrics.protocols import Protocol
 from taskformer.metrics.units import SHARE
@@ -152,6 +153,22 @@ class Task(ABC):
             kind = "protocol"
             raise UnknownNameError(kind, protocol, PROTOCOLS)
         return MetricCollection({**self._metrics(_PROTOCOLS[protocol], stage)})
+
+    def details(self, metrics: MetricCollection) -> dict[str, Any]:
+        """Return what plots of an evaluation need beyond its scores, in plain types and over all processes.
+
+        Args:
+            metrics: What :meth:`metrics` built, after the evaluation.
+
+        Returns:
+            The ``headline`` metric, its ``unit``, and what the metrics add, e.g. a confusion matrix.
+        """
+        found: dict[str, Any] = {"headline": self.headline, "unit": self.units[self.headline]}
+        for metric in metrics.values():
+            if isinstance(metric, SumMetric):
+                with metric.sync_context():
+                    found |= metric.details()
+        return found
 
     @classmethod
     def better(cls, metric: str) -> Literal["higher", "lower", ""]:

@@ -20,6 +20,8 @@ from taskformer.tasks.value_map import ValueMapTask, medians
 
 #: Metres beyond what any camera of these data sets sees; larger values are millimetres, or marks of invalid pixels.
 MAX_DEPTH_M = 1000.0
+#: Ranges of the true value up to the end of the colours, in which the test counts errors; one more has what is beyond.
+RANGES = 20
 #: Units of the metrics that compare by ratio.
 RATIO_UNITS = {"rmse_log": "", "abs_rel": "", "delta1": "%", "delta2": "%", "delta3": "%"}
 
@@ -66,7 +68,7 @@ class Depth(ValueMapTask):
         return l1(output, target)
 
     def _metrics(self, protocol: Protocol, stage: Stage) -> dict[str, Metric]:
-        return {"errors": _errors(protocol)}
+        return {"errors": _errors(protocol, stage, self.max_depth)}
 
     def decode(self, output: Tensor) -> Tensor:
         """Return depth in metres ``(B, 1, H, W)`` float32, at least 0."""
@@ -130,7 +132,7 @@ class InverseDepth(ValueMapTask):
         return l1(output, target)
 
     def _metrics(self, protocol: Protocol, stage: Stage) -> dict[str, Metric]:
-        return {"errors": _errors(protocol, inverse=True)}
+        return {"errors": _errors(protocol, stage, self.max_inverse_depth, inverse=True)}
 
     def decode(self, output: Tensor) -> Tensor:
         """Return inverse depth ``(B, 1, H, W)`` float32, at least 0."""
@@ -161,8 +163,9 @@ class RelativeInverseDepth(InverseDepth):
     units: ClassVar[dict[str, str]] = {"rmse": "", "rmse_per_image": "", "mae": "", **RATIO_UNITS}
 
 
-def _errors(protocol: Protocol, inverse: bool = False) -> DepthErrors:
-    """Build the metric with the protocol's choices."""
+def _errors(protocol: Protocol, stage: Stage, highest: float, inverse: bool = False) -> DepthErrors:
+    """Build the metric with the protocol's choices; the test also counts errors in ranges from 0 to ``highest``."""
+    ranges = [highest * step / RANGES for step in range(RANGES + 1)] if stage == "test" else []
     return DepthErrors(
         inverse,
         floor=protocol.depth_floor,
@@ -170,4 +173,5 @@ def _errors(protocol: Protocol, inverse: bool = False) -> DepthErrors:
         above=protocol.depth_above,
         inclusive=protocol.inclusive,
         image_means=protocol.image_means,
+        ranges=ranges,
     )

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+from torchmetrics import MetricCollection
 
 from taskformer.errors import ConfigError, InvalidTargetError
 from taskformer.tasks.base import IGNORE_INDEX, ClassCounts, Geometry, Task
@@ -90,6 +91,10 @@ class LabelMapTask(Task):
                 )
                 raise InvalidTargetError(message)
         return target
+
+    def details(self, metrics: MetricCollection) -> dict[str, Any]:
+        """Return also the names of the ``classes``."""
+        return {**super().details(metrics), "classes": list(self.classes)}
 
     def _distance(self, output: Tensor, teacher: Tensor) -> Tensor:
         """Compute the Kullback-Leibler divergence of the class probabilities in nats."""
