@@ -30,6 +30,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "score saved predictions, ours or other people's, under any protocol"),
     "compare": ("compare", "is one run better than another, or was it chance: paired bootstrap intervals"),
     "sweep": ("sweep", "train many settings, models or data sets of one sweep file: here, or checked for wandb"),
+    "explain": ("explain", "see inside: attention, affinity of tasks, gradients at odds, worst images"),
     "benchmark": ("benchmark", "time, memory, parameters and multiply-accumulates of a network, also beside another"),
     "baselines": ("baselines", "train the single-task references that delta_m needs"),
     "data": ("data", "prepare, verify, preview, count, shard and imitate data sets"),
