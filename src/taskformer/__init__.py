@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from taskformer._version import __version__
 
 if TYPE_CHECKING:
-    from taskformer import callbacks, data, datatools, evaluation, metrics, models, modules, tasks
+    from taskformer import callbacks, data, datatools, evaluation, insight, metrics, models, modules, tasks
     from taskformer.commands.trainer import from_config
     from taskformer.data.configured import list_datasets
     from taskformer.evaluation import compare, evaluate
     from taskformer.evaluation.benchmark import benchmark
     from taskformer.evaluation.plots import plot
+    from taskformer.insight.explain import explain
     from taskformer.modules.exporting import export
     from taskformer.modules.factory import create_model, list_models
     from taskformer.modules.importing import import_mqtransformer
@@ -39,9 +40,11 @@ __all__ = [
     "datatools",
     "evaluate",
     "evaluation",
+    "explain",
     "export",
     "from_config",
     "import_mqtransformer",
+    "insight",
     "list_datasets",
     "list_models",
     "list_tasks",
@@ -63,6 +66,7 @@ _FUNCTIONS = {
     "compare": "taskformer.evaluation:compare",
     "create_model": "taskformer.modules.factory:create_model",
     "evaluate": "taskformer.evaluation:evaluate",
+    "explain": "taskformer.insight.explain:explain",
     "export": "taskformer.modules.exporting:export",
     "from_config": "taskformer.commands.trainer:from_config",
     "import_mqtransformer": "taskformer.modules.importing:import_mqtransformer",

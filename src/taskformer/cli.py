@@ -31,6 +31,7 @@ COMMANDS = {
     "compare": ("compare", "is one run better than another, or was it chance: paired bootstrap intervals"),
     "sweep": ("sweep", "train many settings, models or data sets of one sweep file: here, or checked for wandb"),
     "plot": ("plot", "pictures of one run or several: learning curves, classes, errors, precision and recall"),
+    "explain": ("explain", "see inside: attention, affinity of tasks, gradients at odds, worst images"),
     "benchmark": ("benchmark", "time, memory, parameters and multiply-accumulates of a network, also beside another"),
     "baselines": ("baselines", "train the single-task references that delta_m needs"),
     "data": ("data", "prepare, verify, preview, count, shard and imitate data sets"),

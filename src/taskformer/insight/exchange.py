@@ -2,15 +2,18 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.table import Table
 from torch import Tensor
 
 from taskformer.errors import ConfigError
 from taskformer.insight.attention import Attention, recorded
 from taskformer.insight.networks import evaluating
+from taskformer.metrics.units import shown
 from taskformer.modules.base import MultiTaskModule
 
 
@@ -42,6 +45,21 @@ class Affinity:
     def spread(self) -> NDArray[np.float64]:
         """Standard deviation over the images, ``(T, T)``."""
         return np.asarray(self.per_image.std(axis=0))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return mean and spread as plain types, for JSON."""
+        values = {"mean": self.mean.tolist(), "spread": self.spread.tolist()}
+        return {"tasks": self.tasks, "images": len(self.per_image)} | values
+
+    def table(self) -> Table:
+        """Build the table for the terminal."""
+        images = len(self.per_image)
+        table = Table(title=f"who reads whom, %, {images} image{'s' * (images > 1)}")
+        for heading in ("queries of", *(f"read {task}" for task in self.tasks)):
+            table.add_column(heading, justify="right")
+        for task, row in zip(self.tasks, self.mean, strict=True):
+            table.add_row(task, *map(shown, row))
+        return table
 
 
 def affinity_of(passes: Sequence[Attention]) -> Affinity:

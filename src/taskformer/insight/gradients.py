@@ -49,6 +49,11 @@ class Conflicts:
         """Share of those batches in which the cosine is below 0, ``(layers, T, T)``."""
         return self._mean(self.cosines < 0)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the means over the batches as plain types, for JSON."""
+        values = {"mean": self.mean.tolist(), "conflicting": self.conflicting.tolist()}
+        return {"tasks": self.tasks, "layers": self.layers, "batches": len(self.cosines)} | values
+
     def _mean(self, values: NDArray[Any]) -> NDArray[np.float64]:
         """Mean over the batches with a cosine, NaN where there is none."""
         known = np.isfinite(self.cosines)
