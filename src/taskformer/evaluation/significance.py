@@ -61,7 +61,9 @@ def paired_interval(
     step = max(1, BATCH_DRAWS // images)
     means = []
     for start in range(0, resamples, step):
-        times = rng.multinomial(images, np.full(images, 1 / images), min(step, resamples - start)).astype(np.float64)
+        samples = min(step, resamples - start)
+        drawn = rng.integers(images, size=(samples, images)) + images * np.arange(samples)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=samples * images).reshape(samples, images).astype(np.float64)
         with np.errstate(invalid="ignore"):  # where no image with a value was drawn
             means.append(times @ sums / (times @ known))
     low, high = np.nanpercentile(np.concatenate(means), ENDS, axis=0)

@@ -139,7 +139,7 @@ class Comparison:
     def task_lines(self, task: str) -> tuple[list[str], list[list[str]]]:
         """Format all metrics of a task: headings, and a row for each group."""
         keys = [key for key in self._keys() if key[0] == task]
-        header = ["", "run", *(_heading(key[1], self._unit(key)) for key in keys)]
+        header = ["", "run", *(heading(key[1], self._unit(key)) for key in keys)]
         return header, [
             [letter, group.name, *(_text(group.score(key), self._unit(key)) for key in keys)]
             for letter, group in self.groups.items()
@@ -167,7 +167,7 @@ class Comparison:
         def signed(value: float) -> str:
             return f"{scale * value:+.{max(0, 5 - digits)}f}"
 
-        metric = _heading(row.metric, unit)
+        metric = heading(row.metric, unit)
         cells = [row.task, metric, str(row.images or "-"), f"{scale * row.first:.4g}", f"{scale * row.second:.4g}"]
         cells += [signed(row.difference), f"{signed(row.low)} to {signed(row.high)}" if row.images else "-"]
         if seeds:
@@ -189,7 +189,7 @@ class Comparison:
             yield "seeds", str(len(group.runs))
         for key in self._keys():
             if self._is_headline(key):
-                yield _heading(" ".join(key), self._unit(key)), _text(group.score(key), self._unit(key))
+                yield heading(" ".join(key), self._unit(key)), _text(group.score(key), self._unit(key))
         if any(each.delta_m for each in groups):
             yield "delta_m, %", _signed(group.delta_m)
         for name, label, unit in (("parameters", "parameters, M", MILLION), ("macs", "MACs, G", BILLION)):
@@ -240,13 +240,14 @@ class Comparison:
         return next((unit for group in self.groups.values() if (unit := group.first.unit(key))), "")
 
 
-def _heading(name: str, unit: str) -> str:
+def heading(name: str, unit: str) -> str:
+    """Name a metric with its unit."""
     return f"{name}, {unit}" if unit else name
 
 
 def _stacked(header: list[str]) -> list[str]:
     """Put the words of headings below each other."""
-    return [heading.replace(" ", "\n") for heading in header]
+    return [words.replace(" ", "\n") for words in header]
 
 
 def _text(mean: Mean | None, unit: str) -> str:
@@ -263,9 +264,9 @@ def _signed(mean: Mean | None) -> str:
 def _screen(title: str, header: list[str], rows: list[list[str]]) -> Table:
     """Build a table for the terminal."""
     table = Table(title=Text(title), box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in header:
-        text = heading in ("", "run", "task", "metric", "initialisation")
-        table.add_column(Text(heading), justify="left" if text else "right", no_wrap=True)
+    for words in header:
+        text = words in ("", "run", "task", "metric", "initialisation")
+        table.add_column(Text(words), justify="left" if text else "right", no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row))
     return table

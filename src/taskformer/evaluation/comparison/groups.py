@@ -88,6 +88,11 @@ class Group:
         return self.first.images[key][0], np.mean([run.images[key][1] for run in self.runs], axis=0)
 
 
+def apart(runs: Sequence[ScoredRun]) -> list[Group]:
+    """Make a group of each run."""
+    return [Group(run.name, [run]) for run in runs]
+
+
 def grouped(runs: Sequence[ScoredRun]) -> list[Group]:
     """Put together what differs in its seed alone; runs of one seed stay apart, as their spread is none of seeds."""
     alike: dict[str, list[ScoredRun]] = {}
@@ -96,8 +101,8 @@ def grouped(runs: Sequence[ScoredRun]) -> list[Group]:
     groups = []
     for members in alike.values():
         seeds = Counter(run.seed for run in members)
-        parts = [members] if max(seeds.values()) == 1 else [[run] for run in members]
-        groups += [Group(_name([run.name for run in part]), part) for part in parts]
+        distinct = max(seeds.values()) == 1
+        groups += [Group(_name([run.name for run in members]), members)] if distinct else apart(members)
     return groups
 
 

@@ -90,7 +90,8 @@ def remarks(groups: Mapping[str, Group]) -> Iterator[str]:
         for letter, group in groups.items()
     }
     if any(unknown.values()):
-        yield f"Nobody knows of {_named({letter: text for letter, text in unknown.items() if text})}."
+        known = {letter: text for letter, text in unknown.items() if text}
+        yield f"Not known, and so not checked to be the same: {_named(known)}."
     yield from _moments(groups)
 
 

@@ -8,10 +8,10 @@ from string import ascii_uppercase
 from taskformer.errors import require
 from taskformer.evaluation.benchmark.run import find_device
 from taskformer.evaluation.benchmark.timing import Spread
-from taskformer.evaluation.comparison.comparison import Comparison, Shown
-from taskformer.evaluation.comparison.differences import find_differences
+from taskformer.evaluation.comparison.comparison import Comparison, Shown, heading
+from taskformer.evaluation.comparison.differences import Difference, find_differences
 from taskformer.evaluation.comparison.files import write
-from taskformer.evaluation.comparison.groups import Group, grouped
+from taskformer.evaluation.comparison.groups import Group, apart, grouped
 from taskformer.evaluation.comparison.latency import measure_latency
 from taskformer.evaluation.comparison.mixing import remarks, require_alike
 from taskformer.evaluation.comparison.scored import Split
@@ -57,9 +57,12 @@ def compare(
     sources, notes = find_sources(runs)
     scored = read_sources(sources, split)
     require_alike(scored)
-    groups = dict(zip(_letters(), grouped(scored), strict=False))
-    notes += [*remarks(groups), *_without_images(groups)]
+    together = grouped(scored)
+    if len(together) == 1:  # seeds of one model are compared with each other
+        together, notes = apart(scored), [*notes, *_spread(together[0])]
+    groups = dict(zip(_letters(), together, strict=False))
     differences = find_differences(groups, resamples, seed)
+    notes += [*remarks(groups), *_without_intervals(groups, differences)]
     found = Comparison(groups, differences, resamples, _latency(groups, device) if latency else {}, notes)
     if out is not None:
         write(Path(out), found, metrics)
@@ -78,11 +81,23 @@ def _latency(groups: Mapping[str, Group], device: str) -> dict[str, Spread]:
     return measure_latency(folders, size and tuple(size), find_device(device))
 
 
-def _without_images(groups: Mapping[str, Group]) -> Iterator[str]:
+def _spread(group: Group) -> Iterator[str]:
+    """Yield the mean over seeds where the runs are all that there is."""
+    keys = [key for key in group.first.scores() if group.first.is_headline(key)]
+    means = {key: mean for key in keys if (mean := group.score(key)) is not None and mean.seeds > 1}
+    units = {key: group.first.unit(key) for key in means}
+    if texts := [f"{heading(' '.join(key), units[key])}: {mean.text(units[key])}" for key, mean in means.items()]:
+        yield f"The runs differ in their seed alone; over the seeds, {'; '.join(texts)}."
+
+
+def _without_intervals(groups: Mapping[str, Group], found: Sequence[Difference]) -> Iterator[str]:
     """Yield why there are no intervals over images."""
-    lacking = {letter: group for letter, group in groups.items() if not all(run.images for run in group.runs)}
-    if len(groups) > 1 and lacking and groups["A"].first.split == "test":
+    if len(groups) == 1 or groups["A"].first.split != "test":
+        return
+    if lacking := [letter for letter, group in groups.items() if not all(run.images for run in group.runs)]:
         yield (
             f"No intervals over images: {', '.join(lacking)} kept no scores of single images; "
             "`taskformer test RUN --results.per_image true` does."
         )
+    elif not any(row.images for row in found):
+        yield "No intervals over images: a bootstrap needs at least 2 images with a value in both runs."
