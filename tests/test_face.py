@@ -17,10 +17,14 @@ from taskformer.tasks import Depth
 
 SOURCE = Path(taskformer.__file__)
 FUNCTIONS = {
-    *("benchmark", "compare", "create_model", "evaluate", "export", "from_config", "import_mqtransformer"),
-    *("list_datasets", "list_models", "list_tasks", "load", "plot", "predict", "search"),
+    *("benchmark", "compare", "create_model", "evaluate", "explain", "export", "from_config"),
+    *("import_mqtransformer", "list_datasets", "list_models", "list_tasks", "load", "plot", "predict", "search"),
+    "sweep",
 }
-ROOMS = {"callbacks", "data", "datatools", "evaluation", "metrics", "models", "modules", "search", "tasks"}
+ROOMS = {
+    *("callbacks", "data", "datatools", "evaluation", "insight", "metrics", "models", "modules", "search", "sweeps"),
+    "tasks",
+}
 
 
 def test_everything_that_the_design_names_is_there():

@@ -103,5 +103,6 @@ def test_conflicts_have_a_row_for_each_pair_and_a_column_for_each_layer(figures)
         axes.images[0].get_array().filled(np.nan), [[0.5, -0.5], [-0.25, np.nan], [0, np.nan]]
     )
     assert axes.images[0].get_clim() == (-0.5, 0.5)
+    assert sorted(map(tuple, axes.lines[0].get_xydata())) == [(0, 0), (0, 1), (0, 2), (1, 0)]  # no cosine, no dot
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a - b", "a - c", "b - c"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["stem", "head.x"]

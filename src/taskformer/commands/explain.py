@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=str | None, help="Folder to write to; by default `insight` in the run folder.")
     parser.add_argument("--split", type=Split, default="test", help="Which of the run's images affinity and gradients "
                         "are measured on.")  # fmt: skip
-    parser.add_argument("--images", type=NonNegativeInt, default=16, help="How many of them; 0: none.")
+    parser.add_argument("--images", type=NonNegativeInt, default=64, help="How many of them; 0: none.")
     parser.add_argument("--worst", type=NonNegativeInt, default=4, help="How many of the worst test images of each "
                         "task are drawn.")  # fmt: skip
     parser.add_argument("--architecture", type=str | None, help="Of a supernet: JSON file of the sub-network; by "

@@ -155,12 +155,16 @@ def draw_conflicts(path: Path, conflicts: Conflicts, title: str) -> None:
     axes.set_facecolor("#E6E6E6")  # where one of the two has no gradient
     shown = axes.imshow(cosines, cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto")
     axes.set_yticks(range(len(pairs)), [f"{conflicts.tasks[a]} - {conflicts.tasks[b]}" for a, b in pairs], fontsize=9)
+    conflicting = np.array([conflicts.conflicting[:, a, b] for a, b in pairs])
+    agreed = np.argwhere((conflicting == 0) | (conflicting == 1))
+    axes.plot(agreed[:, 1], agreed[:, 0], "o", color="black", markersize=2)
     names = [name.removeprefix("backbone.").removeprefix("encoder.") for name in conflicts.layers]
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     figure.colorbar(shown, ax=axes, aspect=15, pad=0.01).set_label("cosine of gradients")
-    axes.set_title(f"{title}\nred: a step for one task is a step against the other", fontsize=11)
+    colors = "red: a step for one task is a step against the other; dot: in every batch the same sign"
+    axes.set_title(f"{title}\n{colors}", fontsize=11)
     save(figure, path)
 
 

@@ -40,8 +40,8 @@ from taskformer.tasks import Task
 from taskformer.tasks.colors import Picture
 
 Split = Literal["train", "val", "test"]
-#: Images in a batch, of whose gradients the cosines are; queries that are drawn of each task; classes that are printed.
-BATCH, QUERIES, CLASSES = 8, 6, 5
+#: Queries that are drawn of each task, and classes that are printed.
+QUERIES, CLASSES = 6, 5
 #: What colours mean in each kind of picture.
 ALIKE = dict.fromkeys(("gathering", "queries"), "attention; 1: to all pixels alike") | {
     "reading": "attention; 1: to all queries alike"
@@ -118,7 +118,7 @@ def explain(
     photographs: str | Path | Iterable[str | Path] = (),
     out: str | Path | None = None,
     split: Split = "test",
-    images: int = 16,
+    images: int = 64,
     worst: int = 4,
     architecture: str | None = None,
     device: str = "cpu",
@@ -139,7 +139,7 @@ def explain(
         photographs: Image files, or folders of them; one or several.
         out: Folder to write to; by default ``insight`` in the run folder.
         split: Which of the run's images affinity and gradients are measured on.
-        images: How many of them, spread evenly; 0: the run's images are not looked at.
+        images: How many of them, spread evenly, in batches as large as in the training; 0: none.
         worst: How many of the worst test images of each task are drawn; 0: none.
         architecture: JSON file of a supernet's sub-network; None: the largest.
         device: Device to compute on.
@@ -183,7 +183,7 @@ def explain(
 
 
 class _Batches:
-    """Images of a run's data, as an evaluation sees them.
+    """Images of a run's data as an evaluation sees them, in batches as large as in the training.
 
     Args:
         run: The run folder.
@@ -195,10 +195,11 @@ class _Batches:
         self.run, self.split, self.count = run, split, count
 
     def __iter__(self) -> Iterator[Batch]:
-        dataset = data_module(self.run).evaluation_dataset(self.split)
+        data = data_module(self.run)
+        dataset = data.evaluation_dataset(self.split)
         places = np.linspace(0, len(dataset) - 1, min(self.count, len(dataset))).round().astype(int)
-        for start in range(0, len(places), BATCH):
-            batch = collate([dataset[int(place)] for place in places[start : start + BATCH]])
+        for start in range(0, len(places), data.batch_size):
+            batch = collate([dataset[int(place)] for place in places[start : start + data.batch_size]])
             if len(batch["image"]):
                 yield batch
 
@@ -223,7 +224,7 @@ def _draw_attention(found: Explanation, name: str, pixels: Picture, attention: A
         for scale, (rows, _) in enumerate(grids):
             stride = attention.padded[0] // rows
             of = f"_round{number}" * several + f"_stride{stride}" * (len(grids) > 1)
-            where = f" (round {number})" * several + f" at stride {stride}"
+            where = f", round {number}" * several + f", stride {stride}"
             for kind, panels, title in (
                 ("gathering", gathered_by_heads(one.gathering, scale), "where each task's queries look"),
                 ("queries", sharpest_queries(one.gathering, scale, QUERIES), "where single queries look"),
