@@ -22,7 +22,7 @@ class Curves(CSVLogger):
     ...         for step, loss in enumerate(losses, start=first_step):
     ...             curves.log_metrics({"loss": loss}, step)
     ...             curves.save()
-    ...     [row["loss"] for row in _read(Path(folder, "fit", "metrics.csv"))]
+    ...     [row["loss"] for row in read_curves(Path(folder, "fit", "metrics.csv"))]
     ['0.5', '0.4', '0.3', '0.2']
 
     Args:
@@ -59,7 +59,7 @@ class CurvesWriter(ExperimentWriter):
         super().__init__(log_dir)
         file = Path(self.metrics_file_path)
         if file.is_file():
-            rows = [row for row in _read(file) if row["step"] and int(row["step"]) < first_step]
+            rows = [row for row in read_curves(file) if row["step"] and int(row["step"]) < first_step]
             self.metrics_keys = sorted({key for row in rows for key in row}) if rows else []
             if rows:
                 self._rewrite(rows)
@@ -71,7 +71,7 @@ class CurvesWriter(ExperimentWriter):
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         """Write the file again for new columns, so that a process that is killed meanwhile loses nothing."""
-        self._rewrite(_read(Path(self.metrics_file_path)))
+        self._rewrite(read_curves(Path(self.metrics_file_path)))
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         with replacing(Path(self.metrics_file_path)) as temporary, temporary.open("w", newline="") as stream:
@@ -80,7 +80,7 @@ class CurvesWriter(ExperimentWriter):
             writer.writerows(rows)
 
 
-def _read(file: Path) -> list[dict[str, str]]:
+def read_curves(file: Path) -> list[dict[str, str]]:
     """Read the rows, without one that was cut when its process was killed."""
     with file.open(newline="") as stream:
         rows = list(csv.DictReader(stream))

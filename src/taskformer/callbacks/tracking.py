@@ -12,6 +12,7 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from taskformer.callbacks.checkpoints import BEST, DELTA_M, monitors
+from taskformer.callbacks.curves import read_curves
 from taskformer.callbacks.run_folder import data_module, is_fitting, run_folder
 from taskformer.callbacks.trackers import Tracker, remember, trackers
 from taskformer.data.configured import training_size
@@ -49,7 +50,6 @@ class Tracking(Callback):
         self.images = images
         self.checkpoint = checkpoint
         self._senses: dict[str, str] = {}
-        self._best: dict[str, float] = {}
         self._seen, self._seconds, self._since = 0, 0.0, 0.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -79,16 +79,12 @@ class Tracking(Callback):
         self._seen += len(batch["image"])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the best values so far."""
-        if not is_fitting(trainer) or trainer.sanity_checking:
-            return
+        """Note the best values of the training so far; a later validation alone does not take their place."""
         self._since = time.monotonic()
-        for key, sense in self._senses.items():
-            value = float(trainer.callback_metrics.get(key, math.nan))
-            if math.isfinite(value):
-                self._best[key] = (max if sense == "higher" else min)(value, self._best.get(key, value))
+        if trainer.sanity_checking:
+            return
         for tracker in _trackers(trainer):
-            tracker.best(self._best, self._senses)
+            tracker.best(self._best(trainer), self._senses)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log how many images a second were trained on, by all processes, without validations."""
@@ -103,7 +99,7 @@ class Tracking(Callback):
         if folder is None or not self.checkpoint or not (folder / "checkpoints" / BEST).is_file():
             return
         for tracker in _trackers(trainer):
-            tracker.artifact(folder / "checkpoints" / BEST, f"{folder.name}-best", "model", self._best)
+            tracker.artifact(folder / "checkpoints" / BEST, f"{folder.name}-best", "model", self._best(trainer))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the tables of the test, from the files that the results table has written."""
@@ -111,7 +107,9 @@ class Tracking(Callback):
         if not found or not isinstance(pl_module, MultiTaskModule):
             return
         folder = Path(trainer.default_root_dir)
-        record = read_metrics(folder)["test"]
+        record = read_metrics(folder).get("test", {})
+        if not record:  # the Trainer has no results table
+            return
         tables = {"test/results": _results(record, pl_module.tasks)}
         if classes := list(_classes(record)):
             tables["test/classes"] = (["task", "class", "IoU, %"], classes)
@@ -132,14 +130,6 @@ class Tracking(Callback):
         for tracker in _trackers(trainer):
             tracker.finish()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the best values so far."""
-        return {"best": self._best}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best values."""
-        self._best = state_dict["best"]
-
     def _opened(self, trainer: Trainer, module: LightningModule) -> list[Tracker]:
         """Open the run, and describe it."""
         found = _trackers(trainer)
@@ -148,12 +138,21 @@ class Tracking(Callback):
         folder = Path(trainer.default_root_dir)
         known = monitors(module) | {DELTA_M: True}
         self._senses = {key: "higher" if higher else "lower" for key, higher in known.items()}
-        config = dict(flat(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))))
+        file = folder / "config.yaml"
+        config = dict(flat(yaml.safe_load(file.read_text(encoding="utf-8")))) if file.is_file() else {}
         facts = facts_of(module, training_size(data_module(trainer)))
         for tracker in found:
             tracker.describe(config, facts)
         remember(folder, found)
         return found
+
+    def _best(self, trainer: Trainer) -> dict[str, float]:
+        """Return the best value of all that rates the model, from the curves of the whole training."""
+        file = Path(trainer.default_root_dir, "logs", "fit", "metrics.csv")
+        rows = read_curves(file) if file.is_file() else []
+        values = {key: [float(row[key]) for row in rows if row.get(key)] for key in self._senses}
+        finite = {key: [value for value in each if math.isfinite(value)] for key, each in values.items()}
+        return {key: (max if self._senses[key] == "higher" else min)(each) for key, each in finite.items() if each}
 
     def _images(self, folder: Path, module: MultiTaskModule, images: Any) -> tuple[list[str], list[list[Any]]]:
         """Return the table of all images with their scores, the first of them with pictures."""

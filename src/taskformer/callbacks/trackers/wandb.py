@@ -167,7 +167,7 @@ def _images(sample: DrawnSample, size: tuple[int, int]) -> Iterator[Any]:
 
 
 def _has_masks(panel: Panel) -> bool:
-    return bool(panel.task.classes) and panel.prediction.ndim == 2
+    return panel.task.geometry == "label"
 
 
 def _common_size(pictures: Sequence[NDArray[Any]]) -> tuple[int, int]:
