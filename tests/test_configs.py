@@ -70,7 +70,8 @@ def test_no_config_is_left_out():
 
 
 def test_every_layer_is_under_an_experiment():
-    bases = [yaml.safe_load((ROOT / path).read_text())["base"] for path in (*ROWS, *LAYERS) if based(path)]
+    above = [path for path in (*config_files("experiment"), *LAYERS) if based(path)]
+    bases = [yaml.safe_load((ROOT / path).read_text())["base"] for path in above]
     used = {Path(base).name for listed in bases for base in ([listed] if isinstance(listed, str) else listed)}
     assert {Path(path).name for path in LAYERS} <= used
 
