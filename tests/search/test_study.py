@@ -6,6 +6,7 @@ import signal
 import socket
 import time
 from collections import Counter
+from pathlib import Path
 from random import Random
 from statistics import stdev
 
