@@ -6,6 +6,7 @@ import signal
 import socket
 import time
 from collections import Counter
+from pathlib import Path
 from random import Random
 from statistics import stdev
 
@@ -316,6 +317,16 @@ def test_a_study_without_a_trial_is_begun_anew(tmp_path):
         optuna.study.StudyDirection.MAXIMIZE,
         optuna.study.StudyDirection.MINIMIZE,
     ]
+
+
+@pytest.mark.slow
+def test_the_lock_of_a_killed_process_is_taken_away(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    storage = open_storage("journals/study.journal")
+    Path("journals/study.journal.lock").symlink_to(Path("journals/study.journal").absolute())
+    started = time.monotonic()
+    optuna.create_study(storage=storage, study_name="toy")
+    assert 25 < time.monotonic() - started < 60
 
 
 def test_storages_that_do_not_exist_are_named(tmp_path):

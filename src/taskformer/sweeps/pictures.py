@@ -92,9 +92,8 @@ def draw_parallel(path: Path, axes: Sequence[Axis], finished: Sequence[bool]) ->
     for place, axis in enumerate(axes):
         panel.axvline(place, color="black", linewidth=1, zorder=0)
         for height, text in axis.ticks.items():
-            panel.annotate(
-                text, (place, height), (7, 0), textcoords="offset points", va="center", fontsize=10, bbox=LABEL
-            )
+            panel.annotate(text, (place, height), (7 if place else -7, 0), textcoords="offset points", va="center",
+                           ha="left" if place else "right", fontsize=10, bbox=LABEL)  # fmt: skip
     panel.set_xticks(range(len(axes)), [axis.label for axis in axes])
     panel.set_xlim(-0.05, len(axes) - 0.95)
     _bare(panel)

@@ -16,10 +16,9 @@ from rich.table import Table
 
 from taskformer.evaluation.tables import latex, markdown
 from taskformer.files import replacing, write_json, write_text
-from taskformer.metrics.units import factor, shown
 from taskformer.sweeps.expansion import command_line
 from taskformer.sweeps.importance import importances
-from taskformer.sweeps.labels import short_names, text_of, unit_of, without_seed
+from taskformer.sweeps.labels import Unit, short_names, text_of, unit_of, without_seed
 from taskformer.sweeps.pictures import Axis, draw_importance, draw_parallel
 from taskformer.sweeps.schema import Sweep
 from taskformer.sweeps.study import Run, State
@@ -117,14 +116,14 @@ class SweepResult:
         return importances(self.sweep.parameters, [run.settings for run in runs], values, self.sweep.metric)
 
     @cached_property
-    def unit(self) -> str:
-        """Unit of the metric; empty without one."""
+    def unit(self) -> Unit:
+        """How the metric is written."""
         return unit_of(self.sweep.metric.name, [run_folder(self.folder, run.number) for run in self.runs])
 
     @property
     def heading(self) -> str:
         """The metric with its unit."""
-        return f"{self.sweep.metric.name}, {self.unit}" if self.unit else self.sweep.metric.name
+        return ", ".join(filter(None, [self.sweep.metric.name, self.unit.name]))
 
     @property
     def varied(self) -> list[str]:
@@ -138,7 +137,7 @@ class SweepResult:
         lines = [[*names.values(), self.heading, "spread", "seeds", "other runs"]]
         for group in self.groups:
             settings = [text_of(group.settings[name]) for name in names]
-            numbers = ["" if value is None else shown(value, self.unit) for value in (group.mean, group.spread)]
+            numbers = ["" if value is None else self.unit.text(value) for value in (group.mean, group.spread)]
             lines.append([*settings, *numbers, str(len(group.values)), group.others])
         return lines if any(line[-1] for line in lines[1:]) else [line[:-1] for line in lines]
 
@@ -210,7 +209,7 @@ class SweepResult:
             Axis.of_setting(label, [run.settings[name] for run in runs], self.sweep.parameters[name])
             for name, label in short_names(self.varied).items()
         ]
-        values = [run.value * factor(self.unit) for run in runs if run.value is not None]
+        values = [run.value * self.unit.factor for run in runs if run.value is not None]
         axes.append(Axis.of_numbers(self.heading, values, turned=self.sweep.metric.goal == "minimize"))
         draw_parallel(self.folder / "parallel.png", axes, [run.state == State.FINISHED for run in runs])
 

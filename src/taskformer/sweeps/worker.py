@@ -167,7 +167,7 @@ class Worker:
         else:
             nothing = f"it logged no number for {self.metric.name}"
             reason = verdict.reason or (nothing if status == 0 else last_line(folder / LOG))
-            taken.close(TrialState.FAIL, reason=reason)
+            taken.close(TrialState.FAIL, reason=f"{reason}; see {folder / LOG}")
 
     def _wait_for_orphan(self, taken: TakenRun, folder: Path) -> None:
         """Wait for a training that goes on although the process that began it was killed."""
