@@ -312,7 +312,18 @@ CASES = {
     ),
     "predict": Case(["predict", "runs/net", "photos", "--out=out", "--raw=true", "--device=cpu"]),
     "evaluate": Case(["evaluate", "runs/net", "--tasks=[depth]", "--split=test", "--workers=0", "--protocol=all"]),
-    "compare": Case(["compare", "runs/net", "runs/net", "--json=x.json", "--resamples=100", "--seed=0"]),
+    "compare": Case(
+        [
+            "compare",
+            "runs/net",
+            "runs/net",
+            "--json=x.json",
+            "--resamples=100",
+            "--seed=0",
+            "--split=test",
+            "--metrics=all",
+        ]
+    ),
     "pick": Case(["search", "pick", "runs/supernet", "--params=1e9", "--json=x.json", "--study=search"]),
     "baselines": Case(
         ["baselines", "--config=c.yaml", "--data.tasks=[semseg]", "--out=x.json", "--name=single"],

@@ -58,6 +58,13 @@ def test_the_interval_over_seeds_is_students_where_both_vary_alike():
     assert found == pytest.approx((10, 10 - 4.302652729911275 * 2**0.5, 10 + 4.302652729911275 * 2**0.5))
 
 
+def test_it_is_welchs_of_another_program():
+    first, second = [0.31, 0.34, 0.28], [0.4, 0.41, 0.39, 0.46, 0.44]
+    ends = stats.ttest_ind(second, first, equal_var=False).confidence_interval(0.95)
+    found = seeds_interval(first, second)
+    assert (found.low, found.high) == pytest.approx((ends.low, ends.high), rel=1e-9)
+
+
 def test_it_holds_the_true_difference_in_95_of_100_cases():
     rng = np.random.default_rng(5)
     inside = 0

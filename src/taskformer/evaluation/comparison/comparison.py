@@ -91,9 +91,13 @@ class Comparison:
             "notes": self.notes,
         }
 
+    def table(self) -> Table:
+        """Build the table of results for the terminal."""
+        return _screen(self.title, _stacked(self.header()), self.rows())
+
     def tables(self, metrics: Shown = "headline") -> list[Table]:
         """Build the tables for the terminal: results, with ``all`` those of each task, differences."""
-        found = [_screen(self.title, _stacked(self.header()), self.rows())]
+        found = [self.table()]
         if metrics == "all":
             for task in self._tasks():
                 header, rows = self.task_lines(task)
