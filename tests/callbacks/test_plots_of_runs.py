@@ -1,6 +1,9 @@
 """``fit`` leaves its curves and ``test`` what it gets wrong, in the run's folder."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -86,3 +89,23 @@ def test_processes_add_up_what_they_counted(model_and_data):
     for key, value in task.details(whole).items():
         expected = pytest.approx(value) if isinstance(value, list) else value
         assert task.details(first)[key] == expected
+
+
+@pytest.mark.slow  # three processes that import Lightning, about 40 s
+def test_two_processes_find_what_one_does(small_rooms, tmp_path):
+    command = [sys.executable, "-m", "taskformer", "test", "--model=Baseline", "--data=RoomsDataModule",
+               f"--data.root={small_rooms}", "--data.batch_size=1", "--data.tasks=[semseg,depth,normals,edges]",
+               "--trainer.accelerator=cpu", "--trainer.strategy=ddp", "--ckpt=initial", "--plots.draw=false",
+               "--seed_everything=1"]  # fmt: skip
+    for processes in (1, 2):
+        done = subprocess.run(
+            [*command, f"--trainer.devices={processes}", f"--name=on{processes}"], cwd=tmp_path, capture_output=True,
+            text=True, timeout=300, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (read_details(tmp_path / "runs" / f"on{processes}") for processes in (1, 2))
+    assert one.keys() == two.keys() == {"semseg", "depth", "normals", "edges"}
+    for task, details in one.items():
+        for key, value in details.items():
+            expected = value if isinstance(value, str) or key == "classes" else pytest.approx(np.array(value), rel=1e-9)
+            assert two[task][key] == expected, (task, key)

@@ -158,12 +158,15 @@ def test_errors_are_drawn_in_the_middle_of_their_range():
     errors, pixels = draw_ranges("depth", {"a": DEPTH}).axes
     found = lines(errors)
     assert found["RMSE"][0] == [1, 2]
-    assert found["mean"][0] == [1, 1.5]
+    assert found["mean error"][0] == [1, 1.5]
     assert np.isnan(found["RMSE"][1][1])
     assert found["RMSE"][2] == [5, 3]
     assert pixels.lines[0].get_data()[1].tolist() == pytest.approx([80, 0, 20])
     assert pixels.get_xlabel() == "true depth, m; the last point is all from 4"
     assert errors.get_ylabel() == "error, m"
+    errors, pixels = draw_ranges("depth", {"a": DEPTH, "b": {**DEPTH, "squared": [4.0, 0.0, 4.0]}}).axes
+    assert {name: points[0] for name, points in lines(errors).items()} == {"a": [1, 2], "b": [1, 1]}
+    assert errors.get_ylabel() == "RMSE, m"
 
 
 def test_angles_are_shares_of_the_pixels_single_and_added_up():

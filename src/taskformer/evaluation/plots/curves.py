@@ -10,11 +10,11 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from taskformer.evaluation.details import Floats
 from taskformer.evaluation.plots.sources import Run
-from taskformer.evaluation.plots.style import LINES, Line, marks
+from taskformer.evaluation.plots.style import LINES, Line, legend_columns, marks
 from taskformer.metrics.units import factor
 from taskformer.plots import STYLE, WIDTH
 
@@ -22,6 +22,8 @@ from taskformer.plots import STYLE, WIDTH
 COLUMNS, ROW = 4, 1.9
 #: A curve of more points than the first number is drawn as its mean over windows of a part of them.
 MANY, PARTS = 60, 30
+#: Largest number of a curve's points that have a marker.
+MARKED = 12
 
 #: Line of each stage, and whether it has markers.
 Styles: TypeAlias = dict[str, tuple[Line, bool]]
@@ -52,7 +54,8 @@ def draw_curves(runs: Sequence[Run]) -> Figure:
         runs: Runs that have curves.
     """
     sections = [section for section in _sections(runs) if section]
-    columns = min(COLUMNS, max(map(len, sections)))
+    most = max(map(len, sections))
+    columns = -(-most // -(-most // COLUMNS))  # the least with which it takes no more rows
     rows = [section[start : start + columns] for section in sections for start in range(0, len(section), columns)]
     figure = Figure((WIDTH, 0.6 + ROW * len(rows)), layout="constrained")
     grid = figure.add_gridspec(len(rows), columns)
@@ -71,7 +74,8 @@ def draw_curves(runs: Sequence[Run]) -> Figure:
         Line2D([], [], color="black", linewidth=1, linestyle=line, marker="o" * marked, markersize=4, label=stage)
         for stage, (line, marked) in styles.items()
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4), fontsize=9)
+    labels = [str(handle.get_label()) for handle in handles]
+    figure.legend(handles=handles, loc="outside upper center", ncols=legend_columns(labels), fontsize=9)
     return figure
 
 
@@ -130,8 +134,8 @@ def _draw_panel(axes: Axes, panel: Panel, runs: Sequence[Run], styles: Styles) -
                 steps, values = _smooth(*run.curves[name])
                 line, marked = (own, False) if alike else styles[_stage(name)]
                 marker = mark.marker if marked or len(values) == 1 else ""
-                axes.plot(steps, panel.scale * values, line, marker=marker, color=mark.color, linewidth=1.2,
-                          markersize=3.5, clip_on=False, label=name)  # fmt: skip
+                axes.plot(steps, panel.scale * values, line, marker=marker, markevery=-(-len(values) // MARKED),
+                          color=mark.color, linewidth=1.2, markersize=3.5, clip_on=False, label=name)  # fmt: skip
                 last.append((len(values), steps[-1], panel.scale * values[-1], mark.color))
     if alike:
         by_name = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
@@ -144,6 +148,7 @@ def _draw_panel(axes: Axes, panel: Panel, runs: Sequence[Run], styles: Styles) -
     axes.set_title(panel.title, fontsize=9)
     axes.set_xlim(0, max(steps[-1] for run in runs for steps, _ in run.curves.values()))
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def _smooth(steps: Floats, values: Floats) -> tuple[Floats, Floats]:

@@ -21,7 +21,7 @@ MOST, LEAST = 0.95, 40
 
 @rc_context(STYLE)
 def draw_ranges(task: str, subjects: Mapping[str, Details]) -> Figure:
-    """Draw the error by the true value, and below how many of the pixels have it.
+    """Draw the RMSE by the true value, of one run also the mean error, and below how many of the pixels have it.
 
     Args:
         task: Name of the task.
@@ -34,22 +34,23 @@ def draw_ranges(task: str, subjects: Mapping[str, Details]) -> Figure:
         starts = np.asarray(details["ranges"], np.float64)
         middles = starts + (starts[1] - starts[0]) / 2
         rmse, mae = range_errors(details)
-        prefix = f"{name}, " if len(subjects) > 1 else ""
-        errors.plot(middles, rmse, f"{marker}-", color=color, markersize=5, label=f"{prefix}RMSE")
-        errors.plot(middles, mae, f"{marker}:", color=color, markersize=3, label=f"{prefix}mean")
+        alone = len(subjects) == 1
+        errors.plot(middles, rmse, f"{marker}-", color=color, markersize=5, label="RMSE" if alone else name)
+        if alone:
+            errors.plot(middles, mae, f"{marker}:", color=color, markersize=3, label="mean error")
         counts = np.asarray(details["pixels"], np.float64)
         pixels.plot(middles, factor(SHARE) * counts / max(counts.sum(), 1), line, drawstyle="steps-mid", color=color)
         end = max(end, *middles[counts > 0])
         beyond = f"; the last point is all from {starts[-1]:g}" if counts[-1] else beyond
     unit = next(iter(subjects.values()))["unit"]
     in_unit = f", {unit}" if unit else ""
-    errors.set_ylabel(f"error{in_unit}")
+    errors.set_ylabel(f"{'error' if len(subjects) == 1 else 'RMSE'}{in_unit}")
     errors.set_ylim(bottom=0)
     pixels.set_ylabel("pixels, %")
     pixels.set_ylim(bottom=0)
     pixels.set_xlim(0, 1.03 * end or 1)
     pixels.set_xlabel(f"true {task}{in_unit}{beyond}")
-    write_legend(figure, errors, f"{task}: error by the true value", columns=max(2, min(len(subjects), 3)))
+    write_legend(figure, errors, f"{task}: error by the true value")
     return figure
 
 
@@ -73,7 +74,7 @@ def draw_angles(task: str, subjects: Mapping[str, Details]) -> Figure:
         end = max(end, int(np.searchsorted(below, MOST)))
     for limit in LIMITS:
         total.axvline(limit, color=GREY, linewidth=1, linestyle=":")
-        total.text(limit, 2, f"{limit:g}°", color=GREY, fontsize=9, rotation=90, ha="right")
+        total.text(limit, 2, f"{limit:g}°", color=GREY, fontsize=9, rotation=90)
     for axes in (single, total):
         axes.set_xlim(0, end)
         axes.set_ylim(bottom=0)
@@ -109,7 +110,7 @@ def draw_precision_recall(task: str, subjects: Mapping[str, Details]) -> Figure:
     axes.set_aspect("equal")
     axes.set_xlabel("recall, %")
     axes.set_ylabel("precision, %")
-    axes.legend(loc="lower left", fontsize=10)
+    axes.legend(loc="lower left", fontsize=10, frameon=True, edgecolor="white")
     weight = "" if first["beta_squared"] == 1 else f", β² = {first['beta_squared']:g}"
     figure.suptitle(f"{task}: precision and recall{weight}", fontsize=12)
     return figure
