@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from taskformer.errors import ConfigError
+from taskformer.evaluation.comparison.scored import read_run
 from taskformer.evaluation.gallery import draw_sample, gallery_sheet
-from taskformer.evaluation.significance import read_run
 from taskformer.files import replacing
 from taskformer.modules.base import MultiTaskModule
 from taskformer.tasks import Task
@@ -41,7 +41,7 @@ def worst_images(run: Path, task: Task, count: int = 4) -> list[WorstImage]:
     Raises:
         ConfigError: If the run was not tested, or its images were not scored alone.
     """
-    images = read_run(run).values
+    images = read_run(run, "test").images
     if (task.name, task.headline) not in images:
         msg = (
             f"{run} has no {task.headline} of single images for {task.name}; `taskformer test {run} "
