@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from taskformer._version import __version__
 
 if TYPE_CHECKING:
-    from taskformer import callbacks, data, datatools, evaluation, insight, metrics, models, modules, tasks
+    from taskformer import callbacks, data, datatools, evaluation, insight, metrics, models, modules, sweeps, tasks
     from taskformer.commands.trainer import from_config
     from taskformer.data.configured import list_datasets
     from taskformer.evaluation import compare, evaluate

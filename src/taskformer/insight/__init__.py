@@ -1,5 +1,6 @@
 """What happens inside a trained network, as arrays and as pictures; :func:`taskformer.explain` draws all of it."""
 
+from taskformer.insight.ablation import Influence, influence
 from taskformer.insight.attention import Attention, Round, recorded
 from taskformer.insight.errors import ClassError, RangeError, class_errors, errors_by_range
 from taskformer.insight.exchange import Affinity, affinity, affinity_of
@@ -12,6 +13,7 @@ __all__ = [
     "Attention",
     "ClassError",
     "Conflicts",
+    "Influence",
     "RangeError",
     "Round",
     "WorstImage",
@@ -20,6 +22,7 @@ __all__ = [
     "class_errors",
     "conflicts",
     "errors_by_range",
+    "influence",
     "recorded",
     "shared_units",
     "worst_images",

@@ -13,6 +13,7 @@ from taskformer.data.configured import data_module
 from taskformer.data.datamodules.base import collate
 from taskformer.errors import ConfigError, DatasetNotFoundError, require
 from taskformer.evaluation.details import read_details
+from taskformer.insight.ablation import Influence, influence
 from taskformer.insight.attention import Attention, recorded
 from taskformer.insight.drawings import (
     draw_affinity,
@@ -57,6 +58,7 @@ class Explanation:
         files: The pictures.
         photographs: Which task's queries read which others', by the name of the photograph.
         affinity: The same over images of the data set; None without.
+        influence: Scores with and without the queries; None without.
         conflicts: Cosines of the tasks' gradients; None without.
         worst: The worst test images of each task.
         classes: Errors of the tasks with classes, the worst class first.
@@ -68,6 +70,7 @@ class Explanation:
     files: list[Path] = field(default_factory=list)
     photographs: dict[str, Affinity] = field(default_factory=dict)
     affinity: Affinity | None = None
+    influence: Influence | None = None
     conflicts: Conflicts | None = None
     worst: dict[str, list[WorstImage]] = field(default_factory=dict)
     classes: dict[str, list[ClassError]] = field(default_factory=dict)
@@ -89,6 +92,7 @@ class Explanation:
             "files": list(map(str, self.files)),
             "photographs": {name: found.as_dict() for name, found in self.photographs.items()},
             "affinity": None if self.affinity is None else self.affinity.as_dict(),
+            "influence": None if self.influence is None else self.influence.scores,
             "conflicts": None if self.conflicts is None else self.conflicts.as_dict(),
             **listed,
             "notes": self.notes,
@@ -98,6 +102,8 @@ class Explanation:
         """Build the tables for the terminal."""
         if (found := self.affinity or next(iter(self.photographs.values()), None)) is not None:
             yield found.table()
+        if self.influence is not None:
+            yield self.influence.table()
         for task, classes in self.classes.items():
             table = Table(
                 "class", "IoU, %", "of all pixels, %", "taken for", "of its pixels, %", title=f"{task}: worst"
@@ -131,7 +137,7 @@ def explain(
       the queries of each task that tell most apart; ``reading.png``, which pixels read which queries; ``affinity.png``,
       which task's queries read which others'. With several scales or rounds one of each of the first three for each.
     * of the run's own images: ``affinity.png``, ``conflicts.png``, the cosines of the tasks' gradients in each layer,
-      and ``worst_TASK.png``;
+      and ``worst_TASK.png``; scores without the queries show how much all this matters;
     * of a supernet's sub-network: ``architecture.png`` and ``sharing.png``.
 
     Args:
@@ -165,7 +171,10 @@ def explain(
     ]
     if images:
         batches = _Batches(folder, split, images)
-        steps += [partial(step, found, module, batches) for step in (_explain_affinity, _explain_conflicts)]
+        steps += [
+            partial(step, found, module, batches)
+            for step in (_explain_affinity, _explain_influence, _explain_conflicts)
+        ]
     if worst:
         steps += [partial(_explain_worst, found, module, folder, task, worst) for task in module.tasks.values()]
     for step in steps:
@@ -257,6 +266,11 @@ def _explain_affinity(found: Explanation, module: MultiTaskModule, batches: _Bat
     found.affinity = affinity(module, (batch["image"] for batch in batches))
     title = f"who reads whom, {len(found.affinity.per_image)} {batches.split} images"
     draw_affinity(found.add("affinity.png"), found.affinity, title)
+
+
+def _explain_influence(found: Explanation, module: MultiTaskModule, batches: _Batches) -> None:
+    """Score the model with and without its queries."""
+    found.influence = influence(module, batches)
 
 
 def _explain_conflicts(found: Explanation, module: MultiTaskModule, batches: _Batches) -> None:
