@@ -1,17 +1,85 @@
-"""Every notebook runs from top to bottom."""
+"""Every notebook runs from top to bottom, and is committed as it ran."""
 
+import base64
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
-NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+EACH = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+#: Bytes of all pictures of a notebook.
+MEGABYTE = 2**20
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
-def test_notebook_runs(path):
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def outputs(cells):
+    return [output for cell in cells for output in cell.outputs]
+
+
+def run(path, folder, steps=None):
+    """Execute a notebook, if asked with few steps of training, and return its code cells."""
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(path.parent)}}).execute()
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert any("image/png" in output.get("data", {}) for output in outputs)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = []
+            cell.source = re.sub(r"^STEPS = \d+", f"STEPS = {steps}", cell.source, flags=re.M) if steps else cell.source
+    NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(folder)}}).execute()
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+@EACH
+def test_notebook_runs(path):
+    ran = outputs(run(path, path.parent, steps=4))
+    assert any("image/png" in output.get("data", {}) for output in ran)
+
+
+@pytest.mark.slow  # trains for minutes
+@EACH
+def test_notebook_runs_as_it_is(path):
+    said = [output.text for output in outputs(run(path, path.parent)) if output.get("name") == "stderr"]
+    assert said == []
+
+
+@EACH
+def test_outputs_are_committed_without_noise(path):
+    cells = code_cells(path)
+    assert all(cell.execution_count for cell in cells)
+    found = outputs(cells)
+    assert {output.output_type for output in found} <= {"stream", "display_data", "execute_result"}
+    assert [output.text for output in found if output.get("name") == "stderr"] == []
+    data = [output.data for output in found if "data" in output]
+    assert sum(len(base64.b64decode(kinds.get("image/png", ""))) for kinds in data) < MEGABYTE
+    text = "".join([*(kinds.get("text/plain", "") for kinds in data), *(output.get("text", "") for output in found)])
+    assert not re.search(r"/(home|root|tmp|work|usr)/", text)
+
+
+def test_all_notebooks_begin_alike():
+    assert len({code_cells(path)[0].source for path in NOTEBOOKS}) == 1
+
+
+def test_where_there_is_only_a_notebook_the_repository_is_cloned(tmp_path):
+    """As on Colab; nothing is installed here, for taskformer is."""
+    if not (ROOT / ".git").exists() or not shutil.which("git"):
+        pytest.skip("this copy of the repository cannot be cloned: it needs git, and its history")
+    first = code_cells(NOTEBOOKS[0])[0].source
+
+    def begin(**env):
+        command = [sys.executable, "-c", f"{first}\nprint(ROOT)"]
+        return subprocess.run(command, cwd=tmp_path, env=os.environ | env, capture_output=True, text=True, check=False)
+
+    assert "set REPOSITORY" in begin(TASKFORMER_REPOSITORY="").stderr
+    for _ in range(2):  # the second time it is there
+        done = begin(TASKFORMER_REPOSITORY=str(ROOT))
+        assert done.stdout.strip() == str(tmp_path / "taskformer"), done.stderr
+    assert (tmp_path / "taskformer" / "data" / "rooms" / "rooms.json").exists()
