@@ -146,7 +146,7 @@ def _draw_panel(axes: Axes, panel: Panel, runs: Sequence[Run], styles: Styles) -
             axes.annotate(f"{value:.4g}", (step, value), (-5, 0), textcoords="offset points", ha="right", va="center",
                           fontsize=8, color=color)  # fmt: skip
     axes.set_title(panel.title, fontsize=9)
-    axes.set_xlim(0, max(steps[-1] for run in runs for steps, _ in run.curves.values()))
+    axes.set_xlim(0, max(1, *(steps[-1] for run in runs for steps, _ in run.curves.values())))
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
