@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,9 +21,9 @@ from taskformer.callbacks import checkpoints
 from taskformer.callbacks.trackers import Names, WandbTracker, recall, settle, trackers
 from taskformer.cli import main
 from taskformer.data import RoomsDataModule
+from taskformer.evaluation import read_offline_runs
 from taskformer.evaluation.benchmark.cost import count
 from taskformer.evaluation.gallery import DrawnSample, Panel
-from taskformer.evaluation.offline_wandb import read_offline_runs
 from taskformer.tasks import build_tasks
 
 ROOT = Path(__file__).parents[2]
@@ -147,6 +148,19 @@ def test_the_best_value_sums_a_run_up(tracked):
         assert tracked.summary[key] == {name: pytest.approx(choose(values))}, key
         assert values == pytest.approx([float(row[key]) for row in rows if row[key]], rel=1e-5)
     assert tracked.summaries["val/delta_m"] == ["max"]
+
+
+def test_the_guide_lists_every_key(tracked):
+    guide = (ROOT / "docs" / "tracking.md").read_text().splitlines()
+    firsts = [line.split("|")[1] for line in guide if line.startswith("| ")]
+    listed = [pattern for cell in firsts for pattern in re.findall("`(.+?)`", cell)]
+    words = {"TASK": "[a-z]+", "METRIC": "[A-Za-z0-9_.]+", "SCALE": "[0-9.e-]+", "OBJECTIVE": ".+", "\\.\\.\\.": ".+"}
+    known = [re.escape(pattern) for pattern in listed]
+    for word, expression in words.items():
+        known = [pattern.replace(word, expression) for pattern in known]
+    keys = {key for row in tracked.history for key in row if not key.startswith("_")}
+    assert {key for key in keys if not any(re.fullmatch(pattern, key) for pattern in known)} == set()
+    assert {"gallery", "test/images", "val/loss/depth", "lr", "train/images_per_second"} <= keys
 
 
 def test_rates_and_throughput_are_logged(tracked):

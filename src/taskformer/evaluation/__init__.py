@@ -11,17 +11,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from taskformer.evaluation.comparison import Comparison, compare
     from taskformer.evaluation.edges import EdgeEvaluation, evaluate_edges
+    from taskformer.evaluation.offline_wandb import OfflineRun, read_offline_runs
     from taskformer.evaluation.scoring import Evaluation, evaluate
 
-__all__ = ["Comparison", "EdgeEvaluation", "Evaluation", "compare", "evaluate", "evaluate_edges"]
+__all__ = [
+    "Comparison",
+    "EdgeEvaluation",
+    "Evaluation",
+    "OfflineRun",
+    "compare",
+    "evaluate",
+    "evaluate_edges",
+    "read_offline_runs",
+]
 
 _HOMES = {
     "Comparison": "comparison",
     "EdgeEvaluation": "edges",
     "Evaluation": "scoring",
+    "OfflineRun": "offline_wandb",
     "compare": "comparison",
     "evaluate": "scoring",
     "evaluate_edges": "edges",
+    "read_offline_runs": "offline_wandb",
 }
 
 
