@@ -154,6 +154,7 @@ class TaskformerCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Claim the run's folder and give it to the loggers."""
         if self.subcommand is None:
+            self.config.trainer.logger = False  # there is nothing to log
             return
         config = self.config[self.subcommand]
         trainer = config.trainer
