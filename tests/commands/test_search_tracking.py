@@ -1,4 +1,4 @@
-"""A search is logged to the run of its supernet: the fit, its resume, the test and the search are one run."""
+"""What is done with a trained network is logged to its run: fit, resume, test, search and predictions are one run."""
 
 import json
 import os
@@ -16,6 +16,7 @@ from taskformer.evaluation.offline_wandb import read_offline_runs
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_CONSOLE": "off"}
+PHOTO = next((ROOT / "data" / "rooms").rglob("*.jpg"))
 SEARCH = ["--generations=2", "--population=4", "--batch=2", "--pruner=NopPruner"]
 
 
@@ -64,25 +65,34 @@ def supernet(small_rooms):
 
 @pytest.fixture(scope="module")
 def tracked(workplace, supernet):
-    """The run of a supernet that was trained, went on, was tested and searched, each by a command of its own."""
+    """The run of a supernet after one command of each kind."""
     wandb_config = f"--config={ROOT}/configs/logger/wandb.yaml"
     main(["fit", *supernet, wandb_config, "--name=all", "--trainer.max_epochs=1", "--tracking.checkpoint=true"])
     main(["fit", "--resume=runs/all", "--trainer.max_epochs=2"])
     main(["test", "runs/all"])
     main(["search", "runs/all", *SEARCH])
+    main(["predict", "runs/all", str(PHOTO), "--out=seen", "--log=true"])
     wandb.teardown()  # waits until wandb's own process has written everything
     (run,) = read_offline_runs("runs/all")
     return run
 
 
-def test_fit_resume_test_and_search_are_one_run(tracked):
-    assert len(tracked.files) == 4
+def test_fit_resume_test_search_and_predict_are_one_run(tracked):
+    assert len(tracked.files) == 5
     assert recall(Path("runs/all"))["wandb"]["id"] == tracked.id
     assert (tracked.name, tracked.job_type) == ("all", "fit")
     assert [row["_step"] for row in tracked.history] == list(range(len(tracked.history)))
     assert tracked.config["model.init_args.space.embed_dims"] == [8, 16]
     assert tracked.config["search.population"] == 4
-    for key in ("train/loss", "val/depth/rmse", "gallery", "test/depth/rmse", "test/results", "search/front"):
+    for key in (
+        "train/loss",
+        "val/depth/rmse",
+        "gallery",
+        "test/depth/rmse",
+        "test/results",
+        "search/front",
+        "predict/photographs",
+    ):
         assert tracked.values(key), key
 
 
@@ -130,6 +140,16 @@ def test_the_architectures_are_an_artifact_where_that_is_wanted(tracked):
     assert {Path(one["file"]).name for one in front} <= names
 
 
+def test_predictions_are_a_table_of_pictures(tracked):
+    (row,) = tracked.table("predict/photographs")
+    assert row["name"] == PHOTO.stem
+    for task in ("semseg", "depth"):
+        with Image.open(row[task]) as kept, Image.open(f"seen/{task}/{PHOTO.stem}.png") as written:
+            assert np.array_equal(np.asarray(kept.convert("RGB")), np.asarray(written.convert("RGB")))
+    (overview,) = tracked.values("predict/overview")
+    assert tracked.file(overview["path"]).is_file()
+
+
 @pytest.fixture(scope="module")
 def untracked(workplace, supernet):
     """Run folder of a supernet that was trained without any logger."""
@@ -155,6 +175,12 @@ def test_a_search_can_be_logged_where_the_training_was_not(untracked):
         ["search", str(untracked), *SEARCH, f"--config={ROOT}/configs/logger/wandb.yaml", "--study=boards", "--worker"]
     )
     assert not (untracked / "wandb").exists()  # a worker leaves that to the main process
+
+
+def test_predictions_are_not_logged_where_nothing_is(untracked, capsys):
+    with pytest.raises(SystemExit):
+        main(["predict", str(untracked), str(PHOTO), "--log=true"])
+    assert "runs/plain has no logger that keeps pictures; train it" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # by SQLAlchemy 2.1

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import Logger
 from optuna.trial import TrialState
 from PIL import Image
 
-from taskformer.callbacks.trackers import remember, trackers
+from taskformer.callbacks.trackers import close, remember, trackers
 from taskformer.callbacks.trackers.base import NOTHING
 from taskformer.metrics.units import SHARE, factor
 from taskformer.search.hypervolume import hypervolume_curves
@@ -44,11 +44,10 @@ class SearchTracking:
     def __init__(
         self, loggers: Iterable[Logger], folder: Path, config: Mapping[str, Any] = NOTHING, architectures: bool = False
     ) -> None:
-        self.loggers = list(loggers)
         self.folder = folder
         self.config = config
         self.architectures = architectures
-        self._trackers = trackers(self.loggers)
+        self._trackers = trackers(loggers)
         self._evaluated = 0
 
     def __enter__(self) -> Self:
@@ -62,10 +61,7 @@ class SearchTracking:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the run."""
-        for logger in self.loggers:
-            logger.finalize("failed" if error else "success")
-        for tracker in self._trackers:
-            tracker.finish(failed=error is not None)
+        close(self._trackers, failed=error is not None)
 
     def update(self, found: SearchResult) -> None:
         """Log how far the search is, if that is news."""

@@ -1,6 +1,6 @@
 """Trackers: what loggers can keep of a run beyond numbers, one file for each kind of logger."""
 
-from taskformer.callbacks.trackers.base import Names, Tracker, tracker_of, trackers, tracks
+from taskformer.callbacks.trackers.base import Names, Tracker, close, tracker_of, trackers, tracks
 from taskformer.callbacks.trackers.identity import recall, remember, settle
 from taskformer.callbacks.trackers.mlflow import MlflowTracker
 from taskformer.callbacks.trackers.tensorboard import TensorBoardTracker
@@ -12,6 +12,7 @@ __all__ = [
     "TensorBoardTracker",
     "Tracker",
     "WandbTracker",
+    "close",
     "recall",
     "remember",
     "settle",

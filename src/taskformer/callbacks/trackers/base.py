@@ -143,3 +143,10 @@ def trackers(loggers: Iterable[Logger]) -> list[Tracker]:
     """Return a tracker for each logger of a kind that has one; others are left alone."""
     pairs = [(logger, tracker_of(type(logger))) for logger in loggers]
     return [tracker(logger) for logger, tracker in pairs if tracker]
+
+
+def close(found: Iterable[Tracker], failed: bool = False) -> None:
+    """Close runs that no Trainer has opened, which would do that itself."""
+    for tracker in found:
+        tracker.logger.finalize("failed" if failed else "success")
+        tracker.finish(failed)
