@@ -46,3 +46,26 @@ def tiny(small_rooms):
         "--trainer.enable_progress_bar=false",
         "--plots.draw=false",
     ]
+
+
+@pytest.fixture(scope="session")
+def parse():
+    """Parse the flags of ``fit`` as the command line does, without building anything; the parser is made once."""
+    from taskformer.commands.parser import in_order, joined
+    from taskformer.commands.trainer import TaskformerCLI
+
+    class Parser(TaskformerCLI):
+        def parse_arguments(self, parser, args):
+            self.parser = parser
+            raise KeyboardInterrupt
+
+    cli = Parser.__new__(Parser)
+    with pytest.raises(KeyboardInterrupt):
+        cli.__init__(["fit"])
+
+    def parsed(words):
+        config = cli.parser.parse_args(["fit", *in_order(joined(words))]).fit
+        config.pop("config")  # the names of the files
+        return config
+
+    return parsed

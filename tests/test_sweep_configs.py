@@ -10,7 +10,6 @@ import wandb
 from torch import nn
 
 from taskformer.callbacks.checkpoints import DELTA_M, Checkpoints, monitors
-from taskformer.commands.parser import in_order, joined
 from taskformer.commands.trainer import TaskformerCLI
 from taskformer.models import MQTransformerHead
 from taskformer.modules import FixedWeights, MultiTaskModule
@@ -29,23 +28,9 @@ def _in_root(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def parse():
-    """Parse the command line of a run without building anything; the parser is made once."""
-
-    class Parser(TaskformerCLI):
-        def parse_arguments(self, parser, args):
-            self.parser = parser
-            raise KeyboardInterrupt
-
-    cli = Parser.__new__(Parser)
-    with pytest.raises(KeyboardInterrupt):
-        cli.__init__(["fit"])
-
-    @cache
-    def parsed(words):
-        return cli.parser.parse_args(["fit", *in_order(joined(words))]).fit
-
-    return parsed
+def settings(parse):
+    """Parse each command line once."""
+    return cache(parse)
 
 
 def distinct(sweep):
@@ -73,9 +58,9 @@ def logged(config):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_run_parses_and_logs_the_metric(path, parse):
+def test_every_run_parses_and_logs_the_metric(path, settings):
     sweep = read_sweep(path)
-    parsed = [parse(flags(sweep, run)) for run in distinct(sweep)]
+    parsed = [settings(flags(sweep, run)) for run in distinct(sweep)]
     for run, config in zip(distinct(sweep), parsed, strict=True):
         for name, value in run.items():
             if not name.startswith("config") and name != "model.init_args":
@@ -89,28 +74,25 @@ def test_every_run_parses_and_logs_the_metric(path, parse):
 
 
 @pytest.mark.parametrize("data", ["rooms", "nyud", "pascal_context", "cityscapes", "taskonomy"])
-def test_models_are_compared_on_each_data_set(data, parse):
+def test_models_are_compared_on_each_data_set(data, settings):
     sweep = read_sweep(ROOT / "configs" / "sweeps" / f"{data}_models.yaml")
     assert len(sweep.parameters[SEED].grid()) > 1
-    parsed = [parse(flags(sweep, run)) for run in distinct(sweep)]
+    parsed = [settings(flags(sweep, run)) for run in distinct(sweep)]
     models = [config.model.class_path.rsplit(".", 1)[-1] for config in parsed]
     assert sorted(models) == ["AutoTaskFormer", "Baseline", "MQTransformer"]
     for part in ("data", "trainer", "checkpoint"):
-        varying = {"gradient_clip_val"}  # the supernet's own
-        settings = [
-            {key: value for key, value in vars(config[part]).items() if key not in varying} for config in parsed
-        ]
-        assert settings[0] == settings[1] == settings[2]
-    weights = [config.model.init_args.loss_weights for config in parsed]
-    assert weights[0] == weights[1] == weights[2], "losses with other weights cannot be compared"
+        first, *others = [vars(config[part]) | {"gradient_clip_val": "the model's own"} for config in parsed]
+        assert others == [first, first]
+    first, *others = [config.model.init_args.loss_weights for config in parsed]
+    assert others == [first, first], "losses with other weights cannot be compared"
 
 
-def test_an_ablation_changes_what_it_says_and_nothing_else(parse):
+def test_an_ablation_changes_what_it_says_and_nothing_else(settings):
     sweep = read_sweep(ROOT / "configs" / "sweeps" / "nyud_mqtransformer_ablations.yaml")
-    whole, *others = (parse(flags(sweep, run)).model.init_args.as_dict() for run in sweep.grid())
+    whole, *others = (settings(flags(sweep, run)).model.init_args.as_dict() for run in sweep.grid())
     changes = [run["model.init_args"] for run in sweep.grid()]
-    for change, settings in zip(changes[1:], others, strict=True):
-        assert {key: settings[key] for key in settings if settings[key] != whole[key]} == change
+    for change, other in zip(changes[1:], others, strict=True):
+        assert {key: other[key] for key in other if other[key] != whole[key]} == change
         MQTransformerHead({"depth": 1}, [8] * 4, [4, 8, 16, 32], **{"scales": whole["scales"], **change})
 
 

@@ -32,6 +32,7 @@ FLAG = re.compile(r"--\w|-[a-z]\b")
 BARE = ("-h", "--help", "--print_config")
 #: The flag of configuration files.
 CONFIG = "--config"
+CONFIG_HELP = "YAML configuration; several lie on each other in their order. For sweeps, --config.NAME is one more."
 #: The settings that are a class of which there are many.
 CLASSES = ("model", "data")
 
@@ -171,7 +172,7 @@ class TrainingParser(OneSentence, LightningArgumentParser):
     def add_argument(self, *args: Any, **kwargs: Any) -> Any:
         """Add an argument; ``--config`` is ours."""
         if kwargs.get("action") is ActionConfigFile:
-            kwargs["action"] = ConfigFile
+            kwargs |= {"action": ConfigFile, "help": CONFIG_HELP}
         return super().add_argument(*args, **kwargs)
 
     def add_subclass_arguments(self, *args: Any, **kwargs: Any) -> Any:
