@@ -102,6 +102,18 @@ def test_what_is_printed(sweep_file, capsys, monkeypatch):
     assert written["best"] == best
 
 
+def test_the_status_says_that_runs_failed(sweep_file, capsys, monkeypatch):
+    file = sweep_file({"seed_everything": {"values": [0, 1]}})
+    plan = read_sweep(file)
+    runs = [Run(0, plan.grid()[0], State.FINISHED, 0.5), Run(1, plan.grid()[1], State.FAILED, None, "the disk is full")]
+    found = SweepResult(plan, Path("runs/small"), runs, 2)
+    monkeypatch.setattr("taskformer.sweeps.run.sweep", lambda *_, **__: found)
+    monkeypatch.setattr("taskformer.commands.sweep_check.check", lambda file: "")
+    with pytest.raises(SystemExit, match="1"):
+        command.main(["sweep", file, "--local=2"])
+    assert capsys.readouterr().err == "taskformer: 1 of the runs failed; the same command tries them again\n"
+
+
 def begin(file):
     words = [sys.executable, "-m", "taskformer", "sweep", file, "--local=2", "--workers=1"]
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

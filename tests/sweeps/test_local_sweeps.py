@@ -12,6 +12,7 @@ import pytest
 
 import taskformer
 from taskformer.errors import ConfigError
+from taskformer.sweeps.run import _environments
 from taskformer.sweeps.study import State
 
 GRID = {"x": {"values": [1.0, 3.0, 2.0]}, "seed_everything": {"values": [0, 1]}}
@@ -98,6 +99,22 @@ def test_fewer_runs_are_the_first_of_the_grid_and_more_are_added_later(sweep_fil
     assert len(taskformer.sweep(sweep_file(GRID), local=2).runs) == 2
     assert len(taskformer.sweep("toy.yaml", local=5).runs) == 5
     assert_each_epoch_once(events, runs=5, epochs=3)
+
+
+@pytest.mark.parametrize(
+    ("visible", "workers", "devices"),
+    [("2,5", 3, ["2", "5", "2"]), ("2,5", 1, ["2,5"]), ("", 2, ["", ""]), (None, 2, [None, None])],
+)
+def test_each_worker_has_a_gpu_of_its_own(visible, workers, devices, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("taskformer.sweeps.run.default_workers", lambda: 8)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    environments = _environments(workers)
+    assert [each.get("CUDA_VISIBLE_DEVICES") for each in environments] == devices
+    assert {each["OMP_NUM_THREADS"] for each in environments} == {str(8 // workers)}
 
 
 def test_what_the_user_has_chosen_stays(sweep_file, events, monkeypatch):

@@ -1,5 +1,6 @@
 """``taskformer sweep``: run a sweep here, or check it and say how it is run."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv[1:])
     from taskformer.commands.sweep_check import check  # takes seconds to import
     from taskformer.sweeps.run import sweep
+    from taskformer.sweeps.study import State
 
     console = Console()
     runs = check(options.file)
@@ -52,3 +54,6 @@ def main(argv: list[str]) -> None:
         console.print(f"train the best: {found.command}", soft_wrap=True, markup=False, highlight=False)
     if options.json:
         write_json(Path(options.json), found.as_dict())
+    if failed := [run for run in found.runs if run.state == State.FAILED]:
+        sys.stderr.write(f"taskformer: {len(failed)} of the runs failed; the same command tries them again\n")
+        sys.exit(1)

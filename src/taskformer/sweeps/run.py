@@ -93,7 +93,8 @@ def sweep(
         except BaseException:
             stop.ask(signal.SIGTERM)
             raise
-    found = SweepResult(plan, folder, study.runs(), count)
+    runs = study.runs()
+    found = SweepResult(plan, folder, runs, max(count, len(runs)))
     found.write()
     if stop.signals:  # ends as it would have if nobody had listened
         signal.raise_signal(stop.signals[0])
