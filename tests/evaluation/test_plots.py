@@ -4,6 +4,7 @@ import csv
 import json
 import struct
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import taskformer
 from taskformer.cli import main
 from taskformer.errors import ConfigError, UnknownNameError
 from taskformer.evaluation.details import DETAILS
-from taskformer.evaluation.plots import PLOTS
+from taskformer.evaluation.plots import PLOTS, Kind
 from taskformer.evaluation.plots.classes import draw_classes, draw_confusion
 from taskformer.evaluation.plots.curves import draw_curves
 from taskformer.evaluation.plots.errors import draw_angles, draw_precision_recall, draw_ranges
@@ -240,3 +241,4 @@ def test_mistakes_are_one_sentence(tmp_path, capsys):
 def test_all_plots_are_named_in_the_guide():
     guide = (Path(__file__).parents[2] / "docs" / "plots.md").read_text()
     assert all(f"`{name}`" in guide for name in PLOTS)
+    assert tuple(PLOTS) == get_args(Kind)
