@@ -202,9 +202,10 @@ def test_every_plot_of_a_run_lands_in_its_folder(tmp_path):
         assert width == 1600, path
 
 
-def test_the_command_draws_several_runs_as_svg(tmp_path, capsys):
+@pytest.mark.parametrize("what", ["curves,ranges", "[curves, ranges]"])
+def test_the_command_draws_several_runs_as_svg(what, tmp_path, capsys):
     runs = [write_run(tmp_path / name, ROWS, DETAILS_OF_ALL, METRICS) for name in ("first", "second")]
-    main(["plot", *map(str, runs), "--what=[curves,ranges]", f"--out={tmp_path}/out", "--format=svg"])
+    main(["plot", *map(str, runs), f"--what={what}", f"--out={tmp_path}/out", "--format=svg"])
     paths = [tmp_path / "out" / name for name in ("curves.svg", "depth_ranges.svg")]
     assert capsys.readouterr().out.split() == [str(path) for path in paths]
     assert all("<svg" in path.read_text()[:1000] for path in paths)
