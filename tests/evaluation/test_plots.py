@@ -4,6 +4,7 @@ import csv
 import json
 import struct
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import taskformer
 from taskformer.cli import main
 from taskformer.errors import ConfigError, UnknownNameError
 from taskformer.evaluation.details import DETAILS
-from taskformer.evaluation.plots import PLOTS
+from taskformer.evaluation.plots import PLOTS, Kind
 from taskformer.evaluation.plots.classes import draw_classes, draw_confusion
 from taskformer.evaluation.plots.curves import draw_curves
 from taskformer.evaluation.plots.errors import draw_angles, draw_precision_recall, draw_ranges
@@ -201,9 +202,10 @@ def test_every_plot_of_a_run_lands_in_its_folder(tmp_path):
         assert width == 1600, path
 
 
-def test_the_command_draws_several_runs_as_svg(tmp_path, capsys):
+@pytest.mark.parametrize("what", ["curves,ranges", "[curves, ranges]"])
+def test_the_command_draws_several_runs_as_svg(what, tmp_path, capsys):
     runs = [write_run(tmp_path / name, ROWS, DETAILS_OF_ALL, METRICS) for name in ("first", "second")]
-    main(["plot", *map(str, runs), "--what=[curves,ranges]", f"--out={tmp_path}/out", "--format=svg"])
+    main(["plot", *map(str, runs), f"--what={what}", f"--out={tmp_path}/out", "--format=svg"])
     paths = [tmp_path / "out" / name for name in ("curves.svg", "depth_ranges.svg")]
     assert capsys.readouterr().out.split() == [str(path) for path in paths]
     assert all("<svg" in path.read_text()[:1000] for path in paths)
@@ -240,3 +242,4 @@ def test_mistakes_are_one_sentence(tmp_path, capsys):
 def test_all_plots_are_named_in_the_guide():
     guide = (Path(__file__).parents[2] / "docs" / "plots.md").read_text()
     assert all(f"`{name}`" in guide for name in PLOTS)
+    assert tuple(PLOTS) == get_args(Kind)

@@ -74,7 +74,7 @@ def draw_angles(task: str, subjects: Mapping[str, Details]) -> Figure:
         end = max(end, int(np.searchsorted(below, MOST)))
     for limit in LIMITS:
         total.axvline(limit, color=GREY, linewidth=1, linestyle=":")
-        total.text(limit, 2, f"{limit:g}°", color=GREY, fontsize=9, rotation=90)
+        total.text(limit + end / 100, 2, f"{limit:g}°", color=GREY, fontsize=9, rotation=90)
     for axes in (single, total):
         axes.set_xlim(0, end)
         axes.set_ylim(bottom=0)

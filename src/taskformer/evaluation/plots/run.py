@@ -3,19 +3,19 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from matplotlib.figure import Figure
 
 from taskformer.errors import ConfigError, UnknownNameError
 from taskformer.evaluation.details import Details
+from taskformer.evaluation.plots import Format, Kind
 from taskformer.evaluation.plots.classes import draw_classes, draw_confusion
 from taskformer.evaluation.plots.curves import draw_curves
 from taskformer.evaluation.plots.errors import draw_angles, draw_precision_recall, draw_ranges
 from taskformer.evaluation.plots.sources import CURVES, Run, read_runs
 from taskformer.plots import save
 
-Format = Literal["png", "svg"]
 #: Names of pictures and the pictures.
 Pictures: TypeAlias = Iterator[tuple[str, Figure]]
 
@@ -40,7 +40,7 @@ def _tasks(
 
 
 #: Every kind of plot by its name.
-PLOTS: dict[str, Callable[[Sequence[Run]], Pictures]] = {
+PLOTS: dict[Kind, Callable[[Sequence[Run]], Pictures]] = {
     "curves": _curves,
     "classes": partial(_tasks, name="classes", needed="confusion", draw=draw_classes),
     "confusion": partial(_tasks, name="confusion", needed="confusion", draw=draw_confusion),
@@ -52,7 +52,7 @@ PLOTS: dict[str, Callable[[Sequence[Run]], Pictures]] = {
 
 def plot(
     runs: Sequence[str | Path],
-    what: Sequence[str] | None = None,
+    what: Sequence[Kind] | None = None,
     out: str | Path | None = None,
     format: Format = "png",
 ) -> list[Path]:
@@ -104,7 +104,7 @@ def draw_test(folder: Path) -> None:
             _draw(runs, name)
 
 
-def _draw(runs: Sequence[Run], name: str, out: str | Path | None = None, format: Format = "png") -> list[Path]:
+def _draw(runs: Sequence[Run], name: Kind, out: str | Path | None = None, format: Format = "png") -> list[Path]:
     """Draw all pictures of a kind that there is something for."""
     if out is None:
         alone = runs[0].folder if name == "curves" else runs[0].folder / FOLDER
