@@ -40,7 +40,7 @@ class Influence:
     def table(self) -> Table:
         """Build the table for the terminal."""
         table = Table(title="what the queries are responsible for")
-        table.add_column("")
+        table.add_column("", no_wrap=True)
         for name, task in self.tasks.items():
             table.add_column(f"{name} {task.headline}, {task.units[task.headline]}", justify="right")
         for name, scores in self.scores.items():

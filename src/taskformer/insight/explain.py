@@ -113,7 +113,7 @@ class Explanation:
             yield table
         for task, ranges in self.ranges.items():
             table = Table("from", "to", "of all pixels, %", "rmse", "mean error", title=f"{task}: by the true value")
-            for span in ranges:
+            for span in (span for span in ranges if span.share):
                 end = "" if span.high is None else f"{span.high:g}"
                 table.add_row(f"{span.low:g}", end, shown(span.share), f"{span.rmse:.3g}", f"{span.absolute:.3g}")
             yield table
