@@ -80,7 +80,8 @@ def test_chunks_in_any_order_give_the_same_result(case):
         split = metric.clone()
         for index in order.chunk(chunks):
             split.update(outputs[index], targets[index])
-        assert floats(split.compute()) == pytest.approx(whole, rel=1e-9), chunks
+        # The angle itself is float32, whose vectorised square may round otherwise where an image lies elsewhere.
+        assert floats(split.compute()) == pytest.approx(whole, rel=1e-7), chunks
     assert all(math.isfinite(value) for value in whole.values())
     assert tuple(whole) == metric.names
 
