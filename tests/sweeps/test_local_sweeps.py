@@ -215,6 +215,21 @@ def test_several_processes_share_a_sweep(begin, events):
     assert len(events("begin")) == 6
 
 
+def test_a_process_that_seemed_gone_leaves_its_runs_to_the_other(begin, events, monkeypatch):
+    process = begin(slow(0.3))
+    wait_for(lambda: Path("events.log").is_file() and len(events("epoch")) > 1)
+    monkeypatch.setattr("taskformer.sweeps.study.STALE", 0.5)  # the other one lives, and is seen every half minute
+    monkeypatch.setattr("taskformer.sweeps.study.HEARTBEAT", 0.1)
+    taskformer.sweep("toy.yaml", local=6, workers=2)
+    process.join(60)
+    assert process.exitcode == 0
+    found = taskformer.sweep("toy.yaml", local=6, workers=2)
+    assert states(found) == {State.FINISHED: 6}
+    for run in found.runs:
+        rows = Path(f"runs/toy/{run.number:04d}/logs/fit/metrics.csv").read_text().splitlines()
+        assert [row.split(",")[0] for row in rows[1:]] == ["0", "1", "2", "3"]
+
+
 def test_a_folder_is_of_one_sweep(sweep_file):
     taskformer.sweep(sweep_file(GRID), local=1)
     with pytest.raises(ConfigError, match=r"runs/toy was begun with another toy.yaml, see runs/toy/sweep.yaml; go on"):

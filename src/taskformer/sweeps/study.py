@@ -17,7 +17,6 @@ from enum import StrEnum
 from typing import Any
 
 import optuna
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage
@@ -253,18 +252,18 @@ class TakenRun:
         return False
 
     def close(self, state: TrialState, value: float | None = None, reason: str | None = None) -> None:
-        """Note what has become of the run; nothing happens if another process has taken it.
+        """Note what has become of the run, unless another process has taken it.
 
         Args:
             state: Complete, pruned, or failed. A failed trial leaves the run to be taken again.
             value: The value of a complete run.
             reason: Why it failed, if it was not just interrupted.
+
+        Raises:
+            UpdateFinishedTrialError: If there is a reason, and another process has taken the run.
         """
         if reason is not None:
-            try:
-                self.trial.set_user_attr("reason", reason)
-            except UpdateFinishedTrialError:
-                return
+            self.trial.set_user_attr("reason", reason)
         self.trial.study.tell(self.trial, value, state, skip_if_finished=True)
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -47,12 +48,10 @@ class Verdict(NamedTuple):
 
     Attributes:
         lags: It is among the worst of those that have come as far.
-        lost: Another process has taken it.
         reason: In words, why its training is of no use.
     """
 
     lags: bool = False
-    lost: bool = False
     reason: str | None = None
 
 
@@ -94,7 +93,8 @@ class Worker:
         while not self.stop.signals and (taken := self.study.take(self.count, but=self.tried)):
             self.tried.add(taken.number)
             self._tell(taken.number)
-            self._train(taken)
+            with suppress(UpdateFinishedTrialError):  # we seemed to be gone, and another process has taken the run
+                self._train(taken)
             self._tell(taken.number)
 
     def _tell(self, number: int) -> None:
@@ -144,15 +144,13 @@ class Worker:
 
     def _look(self, taken: TakenRun, folder: Path) -> Verdict:
         """Note what a training has logged, and judge it."""
-        names, values = read_metric(folder / CURVES, self.metric.name)
-        stage = self.metric.name.split("/")[0]
-        if not values and self.metric.name not in names and any(name.split("/")[0] == stage for name in names):
-            near = suggest(self.metric.name, names)
-            return Verdict(reason=f"it logs no {self.metric.name}{near}, by which the sweep compares its runs")
-        try:
-            return Verdict(lags=taken.report(values))
-        except UpdateFinishedTrialError:
-            return Verdict(lost=True)
+        metric = self.metric.name
+        names, values = read_metric(folder / CURVES, metric)
+        validated = any(name.startswith("val/") for name in names)
+        if metric.startswith("val/") and validated and metric not in names:
+            reason = f"it logs no {metric}{suggest(metric, names)}, by which the sweep compares its runs"
+            return Verdict(reason=reason)
+        return Verdict(lags=taken.report(values))
 
     def _close(self, taken: TakenRun, status: int, verdict: Verdict, folder: Path) -> None:
         """Note what has become of a run whose training has ended."""
@@ -162,7 +160,7 @@ class Worker:
             taken.close(TrialState.COMPLETE, value)
         elif verdict.lags:
             taken.close(TrialState.PRUNED)
-        elif verdict.lost or (verdict.reason is None and status in INTERRUPTED):
+        elif verdict.reason is None and status in INTERRUPTED:
             taken.close(TrialState.FAIL)
         else:
             nothing = f"it logged no number for {self.metric.name}"
