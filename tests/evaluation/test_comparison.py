@@ -118,7 +118,8 @@ def test_seeds_without_scores_of_images_are_compared_by_their_spread(tmp_path):
     assert (depth.images, depth.first, depth.second, depth.better) == (0, 1.005, 0.505, "B")
     assert any(note.startswith("No intervals over images: A, B kept no scores") for note in found.notes)
     row = dict(zip(found.difference_header(), found.difference_rows()[1], strict=True))
-    assert (row["images"], row["95 % interval"], row["better"]) == ("-", "-", "B")
+    assert row.keys().isdisjoint(["images", "95 % interval"])
+    assert row["better"] == "B"
     assert row["B - A over seeds"].startswith("-0.5000 (")
 
 

@@ -110,7 +110,7 @@ def _moments(groups: Mapping[str, Group]) -> Iterator[str]:
 def _differing(facts: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Yield the facts that are not the same in all columns, with their values where they are short."""
     for name in dict.fromkeys(name for values in facts.values() for name in values):
-        texts = {letter: str(values.get(name, "unknown")) for letter, values in facts.items()}
+        texts = {letter: str(values.get(name, "none")) for letter, values in facts.items()}
         if len(set(texts.values())) > 1:
             short = all(len(text) <= SHORT for text in texts.values())
             yield f"{name} ({_named(texts)})" if short else name
