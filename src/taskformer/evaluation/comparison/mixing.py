@@ -82,7 +82,8 @@ def remarks(groups: Mapping[str, Group]) -> Iterator[str]:
     facts = {letter: {fact: group.first.facts.get(fact) for fact in TOLD[1:]} for letter, group in groups.items()}
     if differing := list(_differing({letter: _flat(values) for letter, values in facts.items()})):
         yield f"The runs differ in {', '.join(differing)}."
-    sources = {letter: group.first.record["baselines"] for letter, group in groups.items() if group.delta_m}
+    compared = {letter: group.first.record for letter, group in groups.items() if group.delta_m}
+    sources = {letter: str(record.get("baselines", "unknown")) for letter, record in compared.items()}
     if len(set(sources.values())) > 1:
         yield f"delta_m is against different single-task results ({_named(sources)})."
     unknown = {
