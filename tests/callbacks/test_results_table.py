@@ -12,13 +12,15 @@ import pytest
 import torch
 from lightning import Trainer
 from lightning.pytorch import Callback
+from torch.utils.flop_counter import FlopCounterMode
 
-from taskformer.callbacks import Gallery, Predictions, ResultsTable
+from taskformer.callbacks import Gallery, Predictions, ResultsTable, results
 from taskformer.callbacks.results import why_no_delta_m
 from taskformer.data import CombinedDataModule, RoomsDataModule
 from taskformer.errors import DatasetNotFoundError
 from taskformer.evaluation.references import run_facts
-from taskformer.modules import Baseline
+from taskformer.modules import AutoTaskFormer, Baseline
+from taskformer.modules.autotaskformer_args import Space
 
 ROOT = Path(__file__).parents[2]
 TASKS = ["semseg", "depth"]
@@ -98,6 +100,40 @@ def test_an_image_that_cannot_be_read_is_left_out_and_counted(small_rooms, tmp_p
     depths = torch.stack(labels)
     constant = found["constant"]["depth"]["rmse"]
     assert constant >= depths[depths.isfinite()].double().std(unbiased=False).item() * (1 - 1e-6)
+
+
+@pytest.mark.parametrize(("asked", "kept"), [(None, True), (False, False)])
+def test_the_scores_of_images_are_kept_unless_nobody_wants_them(small_rooms, tmp_path, asked, kept):
+    data = RoomsDataModule(str(small_rooms), TASKS, batch_size=2)
+    evaluator(tmp_path, ResultsTable(per_image=asked)).test(Baseline(data.task_specs, head_dim=8), data, verbose=False)
+    assert (tmp_path / "per_image.csv").exists() == kept
+    assert ("per_image" in json.loads((tmp_path / "metrics.json").read_text())["test"]) == kept
+
+
+@pytest.mark.parametrize(("asked", "kept"), [(None, False), (True, True)])
+def test_those_of_many_images_are_only_kept_where_that_is_asked_for(small_rooms, tmp_path, monkeypatch, asked, kept):
+    monkeypatch.setattr(results, "MANY_IMAGES", 3)
+    data = RoomsDataModule(str(small_rooms), TASKS, batch_size=2)
+    evaluator(tmp_path, ResultsTable(per_image=asked)).test(Baseline(data.task_specs, head_dim=8), data, verbose=False)
+    assert (tmp_path / "per_image.csv").exists() == kept
+
+
+def test_what_the_evaluated_network_costs_is_recorded(small_rooms, tmp_path):
+    data = RoomsDataModule(str(small_rooms), TASKS, batch_size=2)
+    plain = Baseline(data.task_specs, head_dim=8)
+    sizes = {"embed_dims": [32, 64], "num_heads": [1, 2], "mlp_ratios": [1.0, 2.0], "depths": [4, 5], "head_dim": 32}
+    space = Space(preset="custom", **sizes)
+    supernet = AutoTaskFormer(data.task_specs, space, image_size=(128, 160))
+    largest = supernet.network.extract(supernet.space.largest())
+    for name, model, network in (("plain", plain, plain.network), ("supernet", supernet, largest)):
+        evaluator(tmp_path / name, ResultsTable()).test(model, data, verbose=False)
+        found = json.loads((tmp_path / name / "metrics.json").read_text())["test"]
+        assert found["image_size"] == [128, 160]
+        assert found["parameters"] == sum(parameter.numel() for parameter in network.parameters())
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network.eval()(torch.zeros(1, 3, 128, 160))
+        assert found["macs"] == counter.get_total_flops() // 2
+        assert f"* Parameters: {found['parameters'] / 1e6:.2f} M" in (tmp_path / name / "model_card.md").read_text()
 
 
 def test_in_training_it_is_replaced_and_validation_leaves_it_out(small_rooms, tmp_path):

@@ -151,19 +151,30 @@ class Comparison:
 
     def difference_header(self) -> list[str]:
         """Headings of the table of differences."""
-        pair = len(self.groups) == 2
-        other = "B" if pair else "other"
-        seeds = [f"{other} - A over seeds"] if any(row.over_seeds for row in self.differences) else []
-        headings = ["task", "metric", "images", "A", other, f"{other} - A", "95 % interval", *seeds, "better"]
-        return headings if pair else ["run", *headings]
+        other = "B" if len(self.groups) == 2 else "other"
+        run = [] if len(self.groups) == 2 else ["run"]
+        images = ["images"] if self._of_images else []
+        interval = ["95 % interval"] if self._of_images else []
+        seeds = [f"{other} - A over seeds"] if self._of_seeds else []
+        return [*run, "task", "metric", *images, "A", other, f"{other} - A", *interval, *seeds, "better"]
 
     def difference_rows(self, metrics: Shown = "headline") -> list[list[str]]:
         """Format the differences to the first group."""
         chosen = [row for row in self.differences if metrics == "all" or self._is_headline((row.task, row.metric))]
-        seeds = any(row.over_seeds for row in self.differences)
-        return [self._difference_row(row, seeds) for row in chosen]
+        return [self._difference_row(row) for row in chosen]
 
-    def _difference_row(self, row: Difference, seeds: bool) -> list[str]:
+    @property
+    def _of_images(self) -> bool:
+        """Whether some differences are of single images."""
+        return any(row.images for row in self.differences)
+
+    @property
+    def _of_seeds(self) -> bool:
+        """Whether some differences have an interval over seeds."""
+        return any(row.over_seeds for row in self.differences)
+
+    def _difference_row(self, row: Difference) -> list[str]:
+        run = [] if len(self.groups) == 2 else [row.other]
         unit = self._unit((row.task, row.metric))
         scale = factor(unit)
         digits = len(f"{scale * max(abs(row.first), abs(row.second)):.0f}")  # before the point
@@ -171,20 +182,17 @@ class Comparison:
         def signed(value: float) -> str:
             return f"{scale * value:+.{max(0, 5 - digits)}f}"
 
-        metric = heading(row.metric, unit)
-        cells = [row.task, metric, str(row.images or "-"), f"{scale * row.first:.4g}", f"{scale * row.second:.4g}"]
-        cells += [signed(row.difference), f"{signed(row.low)} to {signed(row.high)}" if row.images else "-"]
-        if seeds:
-            found = row.over_seeds
-            cells.append(f"{signed(found[0])} ({signed(found[1])} to {signed(found[2])})" if found else "-")
-        cells.append(row.better or "-")
-        return cells if len(self.groups) == 2 else [row.other, *cells]
+        images = [str(row.images or "-")] if self._of_images else []
+        interval = [f"{signed(row.low)} to {signed(row.high)}" if row.images else "-"] if self._of_images else []
+        found = row.over_seeds
+        over_seeds = f"{signed(found[0])} ({signed(found[1])} to {signed(found[2])})" if found else "-"
+        means = [f"{scale * row.first:.4g}", f"{scale * row.second:.4g}", signed(row.difference)]
+        seeds = [over_seeds] if self._of_seeds else []
+        return [*run, row.task, heading(row.metric, unit), *images, *means, *interval, *seeds, row.better or "-"]
 
     def _caption(self) -> str:
         """Say what the differences are of."""
-        images = [OF_IMAGES] if any(row.images for row in self.differences) else []
-        seeds = [OF_SEEDS] if any(row.over_seeds for row in self.differences) else []
-        return " ".join(images + seeds)
+        return " ".join([OF_IMAGES] * self._of_images + [OF_SEEDS] * self._of_seeds)
 
     def _cells(self, letter: str) -> Iterator[tuple[str, str]]:
         """Yield headings and cells of a group; what nobody knows of any group has no column."""

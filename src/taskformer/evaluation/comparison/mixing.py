@@ -82,7 +82,8 @@ def remarks(groups: Mapping[str, Group]) -> Iterator[str]:
     facts = {letter: {fact: group.first.facts.get(fact) for fact in TOLD[1:]} for letter, group in groups.items()}
     if differing := list(_differing({letter: _flat(values) for letter, values in facts.items()})):
         yield f"The runs differ in {', '.join(differing)}."
-    sources = {letter: group.first.record["baselines"] for letter, group in groups.items() if group.delta_m}
+    compared = {letter: group.first.record for letter, group in groups.items() if group.delta_m}
+    sources = {letter: str(record.get("baselines", "unknown")) for letter, record in compared.items()}
     if len(set(sources.values())) > 1:
         yield f"delta_m is against different single-task results ({_named(sources)})."
     unknown = {
@@ -110,7 +111,7 @@ def _moments(groups: Mapping[str, Group]) -> Iterator[str]:
 def _differing(facts: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Yield the facts that are not the same in all columns, with their values where they are short."""
     for name in dict.fromkeys(name for values in facts.values() for name in values):
-        texts = {letter: str(values.get(name, "unknown")) for letter, values in facts.items()}
+        texts = {letter: str(values.get(name, "none")) for letter, values in facts.items()}
         if len(set(texts.values())) > 1:
             short = all(len(text) <= SHORT for text in texts.values())
             yield f"{name} ({_named(texts)})" if short else name

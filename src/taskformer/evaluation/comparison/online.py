@@ -49,10 +49,9 @@ class OnlineRun:
             ConfigError: If it was not evaluated on it.
         """
         tasks: dict[str, dict[str, float]] = {}
-        for name, value in self.summary.items():
-            number = next(iter(value.values()), None) if isinstance(value, Mapping) else value
-            found = VALUE.fullmatch(name)
-            if found and found["split"] == split and isinstance(number, int | float):
+        for name in self.summary:
+            found, number = VALUE.fullmatch(name), self._number(name)
+            if found and found["split"] == split and number is not None:
                 tasks.setdefault(found["task"], {})[found["metric"]] = number
         if not tasks:
             msg = f"{self.name} has no {split} results; `taskformer test RUN` adds them to a run that wandb has"
@@ -78,7 +77,14 @@ class OnlineRun:
             },
             **{key: self.config[key] for key in ("parameters", "macs") if key in self.config},
             **({"epoch": "best"} if split == "val" else {}),
+            "delta_m": self._number(f"{split}/delta_m"),
         }
+
+    def _number(self, name: str) -> float | None:
+        """Return a value of the summary, where the best of several is ``{"min": value}``."""
+        value = self.summary.get(name)
+        number = next(iter(value.values()), None) if isinstance(value, Mapping) else value
+        return float(number) if isinstance(number, int | float) else None
 
     def _data(self) -> str | None:
         """Name its data set."""
