@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
 from PIL import Image
 
-from taskformer.callbacks.trackers import trackers
+from taskformer.callbacks.trackers import LocalMLFlowLogger, recall, trackers
 from taskformer.cli import main
 from taskformer.evaluation.gallery import DrawnSample, Panel
 from taskformer.tasks import build_tasks
@@ -106,10 +105,20 @@ def test_tensorboard_compares_runs_by_what_rates_them(tmp_path):
     assert started["model.init_args.tasks"].string_value == "['depth']"
 
 
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder to work in."""
+    folder = tmp_path_factory.mktemp("work")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.chdir(folder)
+        yield folder
+
+
 @pytest.fixture
-def store(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return f"sqlite:///{tmp_path}/mlflow.db"
+def store(workplace):
+    """MLflow's store there."""
+    return f"sqlite:///{workplace}/mlflow.db"
 
 
 def test_mlflow_keeps_everything(tmp_path, store, sample, picture):
@@ -146,10 +155,10 @@ def test_mlflow_keeps_everything(tmp_path, store, sample, picture):
 
 
 def test_mlflow_goes_on_with_a_run_whose_settings_have_changed(store):
-    logger = MLFlowLogger("rooms", tracking_uri=store)
+    logger = MLFlowLogger("changes", tracking_uri=store)
     (first,) = trackers([logger])
     first.describe({"trainer.max_epochs": 1, "many": "x" * 9000}, {})
-    (again,) = trackers([MLFlowLogger("rooms", tracking_uri=store, run_id=logger.run_id)])
+    (again,) = trackers([MLFlowLogger("changes", tracking_uri=store, run_id=logger.run_id)])
     again.describe({"trainer.max_epochs": 2, "model.lr": 0.1}, {"parameters": 3})
     (run,) = MlflowClient(store).search_runs([logger.experiment_id])
     assert (run.data.params["trainer.max_epochs"], run.data.params["model.lr"]) == ("1", "0.1")
@@ -157,12 +166,8 @@ def test_mlflow_goes_on_with_a_run_whose_settings_have_changed(store):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, tiny):
+def runs(workplace, tiny):
     """A run that both keep: trained for an epoch, resumed for another, and tested."""
-    folder = tmp_path_factory.mktemp("work")
-    before = Path.cwd()
-    os.chdir(folder)
-    os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow itself sets it, for processes that this one starts
     configs = [f"--config={ROOT}/configs/{name}.yaml" for name in ("model/baseline", "data/rooms")]
     flags = [*configs, *tiny, "--data.tasks=[semseg,depth]", "--gallery.every_n_epochs=1", "--gallery.images=2"]
     for logger in ("tensorboard", "mlflow"):
@@ -170,8 +175,7 @@ def runs(tmp_path_factory, tiny):
         main(["fit", *flags, f"--config={ROOT}/configs/logger/{logger}.yaml", f"--name={logger}"])
         main(["fit", f"--resume={run}", "--trainer.max_epochs=2"])
         main(["test", run, "--results.per_image=true", "--tracking.images=1"])
-    yield folder / "runs"
-    os.chdir(before)
+    return workplace / "runs"
 
 
 def rows(file):
@@ -201,7 +205,7 @@ def test_tensorboard_keeps_a_run_in_its_folder(runs):
 
 
 def test_mlflow_has_one_run_of_all_commands(runs):
-    client = MlflowClient(f"sqlite:///{runs.parent}/mlflow.db")
+    client = MlflowClient(f"sqlite:///{runs}/mlflow/mlflow.db")
     experiment = client.get_experiment_by_name("taskformer")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.run_name == "mlflow"
@@ -220,7 +224,8 @@ def test_mlflow_has_one_run_of_all_commands(runs):
     assert sorted(tables) == ["test/classes.json", "test/images.json", "test/results.json"]
     images = [file.path for file in client.list_artifacts(run.info.run_id, "images") if file.path.endswith("png")]
     assert [sum("gallery~" in name and f"+step+{epoch}+" in name for name in images) for epoch in (0, 1)] == [2, 2]
-    assert not (runs / "mlflow" / "mlruns").exists()
+    assert Path(run.info.artifact_uri).is_relative_to(runs / "mlflow")
+    assert recall(runs / "mlflow") == {"mlflow": {"run_id": run.info.run_id}}
 
 
 def test_metrics_are_in_the_run_folder_whatever_the_logger(runs):
@@ -237,3 +242,12 @@ def test_a_missing_extra_is_one_sentence(extra, tiny, tmp_path, monkeypatch, cap
         main(["fit", *(f"--config={ROOT}/configs/{name}.yaml" for name in names), *tiny])
     said = capsys.readouterr().err.splitlines()[-1]
     assert said == f'taskformer: this needs the package {extra!r}: pip install "taskformer[{extra}]"'
+
+
+def test_a_store_that_is_named_takes_the_place_of_the_folder_s(tmp_path, store):
+    logger = LocalMLFlowLogger(tracking_uri=store, save_dir=str(tmp_path))
+    assert logger._tracking_uri == store
+    assert not list(tmp_path.iterdir())
+    logger = LocalMLFlowLogger(tracking_uri="http://localhost:1", run_id="a")
+    logger._initialized = True  # else it asks the server for the run
+    assert trackers([logger])[0].identity == {"run_id": "a", "tracking_uri": "http://localhost:1"}

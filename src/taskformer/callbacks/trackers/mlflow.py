@@ -25,6 +25,44 @@ BATCH = 100
 TABLES = "mlflow.loggedArtifacts"
 
 
+class LocalMLFlowLogger(MLFlowLogger):
+    """Lightning's logger for MLflow, with a store in the run's own folder where no other is named.
+
+    MLflow's own default is one database in the current folder, which runs that start at once would create together.
+
+    >>> logger = LocalMLFlowLogger(save_dir="runs/demo")  # doctest: +SKIP
+
+    Args:
+        experiment_name: MLflow's experiment.
+        tracking_uri: A server or another store, by default what ``MLFLOW_TRACKING_URI`` says; None: ``mlflow.db`` in
+            the folder.
+        save_dir: The folder.
+        artifact_location: Where files go; None: ``mlruns`` in the folder, or where a server puts them.
+        kwargs: Further arguments of ``MLFlowLogger``.
+    """
+
+    def __init__(
+        self,
+        experiment_name: str = "taskformer",
+        tracking_uri: str | None = os.getenv("MLFLOW_TRACKING_URI"),
+        save_dir: str = ".",
+        artifact_location: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not tracking_uri:
+            folder = Path(save_dir).absolute()
+            folder.mkdir(parents=True, exist_ok=True)
+            tracking_uri = f"sqlite:///{folder / 'mlflow.db'}"
+            artifact_location = artifact_location or str(folder / "mlruns")
+        super().__init__(
+            experiment_name,
+            tracking_uri=tracking_uri,
+            save_dir=save_dir,
+            artifact_location=artifact_location,
+            **kwargs,
+        )
+
+
 @tracks(MLFlowLogger)
 class MlflowTracker(Tracker):
     """Write to the logger's run.
@@ -32,14 +70,14 @@ class MlflowTracker(Tracker):
     MLflow never changes a parameter: where a training goes on with another value, that is a tag of the same name.
 
     >>> from taskformer.callbacks.trackers import trackers
-    >>> [tracker] = trackers([MLFlowLogger(tracking_uri="sqlite:///mlflow.db")])  # doctest: +SKIP
+    >>> [tracker] = trackers([LocalMLFlowLogger(save_dir="runs/demo")])  # doctest: +SKIP
     """
 
     kind = "mlflow"
 
     @classmethod
     def arguments(cls, names: Names, known: Mapping[str, str]) -> dict[str, Any]:
-        """Name the run, and keep it where MLflow's own commands look: ``mlflow.db`` in the current folder.
+        """Name the run; one that is known keeps its id.
 
         Raises:
             MissingExtraError: If MLflow is not installed.
@@ -49,9 +87,7 @@ class MlflowTracker(Tracker):
         except ImportError as error:
             package = extra = "mlflow"
             raise MissingExtraError(package, extra) from error
-        place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
-        tags = {"group": names.group, "tags": ", ".join(names.tags)}
-        return {"run_name": names.name, "tags": tags, "tracking_uri": place, **known}
+        return {"run_name": names.name, "tags": {"group": names.group, "tags": ", ".join(names.tags)}, **known}
 
     @property
     def client(self) -> "MlflowClient":
@@ -61,8 +97,9 @@ class MlflowTracker(Tracker):
 
     @property
     def identity(self) -> dict[str, str]:
-        """The run's id and place."""
-        return {"run_id": self._run, "tracking_uri": self.logger._tracking_uri}
+        """The run's id, and the server that has it."""
+        place = self.logger._tracking_uri
+        return {"run_id": self._run} | ({"tracking_uri": place} if place.startswith("http") else {})
 
     def describe(self, config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         """Keep the configuration as parameters; facts as metrics where they are numbers, else as tags."""
