@@ -24,15 +24,15 @@ def _coarse(monkeypatch):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, tiny):
-    """A folder with ``runs/queries`` and ``runs/plain`` after two steps, both tested, and a photograph."""
+    """A folder with ``runs/queries`` and ``runs/plain`` after two steps, the first one tested, and a photograph."""
     folder = tmp_path_factory.mktemp("work")
     before = Path.cwd()
     os.chdir(folder)
     flags = [*tiny, "--data.tasks=[semseg,depth]", f"--config={ROOT}/configs/data/rooms.yaml"]
-    queries = ["--model.num_queries=3", "--model.scales=[8,16]", "--model.num_blocks=2"]
+    queries = ["--model.num_queries=3", "--model.scales=[8,16]", "--model.num_blocks=2", "--model.num_heads=1"]
     for name, model, options in (("queries", "mqtransformer", queries), ("plain", "baseline", [])):
         main(["fit", f"--config={ROOT}/configs/model/{model}.yaml", *flags, *options, f"--name={name}"])
-        main(["test", f"runs/{name}", "--results.per_image=true", "--trainer.enable_progress_bar=false"])
+    main(["test", "runs/queries", "--results.per_image=true", "--trainer.enable_progress_bar=false"])
     pixels = np.random.default_rng(0).integers(0, 256, (150, 201, 3), dtype=np.uint8)
     Image.fromarray(pixels).save("photo.jpg")
     yield folder
@@ -83,6 +83,17 @@ def test_what_a_model_does_not_have_is_said_and_the_rest_is_drawn(runs, capsys):
     assert streams.err.count("only an MQTransformer, or a supernet with the query head, has queries") == 1
     assert "wrote 1 pictures" in streams.out
     assert Path("runs/plain/insight/conflicts.png").is_file()
+
+
+def test_a_damaged_photograph_is_left_out(runs, monkeypatch):
+    monkeypatch.setattr("taskformer.insight.explain.draw_maps", lambda path, *_: None)
+    Path("several").mkdir()
+    shutil.copy("photo.jpg", "several/whole.jpg")
+    Path("several/broken.jpg").write_bytes(Path("photo.jpg").read_bytes()[:300])
+    found = taskformer.explain("runs/queries", "several", out="whole", images=0, worst=0)
+    assert list(found.photographs) == ["whole"]
+    (note,) = found.notes
+    assert "broken.jpg" in note
 
 
 def test_photographs_alone_need_no_data(runs, monkeypatch):

@@ -50,6 +50,10 @@ def test_cosines_are_those_of_one_backward_pass_per_task(kind):
         for index, one in enumerate(batches):
             expected = by_hand(module, module.network, one, f"{layer}.")
             np.testing.assert_allclose(found.cosines[index, found.layers.index(layer)], expected, atol=1e-5)
+    assert "conv" in found.layers[0]
+    assert [layer.startswith("backbone.") for layer in found.layers] == sorted(
+        (layer.startswith("backbone.") for layer in found.layers), reverse=True
+    )
     # What is a task's own is no layer of several.
     assert not any("predict" in layer for layer in found.layers)
     assert any("project" in layer for layer in found.layers) == (kind is MQTransformer)
@@ -59,7 +63,7 @@ def test_a_subnetwork_is_judged_copy_by_copy():
     space = Space("custom", embed_dims=[16, 32], depths=[1, 2], mlp_ratios=[2.0], num_heads=[1, 2], head_dim=16)
     module = AutoTaskFormer(TASKS, space, Head("linear"), image_size=(64, 64))
     # The largest shares no unit, but all tasks train the stem and the last norm.
-    assert set(conflicts(module, [batch()]).layers) == {"stem", "stem.project", "norm"}
+    assert conflicts(module, [batch()]).layers == ["stem", "stem.project", "norm"]
     apart = '{"embed_dim": 16, "depth": 1, "mlp_ratio": [2.0], "num_heads": [1], "sharing": [[0, 0, 0], [0, 1, 0]]}'
     found = conflicts(module, [batch()], architecture=apart)
     assert "units.1.0" in found.layers

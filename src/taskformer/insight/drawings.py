@@ -23,6 +23,8 @@ Rows = Mapping[str, Mapping[str, NDArray[Any]]]
 BRIGHT = 2.0
 #: Opacity of the brightest attention over the image; none is transparent.
 OPACITY = 0.85
+#: Largest height of a matrix of pairs of tasks in inches; 16 tasks have 120 pairs.
+HIGHEST = 20.0
 #: Side of a matrix's cell in inches; the smallest share that may be the darkest; from more tasks on names are tilted.
 CELL, DARKEST, TILT = 0.7, 0.5, 4
 
@@ -149,7 +151,7 @@ def draw_conflicts(path: Path, conflicts: Conflicts, title: str) -> None:
     """
     pairs = list(combinations(range(len(conflicts.tasks)), 2))
     cosines = np.array([conflicts.mean[:, a, b] for a, b in pairs])  # (pairs, layers)
-    figure = Figure((WIDTH, 2.6 + 0.28 * len(pairs)), layout="constrained")
+    figure = Figure((WIDTH, 2.6 + min(0.28 * len(pairs), HIGHEST)), layout="constrained")
     axes = figure.subplots()
     largest = max(0.1, float(np.nanmax(np.abs(cosines))))
     axes.set_facecolor("#E6E6E6")  # where one of the two has no gradient

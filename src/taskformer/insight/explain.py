@@ -1,6 +1,6 @@
 """Everything that can be seen inside a trained model, of photographs and of the images that it was tested on."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from taskformer.data.configured import data_module
 from taskformer.data.datamodules.base import collate
-from taskformer.errors import ConfigError, DatasetNotFoundError, require
+from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, require
 from taskformer.evaluation.details import read_details
 from taskformer.insight.ablation import Influence, influence
 from taskformer.insight.attention import Attention, recorded
@@ -155,7 +155,7 @@ def explain(
 
     Raises:
         ConfigError: If there is nothing to draw.
-        DatasetNotFoundError: If there is no such photograph.
+        DatasetNotFoundError: If there is no such photograph; one that is damaged is left out with a note.
         WeightsError: If there is no such model.
     """
     require("[0, inf)", images=images, worst=worst)
@@ -165,7 +165,7 @@ def explain(
     module.network = plain_network(module, architecture)
     found = Explanation(folder / "insight" if out is None else Path(out))
     steps: list[Callable[[], None]] = [
-        partial(_explain_photographs, found, module, result_names(files)),
+        *(partial(_explain_photograph, found, module, name, file) for name, file in result_names(files).items()),
         partial(_explain_errors, found, folder),
         partial(_explain_sharing, found, module),
     ]
@@ -180,7 +180,7 @@ def explain(
     for step in steps:
         try:
             step()
-        except (ConfigError, DatasetNotFoundError) as error:
+        except (ConfigError, CorruptFileError, DatasetNotFoundError) as error:
             found.notes += [str(error)] if str(error) not in found.notes else []
     if not found.files:
         msg = (
@@ -213,16 +213,15 @@ class _Batches:
                 yield batch
 
 
-def _explain_photographs(found: Explanation, module: MultiTaskModule, files: Mapping[str, Path]) -> None:
-    """Draw the attention of a model that sees photographs."""
-    for name, file in files.items():
-        pixels = read_picture(file)
-        with recorded(module.network) as passes:
-            module.predict_image(pixels)
-        _draw_attention(found, name, pixels, passes[0])
-        if all(one.between_tasks is not None for one in passes[0].rounds):
-            found.photographs[name] = affinity_of(passes)
-            draw_affinity(found.add(f"{name}/affinity.png"), found.photographs[name], f"who reads whom in {name}")
+def _explain_photograph(found: Explanation, module: MultiTaskModule, name: str, file: Path) -> None:
+    """Draw the attention of a model that sees a photograph."""
+    pixels = read_picture(file)
+    with recorded(module.network) as passes:
+        module.predict_image(pixels)
+    _draw_attention(found, name, pixels, passes[0])
+    if all(one.between_tasks is not None for one in passes[0].rounds):
+        found.photographs[name] = affinity_of(passes)
+        draw_affinity(found.add(f"{name}/affinity.png"), found.photographs[name], f"who reads whom in {name}")
 
 
 def _draw_attention(found: Explanation, name: str, pixels: Picture, attention: Attention) -> None:

@@ -1,8 +1,11 @@
 """Where tasks pull shared weights in different directions: cosines between the gradients of their losses."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -29,7 +32,7 @@ class Conflicts:
 
     Attributes:
         tasks: Names of the tasks.
-        layers: Names of the layers, from the image to the outputs.
+        layers: Names of the layers, in the order in which they run.
         cosines: Cosine of two tasks' gradients, ``(batches, layers, T, T)``: 1 where they agree, below 0 where a step
             for one is a step against the other. NaN where one has none: the batch holds no label of the task, or the
             layer does not serve it.
@@ -77,26 +80,52 @@ def conflicts(module: MultiTaskModule, batches: Iterable[Batch], architecture: s
         ConfigError: If there is no batch, or no layer trains for several tasks.
     """
     found = []
-    with evaluating(module, architecture) as network:
+    tasks = list(module.tasks)
+    with evaluating(module, architecture) as network, _calls_noted(network, tasks) as calls:
         named = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
-        layers: dict[str, list[int]] = {}
+        members: dict[str, list[int]] = {}
         for index, name in enumerate(named):
-            layers.setdefault(layer_of(name), []).append(index)
+            members.setdefault(layer_of(name, tasks), []).append(index)
         for batch in batches:
             gradients = _gradients(module, network, batch, list(named.values()))
-            found.append([_cosines(gradients, members) for members in layers.values()])
-    return _between_tasks(Conflicts(list(module.tasks), list(layers), np.array(found)))
+            found.append({layer: _cosines(gradients, own) for layer, own in members.items()})
+    # What is added to tokens, such as positions, is no module and is not called; it comes first.
+    layers = sorted(members, key=lambda layer: calls.get(layer, -1))
+    return _between_tasks(Conflicts(tasks, layers, np.array([[one[layer] for layer in layers] for one in found])))
 
 
-def layer_of(parameter: str) -> str:
+def layer_of(parameter: str, tasks: Collection[str] = ()) -> str:
     """Name the layer of a parameter: its block where blocks are numbered, or else its module.
+
+    What has a part for each task is one layer.
 
     >>> layer_of("backbone.encoder.blocks.3.1.conv_pw.weight"), layer_of("backbone.encoder.conv_stem.weight")
     ('backbone.encoder.blocks.3.1', 'backbone.encoder.conv_stem')
+    >>> layer_of("heads.project.depth.0.weight", tasks=["depth", "edges"])
+    'heads.project'
     """
     owner = parameter.rpartition(".")[0] or parameter
-    numbered = LAYER.match(owner)
-    return numbered[0] if numbered else owner
+    common = list(takewhile(lambda part: part not in tasks, owner.split(".")))
+    path = ".".join(common) or owner
+    numbered = LAYER.match(path)
+    return numbered[0] if numbered else path
+
+
+@contextmanager
+def _calls_noted(network: nn.Module, tasks: Collection[str]) -> Iterator[dict[str, int]]:
+    """Note in which order the layers of a network are first called."""
+    order: dict[str, int] = {}
+
+    def note(layer: str, *_: object) -> None:
+        order.setdefault(layer, len(order))
+
+    parts = [(layer_of(f"{path}.weight", tasks), part) for path, part in network.named_modules() if path]
+    handles = [part.register_forward_pre_hook(partial(note, layer)) for layer, part in parts]
+    try:
+        yield order
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _between_tasks(found: Conflicts) -> Conflicts:
