@@ -31,28 +31,18 @@ def pictures(output):
     return [content for kind, content in output.get("data", {}).items() if kind in ("image/png", "image/jpeg")]
 
 
-def run(path, folder, steps=None):
-    """Execute a notebook, if asked with few steps of training, and return its code cells."""
-    notebook = nbformat.read(path, as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs = []
-            cell.source = re.sub(r"^STEPS = \d+", f"STEPS = {steps}", cell.source, flags=re.M) if steps else cell.source
-    NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(folder)}}).execute()
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
-
-
-@EACH
+@pytest.mark.parametrize(
+    "path",
+    # All but the first train, for a minute or two.
+    [pytest.param(path, marks=[pytest.mark.slow] if k else []) for k, path in enumerate(NOTEBOOKS)],
+    ids=[path.stem for path in NOTEBOOKS],
+)
 def test_notebook_runs(path):
-    ran = outputs(run(path, path.parent, steps=4))
-    assert any(pictures(output) for output in ran)
-
-
-@pytest.mark.slow  # trains for minutes
-@EACH
-def test_notebook_runs_as_it_is(path):
-    said = [output.text for output in outputs(run(path, path.parent)) if output.get("name") == "stderr"]
-    assert said == []
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(path.parent)}}).execute()
+    found = outputs(cell for cell in notebook.cells if cell.cell_type == "code")
+    assert [output.text for output in found if output.get("name") == "stderr"] == []
+    assert any(pictures(output) for output in found)
 
 
 @EACH
