@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import wandb
 import yaml
 from lightning.pytorch import Trainer
 from PIL import Image
@@ -35,6 +36,11 @@ def write_to_a_full_disk():
         stream.write(b"x")
 
 
+def no_account():
+    """What wandb 0.31 raises where nobody is logged in; it would really begin a run where somebody is."""
+    raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.")
+
+
 def text_as_image(folder):
     (folder / "x.png").write_text("hello")
     Image.open(folder / "x.png")
@@ -57,6 +63,7 @@ def text_as_image(folder):
         (lambda folder: yaml.safe_load("a: b: c"), "mapping values are not allowed here"),
         (lambda folder: b"\xff".decode(), "the file is not text"),
         (lambda folder: __import__("neptune"), "No module named 'neptune'"),
+        (lambda folder: no_account(), "log in; WANDB_MODE=offline needs no account and no network"),
     ],
 )
 def test_what_a_person_can_mend_is_one_sentence(action, sentence, tmp_path):

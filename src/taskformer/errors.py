@@ -85,6 +85,8 @@ MISTAKES = (
     ("builtins.RuntimeError", "PytorchStreamWriter failed|unexpected pos", "the disk may be full"),
     ("builtins.RuntimeError", "DataLoader worker .* (exited|is killed)", "often there is too little memory"),
     ("torch.distributed.DistError", "", ""),
+    ("wandb.errors.errors.Error", "", "WANDB_MODE=offline needs no account and no network"),
+    ("mlflow.exceptions.MlflowException", "", ""),
 )
 
 
@@ -99,7 +101,7 @@ def mistake(error: BaseException) -> str | None:
     advice = _advice(error)
     if advice is None and not _is_refusal(error):
         return None
-    return _one_line("; ".join(filter(None, [_reason(error), advice])))
+    return _one_line("; ".join(filter(None, [_reason(error).removesuffix("."), advice])))
 
 
 def _advice(error: BaseException) -> str | None:

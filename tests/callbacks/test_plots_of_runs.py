@@ -91,6 +91,16 @@ def test_processes_add_up_what_they_counted(model_and_data):
         assert task.details(first)[key] == expected
 
 
+def test_what_is_quick_is_counted_without_the_boundary_benchmark(small_rooms):
+    data = RoomsDataModule(str(small_rooms), ["depth", "edges"], batch_size=4)
+    model = Baseline(data.task_specs, head_dim=8, embed_dim=16)
+    model.test_stage = "val"
+    model.protocol = "standard"  # starts the metrics anew
+    depth, edges = (model.metrics["test"][name] for name in ("depth", "edges"))
+    assert depth["errors"].ranges
+    assert list(edges) == ["tolerant"]
+
+
 @pytest.mark.slow  # three processes that import Lightning, about 40 s
 def test_two_processes_find_what_one_does(small_rooms, tmp_path):
     command = [sys.executable, "-m", "taskformer", "test", "--model=Baseline", "--data=RoomsDataModule",

@@ -35,7 +35,7 @@ from taskformer.modules.schedules import PolyLR
 from taskformer.normalisation import normalise_bytes
 from taskformer.pictures import Photograph, as_rgb
 from taskformer.seeds import derive
-from taskformer.tasks import Stage, build_tasks
+from taskformer.tasks import Stage, Task, build_tasks
 from taskformer.tasks.improvement import improvements
 
 #: Arguments of constructors that are not plain values, or follow from others, and thus are no hyper-parameters.
@@ -378,8 +378,13 @@ class MultiTaskModule(Checkpointed):
 
     def _build_metrics(self, stage: str) -> nn.ModuleDict:
         """Build every task's metrics; all evaluations but the test are of a training's epochs."""
-        kind = self.test_stage if stage == "test" else "val"
-        return nn.ModuleDict({name: task.metrics(self._protocol, kind) for name, task in self.tasks.items()})
+
+        def kind(task: Task) -> Stage:
+            if stage != "test":
+                return "val"
+            return self.test_stage if task.slow_test else "test"
+
+        return nn.ModuleDict({name: task.metrics(self._protocol, kind(task)) for name, task in self.tasks.items()})
 
     def _evaluate(self, stage: str, batch: Batch, network: Callable[[Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Update the metrics of a stage, log its losses and return the raw outputs.

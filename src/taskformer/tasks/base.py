@@ -87,6 +87,7 @@ class Task(ABC):
             where the ids themselves are stored.
         other_names: Names that other programs give to the folders and arrays of the task's predictions.
         about_camera: Whether a target describes the camera, so that it is wrong as soon as pixels move.
+        slow_test: Whether what only ``test`` computes of it takes long, so that it can be left out.
     """
 
     classes: Sequence[str] = ()
@@ -95,6 +96,7 @@ class Task(ABC):
     stored_ids: ClassVar[Sequence[int | list[int]] | None] = None
     other_names: ClassVar[Sequence[str]] = ()
     about_camera: ClassVar[bool] = False
+    slow_test: ClassVar[bool] = False
     geometry: ClassVar[Geometry]
     headline: ClassVar[str]
     units: ClassVar[dict[str, str]]

@@ -39,6 +39,7 @@ class Edges(ValueMapTask):
     geometry: ClassVar[Geometry] = "lines"
     limits: ClassVar[tuple[float, float]] = (0.0, 1.0)
     other_names: ClassVar[Sequence[str]] = ("edge",)
+    slow_test: ClassVar[bool] = True  # the boundary benchmark
     headline: ClassVar[str] = "f_tolerant"
     units: ClassVar[dict[str, str]] = {
         "f_tolerant": "%",
