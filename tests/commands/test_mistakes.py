@@ -69,7 +69,7 @@ def sentence(words, capsys):
             "data: train_transforms: unknown setting 'heights' (did you mean 'height'?)",
         ),
         (["--model.optimizer=Nonsense"], "model: optimizer: unknown class 'Nonsense'; give its full path"),
-        (["--trainer.logger=MLFlowLogger"], "mlflow"),
+        (["--trainer.logger=CometLogger"], "comet-ml"),
         (["--model.head_dim=0"], "head_dim must be in [1, inf), got 0"),
         (["--model.backbone_drop_path=1.5"], "backbone_drop_path must be in [0, 1), got 1.5"),
         (["--trainer.devices=[0,1]"], "should be an int > 0"),

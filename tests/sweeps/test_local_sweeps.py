@@ -31,8 +31,7 @@ def begin(sweep_file):
     def start(parameters):
         sweep_file(parameters)
         # A fork has all that is imported, which takes seconds.
-        arguments = {"file": "toy.yaml", "local": 6, "workers": 2}
-        process = multiprocessing.get_context("fork").Process(target=taskformer.sweep, kwargs=arguments)
+        process = multiprocessing.get_context("fork").Process(target=sweep_as_a_program)
         process.start()
         processes.append(process)
         return process
@@ -41,6 +40,13 @@ def begin(sweep_file):
     for process in processes:
         process.kill()
         process.join()
+
+
+def sweep_as_a_program():
+    """Run the sweep with the handlers of signals of a new program; earlier tests may have left others."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    taskformer.sweep("toy.yaml", local=6, workers=2)
 
 
 def wait_for(condition, seconds=60.0):

@@ -1,8 +1,8 @@
 """What judges predictions: saved maps, the edge benchmark, single-task references and delta_m, significance, tables.
 
 >>> from taskformer import evaluation
->>> evaluation.__all__
-['Comparison', 'EdgeEvaluation', 'Evaluation', 'compare', 'evaluate', 'evaluate_edges']
+>>> [name for name in evaluation.__all__ if name.islower()]
+['compare', 'evaluate', 'evaluate_edges', 'read_offline_runs']
 """
 
 import importlib
