@@ -175,7 +175,8 @@ def _read_onnx(path: Path) -> Run:
 
 
 def _write_torch(program: ExportedProgram, _: list[str], path: Path) -> None:
-    """Write the program with its weights."""
+    """Write the program with its weights, and without the image that it was traced with: tens of megabytes."""
+    program.example_inputs = None
     with path.open("wb") as stream:  # torch takes names of some endings only
         torch.export.save(program, stream)
 
