@@ -86,7 +86,7 @@ def test_a_file_of_one_size_says_so_and_takes_any_batch(checkpoint, tmp_path, ca
         image = torch.randn(batch, 3, 40, 30)
         with torch.no_grad():
             torch.testing.assert_close(program(image), network(image), atol=1e-5, rtol=1e-4)
-    with pytest.raises(RuntimeError, match="Expected input .* to be equal to"):
+    with pytest.raises(RuntimeError, match=r"Expected input .* to be equal to"):
         program(torch.zeros(1, 3, 40, 31))
 
 

@@ -146,7 +146,7 @@ def test_a_network_of_one_size_is_refused_with_advice_that_works(tmp_path, monke
     assert export(checkpoint, out, format="torch", size=(50, 70)).size == (50, 70)
     run = exporting.FORMATS["torch"].read(out)
     assert run(torch.zeros(5, 3, 50, 70))["depth"].shape == (5, 1, 50, 70)
-    with pytest.raises(RuntimeError, match="Expected input .* to be equal to"):
+    with pytest.raises(RuntimeError, match=r"Expected input .* to be equal to"):
         run(torch.zeros(5, 3, 50, 71))
 
 
