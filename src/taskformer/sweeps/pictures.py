@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import Locator, LogLocator, MaxNLocator
 
+from taskformer.evaluation.settings import text_of
 from taskformer.plots import BLUE, GREY, STYLE, WIDTH, save
-from taskformer.sweeps.labels import text_of
 from taskformer.sweeps.parameters import Choice, Parameter
 
 #: From the worst run to the best; colour-blind people see it as others do.

@@ -14,11 +14,12 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from taskformer.evaluation.settings import short_names, text_of, without_seed
 from taskformer.evaluation.tables import latex, markdown
 from taskformer.files import replacing, write_json, write_text
 from taskformer.sweeps.expansion import command_line
 from taskformer.sweeps.importance import importances
-from taskformer.sweeps.labels import Unit, short_names, text_of, unit_of, without_seed
+from taskformer.sweeps.labels import Unit, unit_of
 from taskformer.sweeps.pictures import Axis, draw_importance, draw_parallel
 from taskformer.sweeps.schema import Sweep
 from taskformer.sweeps.study import Run, State

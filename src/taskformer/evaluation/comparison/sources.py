@@ -10,11 +10,12 @@ from typing import Any
 from taskformer.errors import ConfigError
 from taskformer.evaluation.comparison.online import WANDB, OnlineRun, fetch_run
 from taskformer.evaluation.comparison.scored import ScoredRun, Split, read_records, read_run
+from taskformer.evaluation.settings import short_names, text_of, without_seed
 
 #: What a local sweep writes into its folder, and what it says of a run that has ended as it should.
 TRIALS, FINISHED = "trials.json", "finished"
-#: A setting that does not tell groups apart, and one that is told by the name of its file.
-SEED, CONFIG = "seed_everything", "config"
+#: Settings that are told by the names of their files.
+CONFIG = "config"
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def _of_sweep(folder: Path) -> tuple[list[RunFolder], list[str]]:
     try:
         trials: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
         finished = [trial for trial in trials if trial["state"] == FINISHED]
-        settings = [{k: v for k, v in trial["settings"].items() if k != SEED} for trial in finished]
+        settings = [without_seed(trial["settings"]) for trial in finished]
         # The folder may have moved since.
         places = [folder / Path(trial["run"]).name for trial in finished]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -144,15 +145,11 @@ def _differ(settings: Sequence[Mapping[str, Any]], key: str) -> bool:
 
 
 def _parts(settings: Mapping[str, Any], varied: Sequence[str]) -> Iterator[str]:
-    """Name values: configurations by their files, others by the last part of the setting's name.
+    """Name values: configurations by their files alone, others after the setting's name.
 
     >>> list(_parts({"config": "configs/model/baseline.yaml", "model.lr": 0.1}, ["config", "model.lr"]))
     ['baseline', 'lr=0.1']
     """
-    for key in varied:
-        value = settings.get(key)
-        if key.split(".")[0] == CONFIG:
-            files = value if isinstance(value, list) else [value]
-            yield "+".join(Path(str(file)).stem for file in files)
-        else:
-            yield f"{key.rpartition('.')[2]}={value}"
+    for key, name in short_names(varied).items():
+        value = text_of(settings.get(key))
+        yield value if key.split(".")[0] == CONFIG else f"{name}={value}"
