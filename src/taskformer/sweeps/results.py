@@ -106,8 +106,9 @@ class SweepResult:
         if self.best is None:
             return None
         settings = self.best.runs[0].settings
-        words = command_line(self.sweep, settings, [f"--name={self.folder.name}-best"])
-        return shlex.join(["taskformer", *words[words.index("fit") :]])
+        words = command_line(self.sweep, settings)
+        flags = [word for word in words[words.index("fit") :] if not word.startswith("--name=")]
+        return shlex.join(["taskformer", *flags, f"--name={self.folder.name}-best"])
 
     @cached_property
     def importances(self) -> dict[str, float]:
