@@ -103,6 +103,10 @@ class Backbone(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Encode ``(B, 3, H, W)``."""
+        return self.spread(self.encode(image))
+
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """Return timm's own maps of ``(B, 3, H, W)``; a plain ViT's have the stride of its patches."""
         features: list[Tensor] = self.encoder.forward_intermediates(
             image * self.scale + self.shift,
             indices=self.indices,
@@ -110,6 +114,10 @@ class Backbone(nn.Module):
             intermediates_only=True,
             output_fmt="NCHW",
         )
+        return features
+
+    def spread(self, features: list[Tensor]) -> list[Tensor]:
+        """Turn the maps of :meth:`encode` into those for the decoder by what is not timm's: norms, a pyramid."""
         if self.map_norms is not None:
             pairs = zip(self.map_norms, features, strict=True)
             features = [norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, x in pairs]
