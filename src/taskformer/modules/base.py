@@ -1,6 +1,7 @@
 """The LightningModule of every model: losses, metrics, optimizer and prediction; subclasses only build the network."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -93,6 +94,7 @@ class MultiTaskModule(Checkpointed):
             :func:`~taskformer.modules.recipe.training_recipe`.
         tasks: The tasks by name.
         network: The network.
+        scaffold: What trains with it, by name, and is no part of it: nothing else but training needs it.
         results: The metrics of the last evaluation by stage (``"val"``, ``"test"``).
         test_stage: ``"val"`` leaves out of ``test`` what takes long, the boundary benchmark of edges; set it before
             ``protocol``.
@@ -130,6 +132,7 @@ class MultiTaskModule(Checkpointed):
         self.save_hyperparameters(ignore=(*BUILDERS, *COMPUTATION), logger=False)
         self.tasks = build_tasks(tasks)
         self.network = network
+        self.scaffold = nn.ModuleDict()
         if channels_last:
             make_channels_last(network)
         self.compiles = compile
@@ -210,13 +213,27 @@ class MultiTaskModule(Checkpointed):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the balanced loss of a batch."""
-        losses = self.task_losses(self(batch["image"]), batch["targets"])
+        losses = self.objectives(self.predictions(batch["image"]), batch)
         return self._balance(losses, losses, len(batch["image"]))
+
+    def predictions(self, image: Tensor) -> list[dict[str, Tensor]]:
+        """Predict all that a training step supervises: the network's outputs first, then auxiliary ones, if any."""
+        return [self(image)]
+
+    def objectives(self, predictions: Sequence[Mapping[str, Tensor]], batch: Batch) -> dict[str, Tensor]:
+        """Compute the losses that a training step balances, by name.
+
+        Args:
+            predictions: What :meth:`predictions` returned for the batch's images.
+            batch: The batch.
+        """
+        return self.task_losses(predictions[0], batch["targets"])
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Let the balancing method differentiate the loss, which Lightning has scaled."""
         losses, self._balanced = self._balanced, {}
-        self.balancing.backward(loss, losses, [p for p in self.network.parameters() if p.requires_grad])
+        trained = (*self.network.parameters(), *self.scaffold.parameters())
+        self.balancing.backward(loss, losses, [p for p in trained if p.requires_grad])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the validation metrics."""
@@ -356,7 +373,7 @@ class MultiTaskModule(Checkpointed):
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Split all parameters by learning rate and weight decay."""
         declared: Callable[[], set[str]] = getattr(self.network, "no_weight_decay", set)
-        parameters = self.network.named_parameters()
+        parameters = chain(self.network.named_parameters(), self.scaffold.named_parameters(prefix="scaffold"))
         groups = parameter_groups(parameters, self.lr_scales(), declared(), self.weight_decay_on)
         own = list(self.balancing.parameters())
         return [*groups, {"params": own, "lr_scale": 1.0, "weight_decay": 0.0}] if own else groups
