@@ -1,11 +1,22 @@
 """A whole network: backbone, head, and the padding that lets it take any image size."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Protocol, cast
 
 from torch import Tensor, nn
 
 from taskformer.models.backbones import Backbone
 from taskformer.models.layers import enough_values, pad_to_multiples, undecayed
+
+
+class ExchangingHead(Protocol):
+    """A head whose tasks have maps of their own before they exchange what they know."""
+
+    def task_maps(self, features: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Make each task's own maps, for each scale."""
+
+    def decode(self, maps: Sequence[Sequence[Tensor]], size: tuple[int, int]) -> dict[str, Tensor]:
+        """Let the tasks exchange, and predict."""
 
 
 class DenseNetwork(nn.Module):
@@ -43,11 +54,38 @@ class DenseNetwork(nn.Module):
         Raises:
             ConfigError: If a batch norm trains on one value.
         """
-        height, width = image.shape[-2:]
-        padded = pad_to_multiples(image, self.backbone.step)
-        size = (padded.shape[-2], padded.shape[-1])
         with enough_values(image):
-            outputs: dict[str, Tensor] = self.head(self.backbone(padded), size)
+            features, size = self._features(image)
+            return self._cropped(self.head(features, size), image)
+
+    def deep_predictions(self, image: Tensor, auxiliary: Sequence[nn.Module]) -> list[dict[str, Tensor]]:
+        """Predict also from what the tasks have before they exchange anything, to supervise it.
+
+        Args:
+            image: ``(B, 3, H, W)`` ImageNet-normalised.
+            auxiliary: For each scale of the head what predicts from it: ``(maps of all tasks, size)`` to outputs.
+
+        Returns:
+            The outputs of :meth:`forward`, and those of each scale.
+
+        Raises:
+            ConfigError: If a batch norm trains on one value.
+        """
+        head = cast("ExchangingHead", self.head)
+        with enough_values(image):
+            features, size = self._features(image)
+            maps = head.task_maps(features)
+            early = [predict(scale, size) for predict, scale in zip(auxiliary, maps, strict=True)]
+            return [self._cropped(outputs, image) for outputs in (head.decode(maps, size), *early)]
+
+    def _features(self, image: Tensor) -> tuple[list[Tensor], tuple[int, int]]:
+        """Compute the backbone's maps of the padded image, and its size."""
+        padded = pad_to_multiples(image, self.backbone.step)
+        return self.backbone(padded), (padded.shape[-2], padded.shape[-1])
+
+    def _cropped(self, outputs: Mapping[str, Tensor], image: Tensor) -> dict[str, Tensor]:
+        """Cut the padding off, and make one answer of each map that is about the whole image."""
+        height, width = image.shape[-2:]
         maps = {task: output[..., :height, :width] for task, output in outputs.items()}
         return {task: x.mean((2, 3)) if task in self.image_tasks else x for task, x in maps.items()}
 

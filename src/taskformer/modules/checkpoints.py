@@ -130,7 +130,7 @@ class Checkpointed(LightningModule):
         """
         saved = Checkpoint(checkpoint)
         forget(checkpoint, obsolete_names(self), self.parameter_names())
-        checkpoint["state_dict"] = state = with_balancing_of(self.state_dict(), saved.state)
+        checkpoint["state_dict"] = state = with_own_training_parts(self.state_dict(), saved.state)
         require_fitting(self.upgraded(saved.hyper_parameters), state, self, self.tasks)
         self.hparams["weights"] = saved.hyper_parameters["weights"]
         self.hparams["initialisation"] = saved.hyper_parameters.get("initialisation")
@@ -138,15 +138,18 @@ class Checkpointed(LightningModule):
         self.optimisation_before = saved.optimisation
 
 
-def with_balancing_of(own: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Let a balancing method start anew from its own state where the saved one is of another method, or of none."""
-    parts = [
-        {name: values for name, values in state.items() if name.startswith("balancing.")} for state in (own, saved)
-    ]
-    shapes = [{name: values.shape for name, values in part.items()} for part in parts]
-    if shapes[0] == shapes[1]:
-        return dict(saved)
-    return {name: values for name, values in saved.items() if name not in parts[1]} | parts[0]
+def with_own_training_parts(own: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Let what only training needs start anew where the saved state is of another method, or has none of it.
+
+    These are the balancing method and the scaffold: they are no part of what the network computes.
+    """
+    state = dict(saved)
+    for prefix in ("balancing.", "scaffold."):
+        parts = [{name: values for name, values in each.items() if name.startswith(prefix)} for each in (own, saved)]
+        shapes = [{name: values.shape for name, values in part.items()} for part in parts]
+        if shapes[0] != shapes[1]:
+            state = {name: values for name, values in state.items() if name not in parts[1]} | parts[0]
+    return state
 
 
 def restore(model: Checkpointed, checkpoint: Checkpoint) -> None:

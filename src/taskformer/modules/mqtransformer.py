@@ -1,10 +1,15 @@
 """MQTransformer as a LightningModule."""
 
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from taskformer.models import MQTransformerHead
-from taskformer.modules.base import output_channels
+import torch
+from torch import Tensor, nn
+
+from taskformer.models import DenseNetwork, MQTransformerHead
+from taskformer.models.layers import TaskPredictor
+from taskformer.modules.base import Batch, not_negative, output_channels
 from taskformer.modules.dense import DenseModule
 
 
@@ -35,6 +40,9 @@ class MQTransformer(DenseModule):
         share_encoder: One query encoder for all tasks, or else one for each.
         share_decoder: One decoder for all tasks, or else one for each.
         checkpointing: Compute the decoder's activations twice in training: less memory for more time.
+        auxiliary_weight: Deep supervision, as InvPT's: weight of the losses of predictions from each task's own maps,
+            before the exchange (with several scales their mean), over that of the final ones; 0: none. What predicts
+            them trains with the network, and is no part of it.
         kwargs: The encoder and settings of every model, see :class:`~taskformer.modules.dense.DenseModule`.
 
     Reference:
@@ -62,6 +70,7 @@ class MQTransformer(DenseModule):
         share_encoder: bool = True,
         share_decoder: bool = True,
         checkpointing: bool = False,
+        auxiliary_weight: float = 0.0,
         **kwargs: Any,
     ) -> None:
         build_head = partial(
@@ -86,3 +95,41 @@ class MQTransformer(DenseModule):
             checkpointing=checkpointing,
         )
         super().__init__(tasks, build_head, last_only=False, **kwargs)
+        self.auxiliary_weight = not_negative("auxiliary_weight", auxiliary_weight)
+        #: Makes the network's and the auxiliary predictions, compiled while a Trainer runs if that is asked for.
+        self._compiled_deep: Callable[..., list[dict[str, Tensor]]] | None = None
+        if self.auxiliary_weight:
+            count = 1 if scales == "fused" else len(scales)
+            predictors = (TaskPredictor(output_channels(tasks), embed_dim, head_dim) for _ in range(count))
+            self.scaffold["auxiliary"] = nn.ModuleList(predictors)
+
+    def setup(self, stage: str) -> None:
+        """Let the Trainer's runs compute as they are asked to."""
+        super().setup(stage)
+        if self.compiles and self.auxiliary_weight:
+            self._compiled_deep = torch.compile(self._dense.deep_predictions)
+
+    def teardown(self, stage: str) -> None:
+        """Compute plainly again."""
+        super().teardown(stage)
+        self._compiled_deep = None
+
+    def predictions(self, image: Tensor) -> list[dict[str, Tensor]]:
+        """Predict what a training step supervises, with deep supervision also from each task's own maps."""
+        if not self.auxiliary_weight:
+            return super().predictions(image)
+        return (self._compiled_deep or self._dense.deep_predictions)(image, self.scaffold["auxiliary"])
+
+    def objectives(self, predictions: Sequence[Mapping[str, Tensor]], batch: Batch) -> dict[str, Tensor]:
+        """Compute the losses that a training step balances; those of auxiliary predictions are in their tasks'."""
+        losses = super().objectives(predictions, batch)
+        if auxiliary := [self.task_losses(outputs, batch["targets"]) for outputs in predictions[1:]]:
+            for name in self.tasks:
+                mean = torch.stack([each[name] for each in auxiliary]).mean()
+                losses[name] = losses[name] + self.auxiliary_weight * mean
+        return losses
+
+    @property
+    def _dense(self) -> DenseNetwork:
+        assert isinstance(self.network, DenseNetwork)
+        return self.network

@@ -299,13 +299,15 @@ class MQTransformerHead(MultiQueryDecoder):
 
     def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
         """Decode feature maps, fine to coarse, to ``{task: (B, C_task, *size)}``."""
-        refined = self.refine(
-            [
-                project([features[i] for i in level])  # T x (B, h, w, C)
-                for level, project in zip(self.levels, self.project, strict=True)
-            ]
-        )
-        outputs: dict[str, Tensor] = self.predict(refined, size)
+        return self.decode(self.task_maps(features), size)
+
+    def task_maps(self, features: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Make each task's own maps, before any exchange: for each scale, finest first, T x ``(B, h, w, C)``."""
+        return [project([features[i] for i in level]) for level, project in zip(self.levels, self.project, strict=True)]
+
+    def decode(self, maps: Sequence[Sequence[Tensor]], size: tuple[int, int]) -> dict[str, Tensor]:
+        """Let the tasks exchange, and predict: ``{task: (B, C_task, *size)}`` of what :meth:`task_maps` returned."""
+        outputs: dict[str, Tensor] = self.predict(self.refine(maps), size)
         return outputs
 
 
