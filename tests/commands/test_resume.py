@@ -65,7 +65,8 @@ def equal(first, second):
     ("model", "extra", "hook", "step"),
     [
         ("mqtransformer", ["--checkpoint.every_n_train_steps=1"], "on_train_batch_end", 3),  # within the first epoch
-        ("mqtransformer", ["--data.num_workers=1"], "on_validation_end", 8),  # of the second epoch
+        pytest.param("mqtransformer", ["--data.num_workers=1"], "on_validation_end", 8,  # of the second epoch
+                     marks=pytest.mark.slow),
         ("supernet", ["--checkpoint.every_n_train_steps=2"], "on_train_batch_end", 7),  # within the second epoch
         ("supernet", ["--trainer.max_steps=7", "--trainer.accumulate_grad_batches=2", "--trainer.max_epochs=4",
                       "--trainer.limit_train_batches=3"], "on_train_epoch_end", 4),

@@ -228,7 +228,7 @@ data:
 """
 
 
-@pytest.mark.parametrize("model", ["mqtransformer", "baseline"])
+@pytest.mark.parametrize("model", ["mqtransformer", pytest.param("baseline", marks=pytest.mark.slow)])
 def test_indoor_depth_and_street_segmentation_train_together(tmp_path, monkeypatch, small_rooms, model):
     if not (SHARED / "idd_lite").is_dir():
         pytest.skip("the photographs of idd_lite are not here")

@@ -440,7 +440,7 @@ data:
 """
 
 
-@pytest.mark.parametrize("model", ["mqtransformer", "baseline"])
+@pytest.mark.parametrize("model", [pytest.param("mqtransformer", marks=pytest.mark.slow), "baseline"])
 @pytest.mark.parametrize(("name", "config"), {"idd_lite": IDD, "nyu10": NYU10}.items())
 def test_photographs_train_and_test_from_the_command_line(tmp_path, monkeypatch, model, name, config):
     if not (SHARED / name).is_dir():

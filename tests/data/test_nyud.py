@@ -490,7 +490,7 @@ def fit_and_test(folder, monkeypatch, model, root, *flags):
     return json.loads((folder / "runs" / "run" / "metrics.json").read_text())["test"]["tasks"]
 
 
-@pytest.mark.parametrize("model", ["mqtransformer", "baseline"])
+@pytest.mark.parametrize("model", ["mqtransformer", pytest.param("baseline", marks=pytest.mark.slow)])
 def test_both_models_train_on_the_miniature(miniatures, tmp_path, monkeypatch, model):
     flags = [f"--config={CONFIGS}/data/nyud.yaml", "--data.batch_size=2", "--data.train_transforms=[]"]
     numbers = fit_and_test(tmp_path, monkeypatch, model, miniatures / "a", *flags)

@@ -154,7 +154,7 @@ def test_a_mixture_of_disjoint_data_sets_is_the_same_as_one_set_with_partial_lab
         assert pair.results["val"][name] == pytest.approx(expected[name], rel=1e-4)
 
 
-@pytest.mark.parametrize("config", ["mqtransformer", "baseline"])
+@pytest.mark.parametrize("config", ["mqtransformer", pytest.param("baseline", marks=pytest.mark.slow)])
 def test_partial_labels_train_from_the_command_line(root, tmp_path, monkeypatch, config):
     monkeypatch.chdir(tmp_path)
     labels = {name: {"file": label.file, "spec": label.spec} for name, label in LABELS.items()}

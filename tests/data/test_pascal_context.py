@@ -427,7 +427,7 @@ def configured(root, name):
     return taskformer.from_config(model, str(ROOT / "configs" / "data" / f"{name}.yaml"), overrides=flags)[1]
 
 
-@pytest.mark.parametrize("model", ["mqtransformer", "baseline"])
+@pytest.mark.parametrize("model", ["mqtransformer", pytest.param("baseline", marks=pytest.mark.slow)])
 def test_fit_and_test_run_from_the_command_line(root, tiny, model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = {"class_path": "taskformer.data.transforms.Pad", "init_args": {"height": 96, "width": 96}}

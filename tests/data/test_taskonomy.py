@@ -531,7 +531,7 @@ def test_batches_have_every_task(root):
         assert torch.isfinite(task.loss(torch.zeros(shape), batch["targets"][name]))
 
 
-@pytest.mark.parametrize("model", ["mqtransformer", "baseline"])
+@pytest.mark.parametrize("model", ["mqtransformer", pytest.param("baseline", marks=pytest.mark.slow)])
 def test_both_models_train_and_test_from_the_command_line(model, tmp_path, monkeypatch):
     from taskformer.cli import main
 

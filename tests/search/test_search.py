@@ -127,6 +127,7 @@ for order in ORDERS:
 """
 
 
+@pytest.mark.slow  # imports everything in six orders
 def test_package_and_function_have_one_name_in_any_order_of_imports():
     subprocess.run([sys.executable, "-c", ORDERS], check=True)
 

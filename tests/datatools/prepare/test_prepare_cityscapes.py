@@ -116,6 +116,7 @@ prepare_cityscapes(Path(sys.argv[1]), Path(sys.argv[2]), size=(300, 600), worker
 """
 
 
+@pytest.mark.slow  # that of NYUD-v2 goes through the same code
 def test_a_killed_run_continues(tmp_path):
     unpacked = write_cityscapes(tmp_path / "unpacked", counts={"train": 40, "val": 1})
     out, whole = tmp_path / "out", tmp_path / "whole"
