@@ -12,7 +12,8 @@ from taskformer.tasks import PROTOCOLS
 
 DESCRIPTION = (
     "Score predictions that lie in files, ours or other people's, under any protocol. `taskformer evaluate edges "
-    "--help` explains the boundary benchmark, which needs no data set."
+    "--help` explains the boundary benchmark, `taskformer evaluate sequence --help` how steady predictions of a video "
+    "are; they need no data set."
 )
 
 
@@ -22,6 +23,11 @@ def main(argv: list[str]) -> None:
         from taskformer.commands import evaluate_edges
 
         evaluate_edges.main(argv[1:])
+        return
+    if argv[1:2] == ["sequence"]:
+        from taskformer.commands import evaluate_sequence
+
+        evaluate_sequence.main(argv[1:])
         return
     parser = Parser(prog="taskformer evaluate", description=DESCRIPTION)
     parser.add_argument("predictions", type=str, help="Folder with a folder of files for each task, named by the "

@@ -2,7 +2,7 @@
 
 >>> from taskformer import evaluation
 >>> [name for name in evaluation.__all__ if name.islower()]
-['compare', 'evaluate', 'evaluate_edges', 'read_offline_runs']
+['compare', 'evaluate', 'evaluate_edges', 'evaluate_sequence', 'read_offline_runs']
 """
 
 import importlib
@@ -13,15 +13,18 @@ if TYPE_CHECKING:
     from taskformer.evaluation.edges import EdgeEvaluation, evaluate_edges
     from taskformer.evaluation.offline_wandb import OfflineRun, read_offline_runs
     from taskformer.evaluation.scoring import Evaluation, evaluate
+    from taskformer.evaluation.sequences import SequenceEvaluation, evaluate_sequence
 
 __all__ = [
     "Comparison",
     "EdgeEvaluation",
     "Evaluation",
     "OfflineRun",
+    "SequenceEvaluation",
     "compare",
     "evaluate",
     "evaluate_edges",
+    "evaluate_sequence",
     "read_offline_runs",
 ]
 
@@ -30,9 +33,11 @@ _HOMES = {
     "EdgeEvaluation": "edges",
     "Evaluation": "scoring",
     "OfflineRun": "offline_wandb",
+    "SequenceEvaluation": "sequences",
     "compare": "comparison",
     "evaluate": "scoring",
     "evaluate_edges": "edges",
+    "evaluate_sequence": "sequences",
     "read_offline_runs": "offline_wandb",
 }
 

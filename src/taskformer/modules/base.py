@@ -11,7 +11,6 @@ from lightning.pytorch.plugins import MixedPrecision, Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_info
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric, MetricCollection
@@ -30,7 +29,7 @@ from taskformer.modules.optimisation import (
     reconfigure,
     require_same_kind,
 )
-from taskformer.modules.prediction import decode_at
+from taskformer.modules.prediction import WHOLE, View, predict_maps
 from taskformer.modules.recipe import training_recipe
 from taskformer.modules.schedules import PolyLR
 from taskformer.normalisation import normalise_bytes
@@ -43,8 +42,6 @@ from taskformer.tasks.improvement import improvements
 BUILDERS = ("network", "build_head", "last_only", "balancing", "optimizer", "lr_scheduler")
 #: Nor are those that only say how a machine computes: what is loaded from a checkpoint computes plainly.
 COMPUTATION = ("channels_last", "compile", "matmul_precision")
-#: Largest ratio of the sides of what the network sees of a photograph.
-MAX_ASPECT = 16
 
 MatmulPrecision = Literal["highest", "high", "medium"]
 Batch = dict[str, Any]
@@ -252,16 +249,15 @@ class MultiTaskModule(Checkpointed):
         return {name: task.decode(outputs[name]) for name, task in self.tasks.items()}
 
     @torch.no_grad()
-    def predict_image(self, image: Photograph) -> dict[str, NDArray[Any]]:
+    def predict_image(self, image: Photograph, view: View = WHOLE) -> dict[str, NDArray[Any]]:
         """Predict decoded maps of one photograph.
 
-        The network sees it at the scale it was trained at: the shorter sides agree, unless the longer one would be more
-        than :data:`MAX_ASPECT` times as long. Raw outputs are brought back to the photograph's own resolution before
-        they are decoded.
+        Raw outputs are brought back to the photograph's own resolution before they are decoded.
 
         Args:
             image: A file's path, an image of Pillow, an array ``(H, W, 3)`` or a tensor ``(3, H, W)``, uint8 or floats
                 in [0, 1]; grey and with transparency too, see :func:`taskformer.pictures.as_rgb`.
+            view: How the network sees it; by default at the scale it was trained at, everything at once.
 
         Returns:
             ``{task: map}``, each ``(H, W)`` or ``(C, H, W)``.
@@ -272,14 +268,10 @@ class MultiTaskModule(Checkpointed):
             DatasetNotFoundError: If there is no such file.
         """
         normalised = normalise_bytes(as_rgb(image)).unsqueeze(0).to(self.device)  # (1, 3, H, W)
-        height, width = normalised.shape[-2:]
-        zoom = min(self.train_size.tolist()) / max(min(height, width), max(height, width) / MAX_ASPECT) or 1.0
-        size = (max(1, round(height * zoom)), max(1, round(width * zoom)))
         training = self.training
         self.eval()
-        outputs = self(F.interpolate(normalised, size=size, mode="bilinear", align_corners=False, antialias=True))
+        decoded = predict_maps(self.tasks, self, normalised, int(self.train_size.min()), view)
         self.train(training)
-        decoded = {name: decode_at(task, outputs[name], height, width) for name, task in self.tasks.items()}
         return {name: values.squeeze(0).cpu().numpy() for name, values in decoded.items()}
 
     def on_validation_epoch_end(self) -> None:

@@ -87,6 +87,7 @@ class Task(ABC):
             where the ids themselves are stored.
         other_names: Names that other programs give to the folders and arrays of the task's predictions.
         about_camera: Whether a target describes the camera, so that it is wrong as soon as pixels move.
+        difference_unit: Unit of :meth:`difference`.
         slow_test: Whether what only ``test`` computes of it takes long, so that it can be left out.
     """
 
@@ -97,6 +98,7 @@ class Task(ABC):
     other_names: ClassVar[Sequence[str]] = ()
     about_camera: ClassVar[bool] = False
     slow_test: ClassVar[bool] = False
+    difference_unit: ClassVar[str] = ""
     geometry: ClassVar[Geometry]
     headline: ClassVar[str]
     units: ClassVar[dict[str, str]]
@@ -242,6 +244,20 @@ class Task(ABC):
             message = f"task {self.name!r} needs predictions of shape {expected}, got {stored.shape}"
             raise InvalidTargetError(message)
         return values if image else values.movedim(-1, 0).contiguous()
+
+    def difference(self, first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
+        """Say how far two decoded maps are apart at each pixel.
+
+        Args:
+            first: ``(H, W)`` or ``(C, H, W)``.
+            second: Another one of that shape.
+
+        Returns:
+            ``(H, W)`` in the task's ``difference_unit``, NaN where one of the two is; by default the mean absolute
+            difference of the channels.
+        """
+        apart = np.abs(first.astype(np.float64) - second)
+        return np.asarray(apart.mean(axis=0) if apart.ndim == 3 else apart)
 
     @abstractmethod
     def colorize(self, values: NDArray[Any]) -> NDArray[np.uint8]:

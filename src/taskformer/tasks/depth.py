@@ -46,6 +46,7 @@ class Depth(ValueMapTask):
     headline: ClassVar[str] = "rmse"
     units: ClassVar[dict[str, str]] = {"rmse": "m", "rmse_per_image": "m", "mae": "m", **RATIO_UNITS}
     higher_is_better: ClassVar[bool] = False
+    difference_unit: ClassVar[str] = "m"
 
     def __init__(self, name: str, max_depth: float = 10.0, loss_weight: float = 1.0) -> None:
         if not max_depth > 0:
@@ -115,6 +116,7 @@ class InverseDepth(ValueMapTask):
     headline: ClassVar[str] = "mae"
     units: ClassVar[dict[str, str]] = {"rmse": "1/m", "rmse_per_image": "1/m", "mae": "1/m", **RATIO_UNITS}
     higher_is_better: ClassVar[bool] = False
+    difference_unit: ClassVar[str] = "1/m"
 
     def __init__(self, name: str, max_inverse_depth: float = 0.2, loss_weight: float = 20.0) -> None:
         if not max_inverse_depth > 0:
@@ -160,6 +162,7 @@ class RelativeInverseDepth(InverseDepth):
     ('', '1/m')
     """
 
+    difference_unit: ClassVar[str] = ""
     units: ClassVar[dict[str, str]] = {"rmse": "", "rmse_per_image": "", "mae": "", **RATIO_UNITS}
 
 

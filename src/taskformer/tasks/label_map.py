@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torchmetrics import MetricCollection
 
 from taskformer.errors import ConfigError, InvalidTargetError
+from taskformer.metrics.units import SHARE
 from taskformer.tasks.base import IGNORE_INDEX, ClassCounts, Geometry, Task
 from taskformer.tasks.colors import INVALID_COLOR, Swatch, distinct_colors, swatch
 from taskformer.tasks.losses import kl_divergence
@@ -50,6 +51,7 @@ class LabelMapTask(Task):
 
     geometry: ClassVar[Geometry] = "label"
     stores_classes: ClassVar[bool] = True
+    difference_unit: ClassVar[str] = SHARE
     higher_is_better: ClassVar[bool] = True
 
     def __init__(
@@ -115,6 +117,12 @@ class LabelMapTask(Task):
             message = f"task {self.name!r} needs class ids 0..{self.channels - 1} as predictions, got other values"
             raise InvalidTargetError(message)
         return F.one_hot(torch.from_numpy(labels.astype(np.int64)), self.channels).movedim(-1, 0).float()
+
+    def difference(self, first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
+        """Return 1 where the class is another one, 0 where it is the same, NaN where one of the two has none."""
+        first, second = self._plane(first), self._plane(second)
+        unknown = (first == IGNORE_INDEX) | (second == IGNORE_INDEX)
+        return np.where(unknown, np.nan, (first != second).astype(np.float64))
 
     def colorize(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         """Draw class ids ``(H, W)`` or ``(1, H, W)`` as RGB ``(H, W, 3)``; ids without a class are dark."""

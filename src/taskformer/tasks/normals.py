@@ -55,6 +55,7 @@ class Normals(ValueMapTask):
         "within_30": "%",
     }
     higher_is_better: ClassVar[bool] = False
+    difference_unit: ClassVar[str] = "deg"
 
     def __init__(self, name: str, loss_weight: float = 10.0, loss: NormalsLoss = "l1") -> None:
         if loss not in get_args(NormalsLoss):
@@ -96,6 +97,14 @@ class Normals(ValueMapTask):
             )
             raise InvalidTargetError(message)
         return vectors
+
+    def difference(self, first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the angle between vectors of any lengths ``(3, H, W)`` in degrees."""
+        a, b = (vectors.astype(np.float64) for vectors in (first, second))
+        # Half angles of the parallelogram's diagonals: also exact where vectors are nearly equal (Kahan).
+        a, b = (vectors / np.linalg.norm(vectors, axis=0).clip(1e-12) for vectors in (a, b))
+        half = np.arctan2(np.linalg.norm(a - b, axis=0), np.linalg.norm(a + b, axis=0))
+        return np.asarray(np.degrees(2 * half))
 
     def colorize(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         """Draw unit vectors ``(3, H, W)`` as RGB ``(n + 1) / 2``."""

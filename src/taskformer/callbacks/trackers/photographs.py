@@ -25,7 +25,7 @@ def keep_photographs(trackers: Iterable[Tracker], done: Predicted) -> None:
     """
     tasks = [name for name in done.tasks if (done.out / name).is_dir()]  # others have one value for an image
     rows = []
-    for name, file in list(done.files.items())[:ROWS]:
+    for name, file in [each for each in done.files.items() if each[0] not in done.frames][:ROWS]:
         try:
             photograph = _read(file)
         except (CorruptFileError, DatasetNotFoundError):  # which was said when it was to be predicted
