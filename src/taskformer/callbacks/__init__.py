@@ -1,5 +1,6 @@
 """What a run leaves behind: folder, checkpoints, curves, results table, gallery, predictions."""
 
+from taskformer.callbacks.averaging import MovingAverage
 from taskformer.callbacks.checkpoints import Checkpoints, WholeCheckpoints
 from taskformer.callbacks.curves import Curves
 from taskformer.callbacks.gallery import Gallery
@@ -15,6 +16,7 @@ __all__ = [
     "Checkpoints",
     "Curves",
     "Gallery",
+    "MovingAverage",
     "Plots",
     "Predictions",
     "ProgressBar",

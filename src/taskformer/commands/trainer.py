@@ -19,6 +19,7 @@ from taskformer.callbacks import (
     Checkpoints,
     Curves,
     Gallery,
+    MovingAverage,
     Plots,
     Predictions,
     ProgressBar,
@@ -27,6 +28,7 @@ from taskformer.callbacks import (
     Stopping,
     Tracking,
 )
+from taskformer.callbacks.averaging import averages
 from taskformer.callbacks.checkpoints import BEST, LAST, WholeCheckpoints
 from taskformer.callbacks.trackers import Names, settle
 from taskformer.commands.devices import require_possible
@@ -143,6 +145,7 @@ class TaskformerCLI(LightningCLI):
                             "from its last checkpoint; other flags change its configuration.")  # fmt: skip
         parser.add_argument("--ckpt", type=str | None, help="test, validate: best, last, a file, or `initial` for the "
                             "weights that the model starts from.")  # fmt: skip
+        parser.add_class_arguments(MovingAverage, "ema")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(Gallery, "gallery")
         parser.add_lightning_class_args(ResultsTable, "results")
@@ -177,7 +180,11 @@ class TaskformerCLI(LightningCLI):
         config.trainer.logger = self._loggers  # `config.yaml` says what the user says: another run may begin with it
         callbacks = as_list(self._get(self.config_init, "trainer").callbacks)
         if config.trainer.enable_progress_bar is not False and not any(isinstance(c, AnyBar) for c in callbacks):
-            kwargs["callbacks"] = [*callbacks, ProgressBar()]
+            callbacks = [*callbacks, ProgressBar()]
+        average = self._get(self.config_init, "ema")
+        if self.subcommand == "fit" and average.decay is not None:
+            callbacks = [*callbacks, average]
+        kwargs["callbacks"] = callbacks
         if config.trainer.fast_dev_run:  # leaves nothing behind
             return super().instantiate_trainer(logger=False, **kwargs)
         if config.trainer.logger is not False:  # whatever else keeps the numbers, the run's folder does
@@ -232,6 +239,9 @@ class TaskformerCLI(LightningCLI):
         if not config.ckpt_path:
             return
         checkpoint = open_checkpoint(config.ckpt_path)
+        if command == "fit" and averages(checkpoint.content) and config.ema.decay is None:
+            msg = f"{config.ckpt_path} holds a moving average of weights; go on with one, e.g. --ema.decay 0.999"
+            raise ConfigError(msg)
         self.steps_done, self.epoch_done = checkpoint.global_step, int(checkpoint.content.get("epoch", 0))
         saved = checkpoint.class_name
         if saved.rsplit(".", 1)[-1] != config.model.class_path.rsplit(".", 1)[-1]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 
 
 def training_recipe(trainer: Trainer, lr_scheduler: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,6 +39,7 @@ def training_recipe(trainer: Trainer, lr_scheduler: Any, settings: Mapping[str, 
         ],
         "gradient_clip_val": trainer.gradient_clip_val or 0.0,
         "precision": str(trainer.precision),
+        "ema_decay": _average_decay(trainer),
         "augmentation": pipeline(data, "train_transforms"),
     }
     return recipe | dict(settings)
@@ -72,6 +74,12 @@ def pipeline(data: Any, steps: str) -> list[str]:
     size = getattr(data, "size", None)
     loaded = [f"loaded at {size[0]}x{size[1]}"] if size else []
     return loaded + [" ".join(repr(step).split()) for step in getattr(data, steps, [])]
+
+
+def _average_decay(trainer: Trainer) -> float | None:
+    """Return the decay of the moving average that becomes the model; None where the weights are the last ones."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set in its constructor
+    return next((getattr(each, "decay", None) for each in callbacks if isinstance(each, WeightAveraging)), None)
 
 
 def _call(built: Any, settings: dict[str, Any]) -> str:
