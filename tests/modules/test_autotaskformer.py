@@ -111,7 +111,8 @@ def test_a_supernet_trains_and_is_tested_from_the_command_line(sampler, flags, f
     assert isinstance(model.network, Supernet)
     assert model.predict_image(torch.zeros(100, 120, 3, dtype=torch.uint8).numpy())["depth"].shape == (1, 100, 120)
     saved = torch.load(folder / "runs" / sampler / "checkpoints" / "last.ckpt", weights_only=True)
-    assert saved["hyper_parameters"]["sampling"] == {"sampler": sampler, "distill": 0.5, "sharing_warmup": 0.5}
+    expected = {"sampler": sampler, "distill": 0.5, "divide": False, "sandwich_from": 0.0, "sharing_warmup": 0.5}
+    assert saved["hyper_parameters"]["sampling"] == expected
 
 
 def test_a_sub_network_inherits_its_weights_and_trains_alone(flags, folder, monkeypatch):
@@ -265,6 +266,47 @@ def test_the_loss_is_the_mean_over_the_sub_networks(tmp_path):
             total += 0.75 * model.compute_losses(student, batch["targets"])["total"] + 0.25 * guided
     torch.testing.assert_close(loss, total / 3)
     assert logged[0]["total"] == pytest.approx(loss.item())
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(8, (3, 3, 2)), (3, (1, 1, 1)), (2, (1, 1))])
+def test_a_divided_batch_gives_each_sub_network_images_of_its_own(count, sizes):
+    model = build(sampling=Sampling("sandwich", distill=0.0, divide=True, sharing_warmup=0.0))
+    model._log_losses = lambda *_: None
+    model.total_steps = 10.0
+    model.trainer = type("Still", (), {"global_step": 3})
+    batch = next(iter(loader(count, count)))
+    loss = model.training_step(batch, 0)
+    expected, first = 0, 0
+    for architecture, size in zip(model.sample(3), sizes, strict=False):
+        one, first = slice(first, first + size), first + size
+        outputs = model.network(batch["image"][one], architecture)
+        targets = {name: target[one] for name, target in batch["targets"].items()}
+        expected += model.compute_losses(outputs, targets)["total"] / len(sizes)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_a_late_sandwich_begins_with_one_sub_network_at_a_time():
+    late = build(sampling=Sampling("sandwich", sandwich_from=0.75))
+    uniform = build(sampling=Sampling("uniform"))
+    sandwich = build(sampling=Sampling("sandwich"))
+    for model in (late, uniform, sandwich):
+        model.total_steps = 40.0
+    assert [late.sample(step) for step in range(30)] == [uniform.sample(step) for step in range(30)]
+    assert [late.sample(step) for step in range(30, 40)] == [sandwich.sample(step) for step in range(30, 40)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"sampler": "sandwich", "divide": True}, "set sampling.distill to 0, got 0.5"),
+        ({"sampler": "uniform", "divide": True, "distill": 0.0}, "are the sandwich's, got the sampler 'uniform'"),
+        ({"sampler": "grow", "sandwich_from": 0.5}, "are the sandwich's, got the sampler 'grow'"),
+        ({"sampler": "sandwich", "sandwich_from": 1.5}, "sampling.sandwich_from"),
+    ],
+)
+def test_settings_of_the_sandwich_that_contradict_each_other_are_refused(settings, problem):
+    with pytest.raises(ConfigError, match=problem):
+        Sampling(**settings)
 
 
 def test_earlier_layers_learn_more_slowly():

@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -133,13 +133,15 @@ class AutoTaskFormer(MultiTaskModule):
     def sample(self, step: int) -> list[Architecture]:
         """Return the sub-networks that train at an optimizer step: a function of the run's seed and the step."""
         progress = step / self.total_steps
-        warmup = self.sampling.sharing_warmup
-        return sample(self.sampling.sampler, self.space, self._cost, self.seed, step, progress, warmup)
+        settings = self.sampling
+        sampler = settings.sampler if progress >= settings.sandwich_from else "uniform"
+        return sample(sampler, self.space, self._cost, self.seed, step, progress, settings.sharing_warmup)
 
     def on_fit_start(self) -> None:
         """Note the run's seed and the length of the training, on which sampling depends."""
         super().on_fit_start()
-        if not self.single:
+        if isinstance(self.network, Supernet):
+            self.network.set(None)  # `val/...` is of the largest
             self.seed = run_seed()
             self.total_steps = self._training_steps()
 
@@ -153,7 +155,14 @@ class AutoTaskFormer(MultiTaskModule):
         """Return the balanced loss of the step's sub-networks: one backward pass accumulates all their gradients."""
         if self.single:
             return super().training_step(batch, batch_idx)
-        first, *others = self.sample(self.global_step)
+        architectures = self.sample(self.global_step)
+        learnt = (self._learnt_apart if self.sampling.divide else self._learnt_together)(architectures, batch)
+        means = {name: torch.stack([losses[name] for losses in learnt]).mean() for name in self.tasks}
+        return self._balance(means, learnt[0], len(batch["image"]))
+
+    def _learnt_together(self, architectures: Sequence[Architecture], batch: Batch) -> list[dict[str, Tensor]]:
+        """Return the losses of sub-networks on the same images, from which the others also learn of the first one."""
+        first, *others = architectures
         outputs = self.network(batch["image"], first)
         learnt = [self.task_losses(outputs, batch["targets"])]
         for architecture in others:
@@ -161,8 +170,17 @@ class AutoTaskFormer(MultiTaskModule):
             labelled, distances = self.task_losses(student, batch["targets"]), self.distances(student, outputs)
             share = self.sampling.distill
             learnt.append({name: torch.lerp(labelled[name], distances[name], share) for name in self.tasks})
-        means = {name: torch.stack([losses[name] for losses in learnt]).mean() for name in self.tasks}
-        return self._balance(means, learnt[0], len(batch["image"]))
+        return learnt
+
+    def _learnt_apart(self, architectures: Sequence[Architecture], batch: Batch) -> list[dict[str, Tensor]]:
+        """Return the losses of sub-networks on a part of the batch each; of a few images the last have none."""
+        count = len(architectures)
+        images = batch["image"].chunk(count)
+        targets = {name: batch["targets"][name].chunk(count) for name in self.tasks}
+        return [
+            self.task_losses(self.network(part, architecture), {name: targets[name][index] for name in self.tasks})
+            for index, (part, architecture) in enumerate(zip(images, architectures, strict=False))
+        ]
 
     def distances(self, outputs: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute each task's distance from a larger network's outputs."""

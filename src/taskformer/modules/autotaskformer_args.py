@@ -123,16 +123,32 @@ class Sampling:
         sampler: ``"uniform"``, ``"sandwich"``, ``"complexity_aware"`` or ``"grow"``, see
             :func:`taskformer.modules.sampling.sample`.
         distill: Sandwich only: share of the largest network's outputs, against the labels, in what the others learn.
+        divide: Sandwich only: give each of the three a third of the batch, so that a step costs what it costs with one
+            sub-network. On images of their own none can teach the others: ``distill`` must be 0.
+        sandwich_from: Sandwich only: share of the training in which one random sub-network trains alone at each step;
+            the sandwich, which costs a few times as much, comes after it.
         sharing_warmup: Share of the training in which tasks share everything; then all copies start from the shared
             one, and the probability that tasks part rises to a half.
     """
 
     sampler: SamplerName = "uniform"
     distill: float = 0.5
+    divide: bool = False
+    sandwich_from: float = 0.0
     sharing_warmup: float = 0.2
 
     def __post_init__(self) -> None:
-        require("[0, 1]", **{"sampling.distill": self.distill, "sampling.sharing_warmup": self.sharing_warmup})
+        shares = ("distill", "sandwich_from", "sharing_warmup")
+        require("[0, 1]", **{f"sampling.{name}": getattr(self, name) for name in shares})
+        if self.sampler != "sandwich" and (self.divide or self.sandwich_from):
+            msg = f"sampling.divide and sampling.sandwich_from are the sandwich's, got the sampler {self.sampler!r}"
+            raise ConfigError(msg)
+        if self.divide and self.distill:
+            msg = (
+                "with sampling.divide every sub-network sees images of its own, so that none can teach another: "
+                f"set sampling.distill to 0, got {self.distill}"
+            )
+            raise ConfigError(msg)
 
 
 def as_group(name: str, kind: type[Group], given: Group | Mapping[str, Any]) -> Group:

@@ -103,14 +103,14 @@ def plain_network(module: MultiTaskModule, architecture: str | None = None) -> n
 
     Args:
         module: The model.
-        architecture: JSON file of a supernet's sub-network, or its text; None: the largest.
+        architecture: JSON file of a supernet's sub-network, or its text; None: the active one, at first the largest.
 
     Raises:
         ConfigError: If an architecture is given for a model that has none to choose, or it does not fit.
     """
     if isinstance(module.network, Supernet):
-        space = module.network.space
-        chosen = space.largest() if architecture is None else Architecture.read(architecture, len(module.tasks))
+        active = module.network.active
+        chosen = active if architecture is None else Architecture.read(architecture, len(module.tasks))
         return module.network.extract(chosen)
     if architecture is not None:
         msg = (

@@ -66,7 +66,7 @@ class Subject:
             name: What to call it.
             size: Height and width of the images; None: those of its training.
             device: Where it is to run.
-            architecture: JSON file of a supernet's sub-network; None: the largest.
+            architecture: JSON file of a supernet's sub-network; None: the active one, at first the largest.
             mixed: Whether it computes in mixed precision.
 
         Raises:
@@ -189,7 +189,7 @@ def _largest(module: MultiTaskModule) -> Architecture | None:
 def _chosen(module: MultiTaskModule, source: str | None) -> Architecture | None:
     """Return which sub-network is meant; None where there is none to choose."""
     if isinstance(module.network, Supernet):
-        return _largest(module) if source is None else Architecture.read(source, len(module.tasks))
+        return module.network.active if source is None else Architecture.read(source, len(module.tasks))
     if source is not None:
         msg = f"only a supernet has sub-networks, and this is a {type(module).__name__}; leave out --architecture"
         raise ConfigError(msg)
@@ -205,7 +205,7 @@ def _network(module: MultiTaskModule, architecture: Architecture | None) -> nn.M
 
 
 def deployed_cost(module: MultiTaskModule, size: tuple[int, int]) -> Cost:
-    """Count the network that evaluations score: of a supernet its largest sub-network.
+    """Count the network that evaluations score: of a supernet its active sub-network.
 
     Args:
         module: The model, which is left as it is but for its mode, evaluation.
@@ -213,7 +213,7 @@ def deployed_cost(module: MultiTaskModule, size: tuple[int, int]) -> Cost:
     """
     network = module.network
     if isinstance(network, Supernet):
-        network = network.extract(network.space.largest())
+        network = network.extract(network.active)
     parameter = next(network.parameters())
     image = torch.zeros(1, 3, *size, dtype=parameter.dtype, device=parameter.device)
     return count(network, image)["total"]

@@ -35,6 +35,9 @@ class Supernet(Network):
     >>> subnet = supernet.extract(smallest)  # a plain model with the same outputs
     >>> supernet.count_parameters(smallest) == sum(parameter.numel() for parameter in subnet.parameters())
     True
+    >>> supernet.set(smallest)  # or without a copy: it predicts from now on
+    >>> supernet.active == smallest
+    True
 
     Args:
         space: Sizes of the weights, copies, and where architectures are drawn from. Any architecture that fits the
@@ -89,6 +92,28 @@ class Supernet(Network):
             for rate in torch.linspace(0, drop_path, space.super_depth).tolist()
             for build in units
         )
+        #: What :meth:`set` has chosen.
+        self._chosen: Architecture | None = None
+
+    @property
+    def active(self) -> Architecture:
+        """The sub-network that predicts where none is named: the one that was set, else the largest."""
+        return self._chosen or self.space.largest()
+
+    def set(self, architecture: Architecture | None) -> None:
+        """Switch to a sub-network: from now on it predicts where none is named. Nothing is copied.
+
+        It is no part of the state: what is saved and loaded is the whole supernet.
+
+        Args:
+            architecture: The sub-network; None: the largest, as at first.
+
+        Raises:
+            ConfigError: If the architecture does not fit the weights; then nothing has changed.
+        """
+        if architecture is not None:
+            self._check(architecture)
+        self._chosen = architecture
 
     def forward(
         self, image: Tensor, architecture: Architecture | None = None, run: Run = side_by_side
@@ -97,7 +122,7 @@ class Supernet(Network):
 
         Args:
             image: ``(B, 3, H, W)``, ImageNet-normalised, of any size.
-            architecture: The sub-network; None: the largest.
+            architecture: The sub-network; None: the active one.
             run: How each unit runs; the search keeps what sub-networks have in common.
 
         Returns:
@@ -106,11 +131,11 @@ class Supernet(Network):
         Raises:
             ConfigError: If the architecture does not fit the weights.
         """
-        return self._outputs(image, self._route(architecture or self.space.largest()), run)
+        return self._outputs(image, self._route(architecture or self.active), run)
 
     def features(self, image: Tensor, architecture: Architecture | None = None) -> Maps:
         """Encode ``(B, 3, H, W)``: every task's taps ``(B, E, h, w)``, as the heads read them."""
-        return self._features(image, self._route(architecture or self.space.largest()))
+        return self._features(image, self._route(architecture or self.active))
 
     def extract(self, architecture: Architecture) -> Subnet:
         """Copy one sub-network into a plain model with the same outputs.
