@@ -17,7 +17,7 @@ from taskformer.callbacks.run_folder import data_module, is_fitting, run_folder
 from taskformer.callbacks.trackers import Tracker, remember, trackers
 from taskformer.data.configured import training_size
 from taskformer.errors import require
-from taskformer.evaluation.benchmark.cost import count
+from taskformer.evaluation.benchmark.cost import count, counts
 from taskformer.evaluation.environment import git_revision
 from taskformer.evaluation.gallery import DrawnSample, draw_sample
 from taskformer.evaluation.report import PER_IMAGE, read_metrics
@@ -194,12 +194,13 @@ def facts_of(module: MultiTaskModule, size: tuple[int, int] | None) -> dict[str,
         size: Height and width of the training images; None: multiply-accumulates are not counted.
 
     Returns:
-        ``git``: the source's revision; ``parameters``; ``macs``: multiply-accumulates for one training image.
+        ``git``: the source's revision; ``parameters``; ``macs``: multiply-accumulates for one training image;
+        ``trained_parameters``, where not all parameters train.
     """
     facts: dict[str, Any] = {"git": git_revision(), "parameters": sum(p.numel() for p in module.network.parameters())}
     if size:
         training = module.training
-        facts["macs"] = count(module.network, torch.zeros(1, 3, *size, device=module.device))["total"].macs
+        facts |= counts(count(module.network, torch.zeros(1, 3, *size, device=module.device))["total"])
         module.train(training)
     return facts
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from taskformer._version import __version__
 from taskformer.errors import ConfigError
-from taskformer.evaluation.benchmark.cost import Cost
+from taskformer.evaluation.benchmark.cost import Cost, counts
 from taskformer.evaluation.environment import git_revision
 from taskformer.evaluation.references import Facts, compare_with_references, run_facts
 from taskformer.evaluation.tables import Scores, latex_table, markdown_classes, markdown_table, screen_table
@@ -80,7 +80,7 @@ class Report:
             "units": {name: dict(task.units) for name, task in scores.tasks.items()},
             "channels": {name: task.channels for name, task in scores.tasks.items()},
         }
-        record |= {"parameters": self.cost.params, "macs": self.cost.macs} if self.cost else {}
+        record |= counts(self.cost) if self.cost else {}
         record |= {"unreadable": self.unreadable} if self.unreadable else {}
         record |= {"per_class": scores.per_class} if scores.per_class else {}
         record |= {"constant": scores.constant} if scores.constant else {}
@@ -110,7 +110,11 @@ class Report:
         """Say what the network costs, a line each."""
         if self.cost is None:
             return []
-        return [f"* Parameters: {self.cost.params / 1e6:.2f} M", f"* MACs: {self.cost.macs / 1e9:.2f} G for one image"]
+        trained = f", {self.cost.trained / 1e6:.2f} M of them trained" if self.cost.frozen else ""
+        return [
+            f"* Parameters: {self.cost.params / 1e6:.2f} M{trained}",
+            f"* MACs: {self.cost.macs / 1e9:.2f} G for one image",
+        ]
 
     def _model_card(self, module: MultiTaskModule, data: Any) -> str:
         """Describe the model next to its numbers."""

@@ -13,12 +13,13 @@ import difflib
 from collections.abc import Callable
 from fnmatch import fnmatch
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from taskformer.errors import ConfigError, TaskformerError, UnknownNameError, WeightsError
+from taskformer.models.adapting import Freeze, Lora, adapt, frozen_parts, frozen_tensors, plain_name
 from taskformer.models.weights import BUNDLED, FAULTS, load_weights
 from taskformer.normalisation import MEAN, STD
 
@@ -50,6 +51,9 @@ class Backbone(nn.Module):
         last_only: Give only the last map, a plain ViT's at the stride of its patches.
         form: ``"segmentation"``: a Swin or HRNet as in published dense predictors, see
             :func:`taskformer.models.segmentation.change_to_segmentation`; a Swin's maps are layer-normalised.
+        freeze: What of the encoder does not train: ``"none"``, ``"all"``, or the stem and so many blocks. It runs as in
+            evaluation, whatever the module's mode.
+        lora: Low-rank adapters, which alone train of the encoder.
 
     Attributes:
         channels: Channels of each feature map.
@@ -69,11 +73,14 @@ class Backbone(nn.Module):
         drop_path_rate: float = 0.0,
         last_only: bool = False,
         form: Form = "classification",
+        freeze: Freeze = "none",
+        lora: Lora = Lora(),  # noqa: B008  # immutable
     ) -> None:
         super().__init__()
         self.encoder = _create(name, drop_path_rate, pretrained=weights == "timm")
+        given = set(self.encoder.state_dict()) if weights == "timm" else set()
         if weights not in ("random", "timm"):
-            load_weights(self.encoder, name, weights)
+            given = load_weights(self.encoder, name, weights)
         normalised = form == "segmentation" and _change_to_segmentation(self.encoder, name)
         info = _levels(self.encoder, name)
         plain = len({level["reduction"] for level in info}) == 1
@@ -100,6 +107,26 @@ class Backbone(nn.Module):
         self.register_buffer("shift", shift, persistent=False)
         self.step = self._find_step(name)
         self._freeze_unused()
+        adapt(self.encoder, name, freeze, lora)
+        #: Names of tensors that need not be saved, because the weights give them again.
+        self._given = given if freeze != "none" or lora.rank else set()
+
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing of timm's part trains, so that :meth:`encode` needs no gradients."""
+        return not any(parameter.requires_grad for parameter in self.encoder.parameters())
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; what is frozen stays in evaluation: its norms, its dropout, its stochastic depth."""
+        super().train(mode)
+        for part in frozen_parts(self.encoder):
+            part.eval()
+        return self
+
+    def given(self) -> dict[str, Tensor]:
+        """Return those of the state's tensors that do not train and that the weights give again."""
+        tensors = frozen_tensors(self.encoder).items()
+        return {f"encoder.{name}": values for name, values in tensors if plain_name(name) in self._given}
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Encode ``(B, 3, H, W)``."""
@@ -107,13 +134,14 @@ class Backbone(nn.Module):
 
     def encode(self, image: Tensor) -> list[Tensor]:
         """Return timm's own maps of ``(B, 3, H, W)``; a plain ViT's have the stride of its patches."""
-        features: list[Tensor] = self.encoder.forward_intermediates(
-            image * self.scale + self.shift,
-            indices=self.indices,
-            norm=self.norm,
-            intermediates_only=True,
-            output_fmt="NCHW",
-        )
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            features: list[Tensor] = self.encoder.forward_intermediates(
+                image * self.scale + self.shift,
+                indices=self.indices,
+                norm=self.norm,
+                intermediates_only=True,
+                output_fmt="NCHW",
+            )
         return features
 
     def spread(self, features: list[Tensor]) -> list[Tensor]:

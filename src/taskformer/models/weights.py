@@ -26,13 +26,16 @@ FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeE
 State = Mapping[str, Tensor]
 
 
-def load_weights(encoder: nn.Module, name: str, weights: str) -> None:
+def load_weights(encoder: nn.Module, name: str, weights: str) -> set[str]:
     """Fill a timm model, warn about what is left out on either side, refuse a poor match.
 
     Args:
         encoder: The model, as timm builds it: nothing pruned.
         name: Its name in timm.
         weights: ``"bundled"`` or the path of a file.
+
+    Returns:
+        Names of the tensors that they fill.
 
     Raises:
         MissingExtraError: If the package with the bundled weights is not installed.
@@ -67,6 +70,7 @@ def load_weights(encoder: nn.Module, name: str, weights: str) -> None:
     if any(faults.values()):
         warnings.warn(report, stacklevel=3)
     encoder.load_state_dict(fitting, strict=False)
+    return set(fitting)
 
 
 def _translated(file: State, encoder: nn.Module, name: str, weights: str) -> tuple[State, list[str]]:

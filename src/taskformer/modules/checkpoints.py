@@ -1,18 +1,24 @@
 """The checkpoints of trainings and what is in them. No other file opens one or knows its keys."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule
+from torch import Tensor
 
 from taskformer.errors import WeightsError
 from taskformer.files import read_tensors
+from taskformer.models.adapting import fingerprint
 from taskformer.modules.fitting import require_fitting
 from taskformer.modules.upgrading import forget, obsolete_names
 from taskformer.tasks import Task
 
 CLASS, RECIPE, OPTIMISATION = "taskformer_class", "taskformer_recipe", "optimisation"
+#: What is left out of a checkpoint: the names of the tensors and their fingerprint.
+LEFT_OUT = "left_out"
+#: Where checkpoints hold weights: those to use, and while weights are averaged those that train.
+STATES = ("state_dict", "current_model_state")
 
 
 class Checkpoint:
@@ -55,6 +61,11 @@ class Checkpoint:
     def state(self) -> dict[str, Any]:
         """All tensors of the LightningModule by name."""
         return dict(self.content.get("state_dict", {}))
+
+    @property
+    def left_out(self) -> dict[str, Any]:
+        """What it leaves out because the weights that the training began from give it again; mostly nothing."""
+        return dict(self.content.get(LEFT_OUT, {}))
 
     @property
     def network(self) -> dict[str, Any]:
@@ -106,6 +117,7 @@ class Checkpointed(LightningModule):
         self.recipe: dict[str, Any] = {}
         self.optimisation: dict[str, Any] | None = None
         self.optimisation_before: dict[str, Any] | None = None
+        self._given: str | None = None
 
     @classmethod
     def upgraded(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,26 +128,89 @@ class Checkpointed(LightningModule):
         """List the names of the network's parameters in each group of the optimizer."""
         return []
 
+    def given(self) -> dict[str, Tensor]:
+        """Return tensors of the state that never change and that building the model gives again."""
+        return {}
+
+    def note_given(self) -> None:
+        """Take the fingerprint of what building the model has given; the constructor's last step."""
+        given = self.given()
+        self._given = fingerprint(given) if given else None
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the class, so that :func:`taskformer.load` finds it, and what the weights are trained with."""
+        """Note the class, so that :func:`taskformer.load` finds it, and what the weights are trained with.
+
+        What building the model gives again is left out, if it still is what it was.
+        """
         checkpoint[OPTIMISATION] = self.optimisation
         checkpoint[CLASS] = f"{type(self).__module__}.{type(self).__qualname__}"
         checkpoint[RECIPE] = self.recipe
+        if self._given is not None:
+            leave_out(checkpoint, list(self.given()), self._given)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note what the loaded weights were trained from and with, whatever the network was filled with before.
 
         Raises:
-            WeightsError: If the checkpoint is of other tasks, classes or sizes.
+            WeightsError: If the checkpoint is of other tasks, classes or sizes, or leaves out weights that this model
+                was not built with.
         """
         saved = Checkpoint(checkpoint)
+        fill_in(checkpoint, self.state_dict())
         forget(checkpoint, obsolete_names(self), self.parameter_names())
         checkpoint["state_dict"] = state = with_own_training_parts(self.state_dict(), saved.state)
         require_fitting(self.upgraded(saved.hyper_parameters), state, self, self.tasks)
-        self.hparams["weights"] = saved.hyper_parameters["weights"]
+        if saved.left_out:
+            require_given(saved, self.hparams["weights"])  # these weights stay noted, in whatever place they lie now
+        else:
+            self.hparams["weights"] = saved.hyper_parameters["weights"]
         self.hparams["initialisation"] = saved.hyper_parameters.get("initialisation")
         self.recipe = saved.recipe
         self.optimisation_before = saved.optimisation
+
+
+def leave_out(content: dict[str, Any], names: Sequence[str], given: str) -> None:
+    """Leave tensors out of a checkpoint in place, if they still are what building the model has given.
+
+    Args:
+        content: The checkpoint.
+        names: Names of the tensors.
+        given: Their fingerprint when the model was built.
+    """
+    states = [content[key] for key in STATES if key in content]
+    if all(fingerprint({name: state[name] for name in names}) == given for state in states):
+        content[LEFT_OUT] = {"names": list(names), "fingerprint": given}
+        for state in states:
+            for name in names:
+                del state[name]
+
+
+def fill_in(content: dict[str, Any], own: Mapping[str, Tensor]) -> None:
+    """Put what was left out of a checkpoint back in place, from a model that was built with the same weights."""
+    names = content.get(LEFT_OUT, {}).get("names", ())
+    for key in STATES:
+        if key in content:
+            content[key] = {name: own[name] for name in names if name in own} | content[key]
+
+
+def require_given(checkpoint: Checkpoint, weights: str) -> None:
+    """Refuse to use what was filled in if it is not what was left out.
+
+    Args:
+        checkpoint: The checkpoint, filled in.
+        weights: What the model was built with.
+
+    Raises:
+        WeightsError: If the two differ.
+    """
+    state = checkpoint.state
+    if fingerprint({name: state[name] for name in checkpoint.left_out["names"]}) != checkpoint.left_out["fingerprint"]:
+        msg = (
+            f"{checkpoint.source} leaves out the frozen encoder, which was that of the weights "
+            f"{checkpoint.hyper_parameters['weights']!r}; {weights!r} gives another one now: bring back the file of "
+            "then, or name it with --model.weights"
+        )
+        raise WeightsError(msg)
 
 
 def with_own_training_parts(own: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:

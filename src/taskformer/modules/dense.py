@@ -2,13 +2,18 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
-from torch import nn
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
 
 from taskformer.errors import require
 from taskformer.models import Backbone, DenseNetwork
+from taskformer.models.adapting import Freeze, Lora, encoder_layers
 from taskformer.models.backbones import Form
+from taskformer.modules.autotaskformer_args import as_group
 from taskformer.modules.base import MultiTaskModule, image_tasks, not_negative
 
 
@@ -35,6 +40,10 @@ class DenseModule(MultiTaskModule, ABC):
         backbone_form: ``"segmentation"``: a Swin or HRNet as published dense predictors have it, ``"classification"``:
             as timm does.
         backbone_lr_scale: Learning rate of the backbone over that of the head.
+        layer_decay: Factor of the backbone's learning rate from each of its layers to the one before it.
+        freeze: What of the backbone's encoder does not train: ``"none"``, ``"all"``, or the stem and so many blocks. It
+            runs as in evaluation. What frozen weights came from is noted in checkpoints, which leave them out.
+        lora: Low-rank adapters in the encoder, which is frozen but for them.
         kwargs: Settings of every model, see :class:`~taskformer.modules.base.MultiTaskModule`.
     """
 
@@ -51,16 +60,59 @@ class DenseModule(MultiTaskModule, ABC):
         backbone_drop_path: float = 0.0,
         backbone_form: Form = "classification",
         backbone_lr_scale: float = 1.0,
+        layer_decay: float = 1.0,
+        freeze: Freeze = "none",
+        lora: Lora = Lora(),  # noqa: B008  # groups are immutable
         **kwargs: Any,
     ) -> None:
         require("[0, 1)", backbone_drop_path=backbone_drop_path)
-        encoder = Backbone(backbone, weights, backbone_drop_path, last_only, backbone_form)
+        require("(0, 1]", layer_decay=layer_decay)
+        lora = as_group("lora", Lora, lora)  # checkpoints hold plain types
+        encoder = Backbone(backbone, weights, backbone_drop_path, last_only, backbone_form, freeze, lora)
         network = DenseNetwork(encoder, build_head, image_tasks(tasks))
         super().__init__(tasks, network, weights=weights, **kwargs)
+        self.save_hyperparameters({"lora": asdict(lora)}, logger=False)
         self.backbone_lr_scale = not_negative("backbone_lr_scale", backbone_lr_scale)
+        self.layer_decay = layer_decay
+        self.note_given()
+
+    @property
+    def backbone(self) -> Backbone:
+        """The network's encoder."""
+        assert isinstance(self.network, DenseNetwork)
+        return self.network.backbone
+
+    def given(self) -> dict[str, Tensor]:
+        """Return the frozen tensors that the weights give again."""
+        return {f"network.backbone.{name}": values for name, values in self.backbone.given().items()}
+
+    def describe_training(self, trainer: Trainer) -> dict[str, Any]:
+        """Describe a training, also what of the encoder it trains; None: all of it, as before there was a choice."""
+        freeze, lora = self.hparams["freeze"], self.hparams["lora"]
+        adapting = {
+            "freeze": None if freeze == "none" else freeze,
+            "lora": lora if lora["rank"] else None,
+            "layer_decay": None if self.layer_decay == 1 else self.layer_decay,
+        }
+        return super().describe_training(trainer) | adapting
+
+    def on_fit_start(self) -> None:
+        """Say if what is frozen has learnt nothing."""
+        super().on_fit_start()
+        adapted = self.hparams["freeze"] != "none" or self.hparams["lora"]["rank"]
+        if adapted and self.hparams["weights"] == "random":
+            rank_zero_info("the frozen weights of the encoder are random; name trained ones with --model.weights")
 
     def lr_scales(self) -> dict[str, float]:
-        """Let the backbone learn at a rate of its own."""
-        assert isinstance(self.network, DenseNetwork)
-        backbone = set(self.network.backbone.parameters())
-        return {name: self.backbone_lr_scale for name, p in self.network.named_parameters() if p in backbone}
+        """Let the backbone learn at a rate of its own, and its layers at ever lower ones towards the image."""
+        scales = dict.fromkeys(
+            (f"backbone.{name}" for name, _ in self.backbone.named_parameters()), self.backbone_lr_scale
+        )
+        if self.layer_decay != 1:
+            layers = encoder_layers(self.backbone.encoder)
+            last = max(layers.values())
+            scales |= {
+                f"backbone.encoder.{name}": self.backbone_lr_scale * self.layer_decay ** (last + 1 - layer)
+                for name, layer in layers.items()
+            }
+        return scales

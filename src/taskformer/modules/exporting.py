@@ -14,6 +14,7 @@ from torch.export import Dim, ExportedProgram
 
 from taskformer.errors import ConfigError, MissingExtraError, TaskformerError
 from taskformer.files import replacing
+from taskformer.models.adapting import merged
 from taskformer.models.autotaskformer import Architecture, Supernet
 from taskformer.models.traceable import traceable
 from taskformer.modules import MultiTaskModule
@@ -56,7 +57,8 @@ def export(
     """Write a network to a file and check that the file gives its outputs.
 
     The file's input is ``image`` ``(any batch, 3, H, W)`` float32, ImageNet-normalised; its outputs are the raw ones of
-    each task by name. It is checked at the training's size and at an odd one, with different batches.
+    each task by name. Adapters are added to the weights. It is checked at the training's size and at an odd one, with
+    different batches.
 
     Args:
         model: Run folder or checkpoint file.
@@ -82,7 +84,7 @@ def export(
         msg = f"the images' size is {size[0]}x{size[1]}; give their height and width with --size"
         raise ConfigError(msg)
     module = load(model)
-    network = plain_network(module, architecture)
+    network = merged(plain_network(module, architecture))
     shapes = _shapes(module, size)
     tasks = list(module.tasks)
     with replacing(out) as temporary, _explained(size):

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from taskformer.errors import ConfigError, WeightsError
+from taskformer.errors import ConfigError, TaskformerError, WeightsError
 from taskformer.modules.base import MultiTaskModule
-from taskformer.modules.checkpoints import open_checkpoint, restore
+from taskformer.modules.checkpoints import Checkpoint, open_checkpoint, restore
 from taskformer.parsing import subclasses
 
 
@@ -29,8 +29,7 @@ def load(path: str | Path, map_location: str = "cpu") -> MultiTaskModule:
         )
         raise WeightsError(msg)
     try:
-        # The checkpoint fills every tensor: nothing has to be downloaded or read first.
-        model = known[name](**(known[name].upgraded(checkpoint.hyper_parameters) | {"weights": "random"}))
+        model = _built(known[name], checkpoint)
         restore(model, checkpoint)
     except (KeyError, TypeError, RuntimeError) as error:
         msg = f"{checkpoint.source} does not fit the model {name}: {' '.join(str(error).split())[:300]}"
@@ -40,6 +39,22 @@ def load(path: str | Path, map_location: str = "cpu") -> MultiTaskModule:
     except (RuntimeError, AssertionError) as error:  # torch's, of devices that do not exist or are not there
         msg = f"cannot use the device {map_location!r}: {str(error).splitlines()[0]}"
         raise ConfigError(msg) from error
+
+
+def _built(kind: type[MultiTaskModule], checkpoint: Checkpoint) -> MultiTaskModule:
+    """Build the model that a checkpoint fills.
+
+    Raises:
+        WeightsError: If the checkpoint leaves out an encoder whose weights are no longer there.
+    """
+    settings = kind.upgraded(checkpoint.hyper_parameters)
+    if not checkpoint.left_out:  # it fills every tensor: nothing has to be downloaded or read first
+        return kind(**settings | {"weights": "random"})
+    try:
+        return kind(**settings)
+    except TaskformerError as error:
+        msg = f"{checkpoint.source} leaves out its frozen encoder, which cannot be had again: {error}"
+        raise WeightsError(msg) from error
 
 
 def _checkpoint_file(given: str | Path) -> Path:

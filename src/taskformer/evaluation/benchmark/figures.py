@@ -186,7 +186,9 @@ class Benchmark:
 
     def rows(self) -> list[list[str]]:
         """Format all figures."""
+        frozen = any(figures.cost["total"].frozen for figures in self.subjects)
         return [*self._cost_rows("parameters, M", "params", MILLION),
+                *(self._cost_rows("trained, M", "trained", MILLION) if frozen else ()),
                 *self._cost_rows("MACs, G", "macs", BILLION),
                 *(row for name in self.subjects[0].timed for row in self._call_rows(name))]  # fmt: skip
 

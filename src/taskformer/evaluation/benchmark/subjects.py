@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from taskformer.errors import ConfigError
 from taskformer.evaluation.benchmark.cost import Cost, count
+from taskformer.models.adapting import merged
 from taskformer.models.autotaskformer import Architecture, Supernet
 from taskformer.models.autotaskformer.sharing import first_appearance
 from taskformer.modules import MultiTaskModule
@@ -130,9 +131,8 @@ class Subject:
         return torch.randn(batch, 3, *self.size, generator=_generator()).to(self.device)
 
     def inference(self, batch: int) -> Callable[[], dict[str, Tensor]]:
-        """Return what predicts a batch of images."""
-        self.network.eval()
-        forward, images = self._forward(), self.images(batch)
+        """Return what predicts a batch of images; adapters are in the weights, as in exported files."""
+        forward, images = self._forward(merged(self.network.eval())), self.images(batch)
         return torch.inference_mode()(lambda: forward(images))
 
     def training(self, batch: int) -> Callable[[], None]:
@@ -141,7 +141,7 @@ class Subject:
         Nothing but the optimizer's state is left behind.
         """
         self.network.train()
-        forward, images = self._forward(), self.images(batch)
+        forward, images = self._forward(self.network), self.images(batch)
         tasks = self.module.tasks
         targets = {name: noise(task, batch, self.size).to(self.device) for name, task in tasks.items()}
         balancing = deepcopy(self.module.balancing).to(self.device)
@@ -156,9 +156,9 @@ class Subject:
 
         return step
 
-    def _forward(self) -> Callable[[Tensor], dict[str, Tensor]]:
-        """Return the network as a Trainer runs it: compiled where the model asks for it, in its precision."""
-        run = torch.compile(self.network.forward) if self.module.compiles else self.network
+    def _forward(self, network: nn.Module) -> Callable[[Tensor], dict[str, Tensor]]:
+        """Return a network as a Trainer runs it: compiled where the model asks for it, in its precision."""
+        run = torch.compile(network.forward) if self.module.compiles else network
         forward: Callable[[Tensor], dict[str, Tensor]]
         forward = torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed)(run)
         return forward

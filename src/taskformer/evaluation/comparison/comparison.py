@@ -9,7 +9,7 @@ from rich.text import Text
 
 from taskformer.evaluation.benchmark.timing import Spread
 from taskformer.evaluation.comparison.differences import Difference
-from taskformer.evaluation.comparison.groups import Group, Mean
+from taskformer.evaluation.comparison.groups import COUNTS, Group, Mean
 from taskformer.evaluation.comparison.scored import Key
 from taskformer.evaluation.tables import latex, markdown
 from taskformer.metrics.units import factor
@@ -17,6 +17,12 @@ from taskformer.metrics.units import factor
 #: Which metrics tables show: those that stand for their tasks, or all.
 Shown = Literal["headline", "all"]
 MILLION, BILLION, MILLISECOND = 1e6, 1e9, 1e-3
+#: Headings and units of counts.
+COLUMNS = (
+    ("parameters", "parameters, M", MILLION),
+    ("trained_parameters", "trained, M", MILLION),
+    ("macs", "MACs, G", BILLION),
+)
 #: What the tables of differences are of.
 OF_IMAGES = "Means over images, each scored alone; these are not the values of the whole data set."
 OF_SEEDS = "Over seeds: values of the whole data set, Welch's t interval."
@@ -204,7 +210,7 @@ class Comparison:
                 yield heading(" ".join(key), self._unit(key)), _text(group.score(key), self._unit(key))
         if any(each.delta_m for each in groups):
             yield "delta_m, %", _signed(group.delta_m)
-        for name, label, unit in (("parameters", "parameters, M", MILLION), ("macs", "MACs, G", BILLION)):
+        for name, label, unit in COLUMNS:
             if any(each.count(name) is not None for each in groups):
                 count = group.count(name)
                 yield label, "-" if count is None else f"{count / unit:.2f}"
@@ -227,8 +233,7 @@ class Comparison:
             "seeds": [run.seed for run in group.runs],
             "scores": scores,
             "delta_m": group.delta_m._asdict() if group.delta_m else None,
-            "parameters": group.count("parameters"),
-            "macs": group.count("macs"),
+            **{name: group.count(name) for name in COUNTS},
             "latency": None if latency is None else latency._asdict(),
             "facts": group.first.facts,
         }

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from taskformer.evaluation.comparison.comparison import Comparison, Shown
-from taskformer.evaluation.comparison.groups import Mean
+from taskformer.evaluation.comparison.groups import COUNTS, Mean
 from taskformer.files import write_text
 
 
@@ -33,7 +33,7 @@ def _csv(found: Comparison) -> str:
         for key in group.first.scores():
             if (mean := group.score(key)) is not None:
                 table.writerow([group.name, *key, *mean])
-        facts: dict[str, Any] = {name: group.count(name) for name in ("parameters", "macs")}
+        facts: dict[str, Any] = {name: group.count(name) for name in COUNTS}
         facts |= {"delta_m": group.delta_m, "latency": None if latency is None else latency.median}
         for name, value in facts.items():
             if value is not None:

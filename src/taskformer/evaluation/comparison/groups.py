@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from taskformer.evaluation.comparison.scored import Key, ScoredRun
 from taskformer.metrics.units import shown
 
+#: What results say of a network, see :func:`taskformer.evaluation.benchmark.cost.counts`.
+COUNTS = ("parameters", "trained_parameters", "macs")
+
 
 class Mean(NamedTuple):
     """A number's mean over the seeds.
@@ -77,7 +80,7 @@ class Group:
         return Mean.of(run.record.get("delta_m") for run in self.runs)
 
     def count(self, name: str) -> int | None:
-        """Return how many ``parameters`` or ``macs`` the network has; None where nobody has counted."""
+        """Return one of the network's :data:`COUNTS`; None where nobody has counted, or all parameters train."""
         found: int | None = self.first.record.get(name)
         return found
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from taskformer.data import data_modules
 from taskformer.errors import ConfigError
+from taskformer.evaluation.comparison.groups import COUNTS
 from taskformer.evaluation.comparison.scored import ScoredRun, Split, settings_text
 from taskformer.modules.recipe import initialisation
 from taskformer.tasks.registry import task_class
@@ -75,7 +76,7 @@ class OnlineRun:
                 **({"data": data} if (data := self._data()) else {}),
                 **({"initialisation": initialisation(weights)} if weights["weights"] else {}),
             },
-            **{key: self.config[key] for key in ("parameters", "macs") if key in self.config},
+            **{key: self.config[key] for key in COUNTS if key in self.config},
             **({"epoch": "best"} if split == "val" else {}),
             "delta_m": self._number(f"{split}/delta_m"),
         }
