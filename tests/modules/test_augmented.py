@@ -4,8 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
@@ -176,3 +178,13 @@ def test_results_say_it_and_tables_do_not_mix_it_silently(tmp_path, monkeypatch,
         squares.append((mean(outputs).clamp(min=0)[0] - depth).square()[depth > 0])
     assert averaged["tasks"]["depth"]["rmse"] == pytest.approx(torch.cat(squares).mean().sqrt().item(), rel=1e-4)
     assert averaged["tasks"]["depth"]["rmse"] != plain["tasks"]["depth"]["rmse"]
+
+    # Photographs, too: of one without symmetry the average over both views is that of the two predictions.
+    picture = torch.randint(256, (40, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    Image.fromarray(picture.numpy()).save("photo.png")
+    main(["predict", "runs/averaged", "photo.png", "--tta.flip=true", "--out=out"])
+    ways = [model.predict_image(picture.numpy())["depth"], model.predict_image(picture.flip(1).numpy())["depth"]]
+    expected = (ways[0] + ways[1][..., ::-1]) / 2
+    assert ways[0].min() > 0  # otherwise the average of clamped values would be another one
+    np.testing.assert_allclose(np.load("out/raw/depth/photo.npy"), expected, atol=1e-5)
+    assert json.loads(Path("out/predictions.json").read_text())["tta"] == {"flip": True, "scales": [1.0]}
