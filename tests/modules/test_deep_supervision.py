@@ -124,5 +124,5 @@ def test_a_checkpoint_with_it_loads_into_a_model_without_and_back(tmp_path, batc
 
 
 def test_the_weight_is_a_finite_number():
-    with pytest.raises(ConfigError, match="auxiliary_weight is at least 0"):
+    with pytest.raises(ConfigError, match="auxiliary_weight must be in"):
         build(auxiliary_weight=-1.0)

@@ -2,6 +2,7 @@
 
 import sys
 
+from taskformer.modules.augmented import TTA
 from taskformer.modules.photographs import predict
 from taskformer.modules.prediction import View
 from taskformer.parsing import Parser
@@ -25,8 +26,10 @@ def main(argv: list[str]) -> None:
                         "too; there one fades into the other.")  # fmt: skip
     parser.add_argument("--every", type=int, default=1, help="Of so many frames of a video the first is predicted.")
     parser.add_argument("--frames", type=int | None, help="How many frames of a video are predicted at most.")
+    parser.add_class_arguments(TTA, "tta")
     parser.add_argument("--log", type=bool, default=False, help="Also log the first ones to the run, e.g. in wandb.")
     settings = parser.parse_args(argv[1:]).as_dict()
+    settings["tta"] = TTA(**settings["tta"])
     if settings.pop("log"):
         from taskformer.commands.logged import predict_and_log  # imports all of a training, which takes a while
 

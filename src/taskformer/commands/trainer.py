@@ -38,6 +38,7 @@ from taskformer.commands.runs import INITIAL, Claim, find_checkpoint, go_on_afte
 from taskformer.data import MultiTaskDataModule
 from taskformer.errors import ConfigError
 from taskformer.modules import MultiTaskModule
+from taskformer.modules.augmented import TTA
 from taskformer.modules.checkpoints import open_checkpoint
 
 # LightningCLI calls functions that jsonargparse has renamed; that is between the two of them, not for our users.
@@ -146,6 +147,7 @@ class TaskformerCLI(LightningCLI):
         parser.add_argument("--ckpt", type=str | None, help="test, validate: best, last, a file, or `initial` for the "
                             "weights that the model starts from.")  # fmt: skip
         parser.add_class_arguments(MovingAverage, "ema")
+        parser.add_class_arguments(TTA, "test.tta")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(Gallery, "gallery")
         parser.add_lightning_class_args(ResultsTable, "results")
@@ -181,6 +183,8 @@ class TaskformerCLI(LightningCLI):
         callbacks = as_list(self._get(self.config_init, "trainer").callbacks)
         if config.trainer.enable_progress_bar is not False and not any(isinstance(c, AnyBar) for c in callbacks):
             callbacks = [*callbacks, ProgressBar()]
+        if self.subcommand == "test":
+            self.model.tta = self._get(self.config_init, "test.tta")
         average = self._get(self.config_init, "ema")
         if self.subcommand == "fit" and average.decay is not None:
             callbacks = [*callbacks, average]

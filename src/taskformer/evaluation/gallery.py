@@ -76,7 +76,7 @@ def draw_sample(module: MultiTaskModule, sample: dict[str, Any]) -> DrawnSample:
     image: Tensor = sample["image"]
     training = module.training
     module.eval()
-    outputs = module(image.unsqueeze(0).to(module.device))
+    outputs = module.evaluated(image.unsqueeze(0).to(module.device))
     module.train(training)
     panels = {
         name: _panel(task, outputs[name].float().cpu(), sample["targets"][name].cpu(), module.protocol)

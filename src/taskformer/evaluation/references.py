@@ -87,6 +87,7 @@ def run_facts(module: MultiTaskModule, data: Any, split: str, images: int) -> Fa
         "initialisation": initialisation(module.hparams),
         "input_size": module.train_size.tolist(),
         "protocol": module.protocol,
+        "tta": module.tta.facts if split == "test" else None,
         "training": module.recipe,
     }
     plain: Facts = json.loads(json.dumps(facts))  # as they are read from a file

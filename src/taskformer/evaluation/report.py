@@ -16,6 +16,7 @@ from taskformer.evaluation.environment import git_revision
 from taskformer.evaluation.references import Facts, compare_with_references, run_facts
 from taskformer.evaluation.tables import Scores, latex_table, markdown_classes, markdown_table, screen_table
 from taskformer.files import write_json, write_text
+from taskformer.modules.augmented import TTA
 from taskformer.modules.base import MultiTaskModule, Results
 
 #: Files of a run folder.
@@ -47,7 +48,9 @@ class Report:
     @property
     def title(self) -> str:
         """What was scored, and how."""
-        return f"{self.stage}, protocol {self.facts['protocol']}, initialisation {self.facts['initialisation']}"
+        title = f"{self.stage}, protocol {self.facts['protocol']}, initialisation {self.facts['initialisation']}"
+        tta = self.facts.get("tta")
+        return f"{title}, averaged over {TTA(**tta)}" if tta else title
 
     @property
     def notes(self) -> list[str]:

@@ -15,11 +15,13 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric, MetricCollection
 
-from taskformer.errors import ConfigError, UnknownNameError
+from taskformer.errors import ConfigError
 from taskformer.memory import keep_freed_memory
 from taskformer.metrics.images import ImageResults, update_by_image
+from taskformer.modules.augmented import TTA, augmented
 from taskformer.modules.balancing import BalancingCallable, FixedWeights
 from taskformer.modules.checkpoints import Checkpointed
+from taskformer.modules.loss_weights import LossWeights, configured_weights
 from taskformer.modules.optimisation import (
     DecayOn,
     configuration,
@@ -69,7 +71,8 @@ class MultiTaskModule(Checkpointed):
         weights: What the network was filled with before the training. Every model takes ``"random"``.
         initialisation: What those weights were trained on, for the results: ``imagenet1k``, ``imagenet22k``, ``ade20k``
             or a label of your own; random ones need none.
-        loss_weights: Weight of some tasks' losses; the others keep their defaults.
+        loss_weights: Weight of some tasks' losses, the others keep their defaults; or the name of a published recipe
+            whose weights they are, see :data:`taskformer.modules.loss_weights.RECIPES`.
         balancing: How the losses become one. By default their sum with these weights.
         optimizer: Builds the optimizer from parameter groups.
         lr_scheduler: Builds the schedule from the optimizer, stepped after every batch; None: constant rate.
@@ -83,8 +86,8 @@ class MultiTaskModule(Checkpointed):
             (TF32) or ``"medium"`` (bfloat16). None: as the process does anyway.
 
     Raises:
-        ConfigError: If a weight is negative.
-        UnknownNameError: If ``loss_weights`` names a task that does not exist.
+        ConfigError: If a weight is negative, or a recipe does not have a task.
+        UnknownNameError: If ``loss_weights`` names a task or a recipe that does not exist.
 
     Attributes:
         recipe_settings: Names of the hyper-parameters that belong to the training and not to the network, see
@@ -95,6 +98,7 @@ class MultiTaskModule(Checkpointed):
         results: The metrics of the last evaluation by stage (``"val"``, ``"test"``).
         test_stage: ``"val"`` leaves out of ``test`` what takes long, the boundary benchmark of edges; set it before
             ``protocol``.
+        tta: Flips and scales over which the outputs of test images and photographs are averaged.
         per_class: Each class's score in the last evaluation by stage, for the tasks that have classes.
         scores_images: Whether ``test`` also scores each image alone; set it before.
         image_scores: Then the metrics of each image of the last batch by task.
@@ -112,7 +116,7 @@ class MultiTaskModule(Checkpointed):
         network: nn.Module,
         weights: str = "random",
         initialisation: str | None = None,
-        loss_weights: dict[str, float] | None = None,
+        loss_weights: LossWeights | None = None,
         balancing: BalancingCallable = FixedWeights,
         # The parser takes this class's defaults also for its subclasses.
         optimizer: OptimizerCallable = lambda parameters: AdamW(parameters, lr=1e-3, weight_decay=1e-4),
@@ -136,12 +140,7 @@ class MultiTaskModule(Checkpointed):
         self.matmul_precision = matmul_precision
         #: The compiled network while a Trainer runs; no part of the state, whose names stay the network's.
         self._compiled: Callable[[Tensor], dict[str, Tensor]] | None = None
-        self.loss_weights = {name: task.loss_weight for name, task in self.tasks.items()}
-        for name, weight in (loss_weights or {}).items():
-            if name not in self.tasks:
-                kind = "task in loss_weights"
-                raise UnknownNameError(kind, name, self.tasks)
-            self.loss_weights[name] = not_negative(f"loss_weights.{name}", weight)
+        self.loss_weights = configured_weights(loss_weights, self.tasks)
         self.balancing = balancing(self.loss_weights)
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
@@ -152,6 +151,7 @@ class MultiTaskModule(Checkpointed):
         self._balanced: dict[str, Tensor] = {}
         self._protocol = "standard"
         self.test_stage: Stage = "test"
+        self.tta = TTA()
         self.metrics = nn.ModuleDict({stage: self._build_metrics(stage) for stage in ("val", "test")})
         self.results: dict[str, Results] = {}
         self.per_class: dict[str, dict[str, list[float]]] = {}
@@ -178,6 +178,10 @@ class MultiTaskModule(Checkpointed):
         """Predict raw outputs from ``(B, 3, H, W)`` ImageNet-normalised images."""
         outputs: dict[str, Tensor] = (self._compiled or self.network)(image)
         return outputs
+
+    def evaluated(self, image: Tensor) -> Mapping[str, Tensor]:
+        """Predict raw outputs as test images and photographs get them: averaged over what ``tta`` says."""
+        return augmented(self, self.tta.flip, self.tta.scales)(image)
 
     def setup(self, stage: str) -> None:
         """Let the Trainer's runs compute as they are asked to."""
@@ -236,9 +240,9 @@ class MultiTaskModule(Checkpointed):
         """Update the validation metrics."""
         self._evaluate("val", batch, self)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def test_step(self, batch: Batch, batch_idx: int) -> Mapping[str, Tensor]:
         """Update the test metrics and return the raw outputs, for callbacks that look at single images."""
-        return self._evaluate("test", batch, self)
+        return self._evaluate("test", batch, self.evaluated)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return decoded maps; none of a batch without an image that could be read."""
@@ -270,7 +274,7 @@ class MultiTaskModule(Checkpointed):
         normalised = normalise_bytes(as_rgb(image)).unsqueeze(0).to(self.device)  # (1, 3, H, W)
         training = self.training
         self.eval()
-        decoded = predict_maps(self.tasks, self, normalised, int(self.train_size.min()), view)
+        decoded = predict_maps(self.tasks, self.evaluated, normalised, int(self.train_size.min()), view)
         self.train(training)
         return {name: values.squeeze(0).cpu().numpy() for name, values in decoded.items()}
 
@@ -395,7 +399,9 @@ class MultiTaskModule(Checkpointed):
 
         return nn.ModuleDict({name: task.metrics(self._protocol, kind(task)) for name, task in self.tasks.items()})
 
-    def _evaluate(self, stage: str, batch: Batch, network: Callable[[Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def _evaluate(
+        self, stage: str, batch: Batch, network: Callable[[Tensor], Mapping[str, Tensor]]
+    ) -> Mapping[str, Tensor]:
         """Update the metrics of a stage, log its losses and return the raw outputs.
 
         A batch none of whose images could be read counts nothing, but is logged: processes must log the same names.

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from taskformer.errors import require
 from taskformer.models import DenseNetwork, MQTransformerHead
 from taskformer.models.layers import TaskPredictor
-from taskformer.modules.base import Batch, not_negative, output_channels
+from taskformer.modules.base import Batch, output_channels
 from taskformer.modules.dense import DenseModule
 
 
@@ -95,7 +96,8 @@ class MQTransformer(DenseModule):
             checkpointing=checkpointing,
         )
         super().__init__(tasks, build_head, last_only=False, **kwargs)
-        self.auxiliary_weight = not_negative("auxiliary_weight", auxiliary_weight)
+        require("[0, inf)", auxiliary_weight=auxiliary_weight)
+        self.auxiliary_weight = auxiliary_weight
         #: Makes the network's and the auxiliary predictions, compiled while a Trainer runs if that is asked for.
         self._compiled_deep: Callable[..., list[dict[str, Tensor]]] | None = None
         if self.auxiliary_weight:
@@ -118,7 +120,8 @@ class MQTransformer(DenseModule):
         """Predict what a training step supervises, with deep supervision also from each task's own maps."""
         if not self.auxiliary_weight:
             return super().predictions(image)
-        return (self._compiled_deep or self._dense.deep_predictions)(image, self.scaffold["auxiliary"])
+        auxiliary = cast("nn.ModuleList", self.scaffold["auxiliary"])
+        return (self._compiled_deep or self._dense.deep_predictions)(image, [*auxiliary])
 
     def objectives(self, predictions: Sequence[Mapping[str, Tensor]], batch: Batch) -> dict[str, Tensor]:
         """Compute the losses that a training step balances; those of auxiliary predictions are in their tasks'."""

@@ -20,6 +20,7 @@ from taskformer.data.images import write_npy, write_png
 from taskformer.data.names import ends_with, examples, files_in, is_hidden
 from taskformer.errors import CorruptFileError, DatasetNotFoundError, require
 from taskformer.files import replacing, write_json
+from taskformer.modules.augmented import TTA
 from taskformer.modules.loading import load
 from taskformer.modules.prediction import View
 from taskformer.modules.video import frame_rate, is_video, read_frames, video_writer
@@ -80,6 +81,7 @@ def predict(
     overlap: float = View.overlap,
     every: int = 1,
     frames: int | None = None,
+    tta: TTA = TTA(),  # noqa: B008  # it is immutable
 ) -> Predicted:
     """Predict every task for photographs and videos, one picture at a time, as large as the model was trained on them.
 
@@ -99,6 +101,7 @@ def predict(
         overlap: Share of a tile that the next one shows too, see :class:`taskformer.modules.prediction.View`.
         every: Of so many frames of a video the first is predicted.
         frames: How many frames of a video are predicted at most.
+        tta: Over which flips and scales of what the network sees its outputs are averaged; by default none.
 
     Returns:
         What was done.
@@ -113,6 +116,7 @@ def predict(
     require("[1, inf)", every=every, frames=frames)
     files = result_names(find_images([images] if isinstance(images, str | Path) else images))
     module = load(model, map_location=device)
+    module.tta = tta
     tasks = {name: task for name, task in module.tasks.items() if task.geometry != "image"}
     done = Predicted(out, list(module.tasks), files)
     overview = _Overview(tasks)
@@ -132,6 +136,7 @@ def predict(
     overview.save(out / "overview.png")
     if len(done.failed) < len(files):
         facts = {"model": str(model), "tasks": module.hparams["tasks"], "view": asdict(view), "every": every}
+        facts |= {"tta": tta.facts} if tta.facts else {}
         write_json(out / FACTS, facts)
     done.seconds = time.monotonic() - start
     return done

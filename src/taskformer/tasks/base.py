@@ -200,6 +200,23 @@ class Task(ABC):
     def _metrics(self, protocol: Protocol, stage: Stage) -> dict[str, Metric]:
         """Build the metrics of a stage by name."""
 
+    def mirrored(self, output: Tensor) -> Tensor:
+        """Turn the raw output of an image mirrored left and right into the image's own; of a whole image it stays."""
+        if self.geometry == "image":
+            return output
+        output = output.flip(-1)
+        return torch.cat([-output[:, :1], output[:, 1:]], dim=1) if self.geometry == "vector" else output
+
+    def unzoomed(self, output: Tensor, scale: float) -> Tensor:
+        """Turn the raw output of an image enlarged by a factor, resampled to its size, into the image's own."""
+        if self.geometry == "depth":  # what looks larger is closer
+            return output * scale
+        return output / scale if self.geometry == "inverse_depth" else output
+
+    def averaged(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Average raw outputs of one image, float32: of values their mean, of classes that of their probabilities."""
+        return torch.stack([output.float() for output in outputs]).mean(dim=0)
+
     @abstractmethod
     def decode(self, output: Tensor) -> Tensor:
         """Turn raw output ``(B, channels, H, W)`` into the map users want: class ids, metres, unit vectors, ..."""

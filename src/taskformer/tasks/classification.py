@@ -16,6 +16,7 @@ from taskformer.tasks.base import ClassCounts, Stage
 from taskformer.tasks.image_level import ImageLevelTask
 from taskformer.tasks.label_map import class_names
 from taskformer.tasks.losses import kl_divergence, soft_cross_entropy
+from taskformer.tasks.probabilities import mean_probabilities
 from taskformer.tasks.registry import register
 
 
@@ -56,6 +57,10 @@ class Classification(ImageLevelTask):
     def _distance(self, output: Tensor, teacher: Tensor) -> Tensor:
         """Compute the Kullback-Leibler divergence of the class probabilities in nats."""
         return kl_divergence(output, teacher)
+
+    def averaged(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Return the logarithm of the mean class probabilities."""
+        return mean_probabilities(outputs)
 
     def decode(self, output: Tensor) -> Tensor:
         """Return class probabilities ``(B, K)`` float32."""

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 from torchmetrics import Metric
 
 from taskformer.errors import ConfigError
@@ -94,6 +95,11 @@ class Edges(ValueMapTask):
             as_bytes=protocol.edge_bytes,
         )
         return {**quick, "benchmark": benchmark}
+
+    def averaged(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Return the log-odds of the mean probability of an edge."""
+        logits = torch.stack([output.float() for output in outputs])
+        return F.logsigmoid(logits).logsumexp(dim=0) - F.logsigmoid(-logits).logsumexp(dim=0)
 
     def decode(self, output: Tensor) -> Tensor:
         """Return the probability of an edge ``(B, 1, H, W)`` float32."""

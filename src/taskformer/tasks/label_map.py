@@ -15,6 +15,7 @@ from taskformer.metrics.units import SHARE
 from taskformer.tasks.base import IGNORE_INDEX, ClassCounts, Geometry, Task
 from taskformer.tasks.colors import INVALID_COLOR, Swatch, distinct_colors, swatch
 from taskformer.tasks.losses import kl_divergence
+from taskformer.tasks.probabilities import mean_probabilities
 
 #: Difference between the best and the other logits of a constant prediction.
 MARGIN = 10.0
@@ -101,6 +102,10 @@ class LabelMapTask(Task):
     def _distance(self, output: Tensor, teacher: Tensor) -> Tensor:
         """Compute the Kullback-Leibler divergence of the class probabilities in nats."""
         return kl_divergence(output, teacher)
+
+    def averaged(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Return the logarithm of the mean class probabilities."""
+        return mean_probabilities(outputs)
 
     def decode(self, output: Tensor) -> Tensor:
         """Turn logits ``(B, channels, H, W)`` into class ids ``(B, H, W)`` int64."""

@@ -74,6 +74,10 @@ class Normals(ValueMapTask):
     def _metrics(self, protocol: Protocol, stage: Stage) -> dict[str, Metric]:
         return {"angular_error": AngularError(protocol.inclusive, protocol.uncentred)}
 
+    def averaged(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Return the mean of the unit vectors."""
+        return super().averaged([self.decode(output) for output in outputs])
+
     def decode(self, output: Tensor) -> Tensor:
         """Return unit vectors ``(B, 3, H, W)`` float32."""
         return unit_vectors(output.float())

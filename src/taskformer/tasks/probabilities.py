@@ -1,5 +1,7 @@
-"""How files of predictions hold probabilities: 8 bits, as the field's evaluators read them."""
+"""Probabilities: how files of predictions hold them, 8 bits as the field's evaluators read them, and their mean."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from taskformer.errors import InvalidTargetError
+
+
+def mean_probabilities(outputs: Sequence[Tensor]) -> Tensor:
+    """Return the logarithm of the mean class probabilities of logits, each ``(B, K, ...)``."""
+    logs = torch.stack([output.float().log_softmax(dim=1) for output in outputs])
+    return logs.logsumexp(dim=0) - math.log(len(logs))
 
 
 def probability_bytes(probability: Tensor) -> NDArray[np.uint8]:

@@ -117,7 +117,7 @@ class Subject:
         settings = dict(self.module.hparams) | {"tasks": dict(specs), "weights": "random"}
         if settings.get("architecture"):  # a model of one sub-network
             settings["architecture"] = None
-        if settings.get("loss_weights"):
+        if isinstance(settings.get("loss_weights"), dict):  # a recipe has a name, and weights of all tasks
             settings["loss_weights"] = {key: value for key, value in settings["loss_weights"].items() if key in specs}
         module = type(self.module)(**settings)
         module.optimizer, module.compiles = self.module.optimizer, self.module.compiles

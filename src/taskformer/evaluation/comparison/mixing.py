@@ -16,7 +16,7 @@ NECESSARY = {
     "eval_transforms": "tested with the eval_transforms {}",
 }
 #: Facts that a table may be about, but that its reader must know.
-TOLD = ("initialisation", "backbone", "input_size", "holdout", "training")
+TOLD = ("initialisation", "backbone", "input_size", "holdout", "training", "tta")
 #: Longest text of a value that is repeated.
 SHORT = 40
 
