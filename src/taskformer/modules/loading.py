@@ -42,6 +42,14 @@ def load(path: str | Path, map_location: str = "cpu") -> MultiTaskModule:
         raise ConfigError(msg) from error
 
 
+def run_folder(path: str | Path) -> Path | None:
+    """Return the run folder that a path means: itself, or the one that a checkpoint lies in, if it does."""
+    if Path(path).is_dir():
+        return Path(path)
+    folder = Path(path).absolute().parent
+    return folder.parent if folder.name == "checkpoints" else None
+
+
 def _checkpoint_file(given: str | Path) -> Path:
     """Find the checkpoint that a path means."""
     path = Path(given)
