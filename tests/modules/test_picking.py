@@ -98,7 +98,7 @@ def test_latency_is_measured_only_where_the_other_limits_are_kept(model, tmp_pat
         measured.extend(architectures)
         return [0.02, 0.01, 0.01]
 
-    monkeypatch.setattr(timing, "latencies", made_up)
+    monkeypatch.setattr(picking, "latencies", made_up)
     chosen = choose(model, tmp_path, params=most, latency=0.015)
     assert len(measured) == 3
     assert all(model.network.count_parameters(each) <= most for each in measured)

@@ -10,6 +10,7 @@ from taskformer.errors import ConfigError, CorruptFileError, require
 from taskformer.models.autotaskformer import Architecture, SearchSpace, Supernet
 from taskformer.modules.base import MultiTaskModule
 from taskformer.modules.quantities import COSTS, describe
+from taskformer.modules.timing import latencies
 
 #: Random sub-networks among which one is chosen where nothing was searched.
 DRAWN = 1000
@@ -129,8 +130,6 @@ def _drawn(space: SearchSpace) -> dict[str, Architecture]:
 
 def _measured(supernet: Supernet, size: tuple[int, int], choices: Sequence[Choice]) -> list[Choice]:
     """Measure the latency of sub-networks."""
-    from taskformer.modules.timing import latencies  # torch's benchmarks look for compilers when imported
-
     seconds = latencies(supernet, [each.architecture for each in choices], size)
     return [each._replace(costs={**each.costs, "latency": time}) for each, time in zip(choices, seconds, strict=True)]
 

@@ -7,7 +7,6 @@ from functools import partial
 from timeit import Timer
 
 import torch
-from torch.utils import benchmark
 
 from taskformer.models.autotaskformer import Architecture, Supernet
 
@@ -37,10 +36,7 @@ def best_times(
         device: Where the calls compute.
         patience: Seconds after which rounds end, settled or not; None: :data:`PATIENCE`.
     """
-    # The time of a single thread is its own, whatever else the processor does meanwhile.
-    alone = device.type == "cpu" and torch.get_num_threads() == 1
-    clock = time.thread_time if alone else benchmark.timer
-    timers = {name: Timer(call, timer=clock) for name, call in calls.items()}
+    timers = {name: Timer(call, timer=_clock(device)) for name, call in calls.items()}
     for timer in timers.values():
         timer.timeit(1)  # loads what is only loaded when it is used
     counts = {name: math.ceil(BLOCK / timer.timeit(1)) for name, timer in timers.items()}
@@ -73,6 +69,19 @@ def latencies(supernet: Supernet, architectures: Sequence[Architecture], size: t
     times = best_times(calls, like.device, QUICKLY)
     supernet.train(training)
     return list(times.values())
+
+
+def _clock(device: torch.device) -> Callable[[], float]:
+    """Return what tells the seconds that a device has worked for."""
+    if device.type == "cpu":
+        # The time of a single thread is its own, whatever else the processor does meanwhile.
+        return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+
+    def finished() -> float:
+        torch.accelerator.synchronize(device)
+        return time.perf_counter()
+
+    return finished
 
 
 def _settled(seconds: Sequence[float]) -> bool:

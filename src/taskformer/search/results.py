@@ -16,6 +16,7 @@ from taskformer.files import inside, replacing, write_json
 from taskformer.models.autotaskformer import Architecture, Supernet
 from taskformer.modules.picking import MEASURED, spread
 from taskformer.modules.quantities import COSTS, describe, unit_of
+from taskformer.modules.timing import latencies
 from taskformer.search.drawings import draw_architecture, draw_front, draw_hypervolume
 from taskformer.search.hypervolume import hypervolume_curves
 from taskformer.search.objectives import Candidate, Objective, front
@@ -220,8 +221,6 @@ def measured_here(
         Of the evaluated networks that keep the limits, up to :data:`~taskformer.modules.picking.MEASURED` that are
         spread over the front of quality against multiply-accumulates, with the seconds that each takes here.
     """
-    from taskformer.modules.timing import latencies  # torch's benchmarks look for compilers when imported
-
     complete = {record.candidate.architecture: record for record in records if record.state == TrialState.COMPLETE}
     fitting = [
         record.candidate

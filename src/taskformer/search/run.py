@@ -22,6 +22,7 @@ from taskformer.modules.quantities import COSTS
 from taskformer.search.costs import Costs, LatencyOptions, count_costs, require_possible
 from taskformer.search.evaluator import Evaluator
 from taskformer.search.evolution import Evolution
+from taskformer.search.latency import shared_table
 from taskformer.search.loop import LEARNABLE, SearchLoop, evolution_rounds, reference_rounds
 from taskformer.search.objectives import Candidate, Constraints, build_objectives
 from taskformer.search.predictor import Predictor
@@ -282,8 +283,6 @@ def _costs(
     size = (images[0]["image"].shape[-2], images[0]["image"].shape[-1])
     if "latency" not in {each.name for each in memory.objectives} | {each.name for each in memory.constraints}:
         return count_costs(supernet, size), None
-    from taskformer.search.latency import shared_table  # torch's benchmarks look for compilers when imported
-
     table, error = shared_table(memory, supernet, latency, size, folder)
     return count_costs(supernet, size, table.predict), error
 
