@@ -11,6 +11,7 @@ metrics, against the first run's largest sub-network.
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -101,8 +102,8 @@ def study(runs: list[Path], networks: int, tuned: int, epochs: int, rate: float,
                 chosen,
             )
             after = [gain(result) for result in track(jobs_done, description="fine-tune", total=tuned)]
-            correlation = spearmanr([inherited[index] for index in chosen], after)
-            size = spearmanr([inherited[index] for index in chosen], [parameters(model, drawn[i]) for i in chosen])
+            correlation = rank_correlation([inherited[index] for index in chosen], after)
+            sizes = [parameters(model, drawn[index]) for index in chosen]
             record["runs"][run.name] = {
                 "largest": largest,
                 "smallest": smallest,
@@ -110,12 +111,20 @@ def study(runs: list[Path], networks: int, tuned: int, epochs: int, rate: float,
                 "values": results,
                 "chosen": chosen,
                 "fine_tuned": after,
-                "spearman": float(correlation.statistic),
-                "p_value": float(correlation.pvalue),
-                "spearman_inherited_parameters": float(size.statistic),
+                "spearman": correlation[0],
+                "p_value": correlation[1],
+                "spearman_inherited_parameters": rank_correlation([inherited[index] for index in chosen], sizes)[0],
             }
     record["architectures"] = [architecture.to_dict() for architecture in drawn]
     return record
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
+    """Return Spearman's correlation and its p-value; NaN of less than three pairs."""
+    if len(first) < 3:
+        return math.nan, math.nan
+    found = spearmanr(first, second)
+    return float(found.statistic), float(found.pvalue)
 
 
 def parameters(model: AutoTaskFormer, architecture: Architecture) -> int:
@@ -130,7 +139,7 @@ def show(record: dict[str, Any]) -> None:
     for name, run in record["runs"].items():
         scores = np.array(run["inherited"])
         numbers = [run["largest"], run["smallest"], scores.mean(), scores.min(), scores.max()]
-        numbers += [np.mean(run["fine_tuned"]), run["spearman"]]
+        numbers += [np.mean(run["fine_tuned"] or [math.nan]), run["spearman"]]
         table.add_row(name, *(f"{number:.2f}" for number in numbers), f"{run['p_value']:.3f}")
     Console().print(table)
 
@@ -140,7 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of trained supernets of one search space")
     parser.add_argument("--networks", type=int, default=20, help="random sub-networks that are scored")
-    parser.add_argument("--tuned", type=int, default=8, help="how many of them are fine-tuned")
+    parser.add_argument("--tuned", type=int, default=8, help="how many of them are fine-tuned; 0: none")
     parser.add_argument("--epochs", type=int, default=3, help="epochs of fine-tuning")
     parser.add_argument("--rate", type=float, default=3e-4, help="learning rate of fine-tuning")
     parser.add_argument("--jobs", type=int, default=2, help="fine-tunings at a time")

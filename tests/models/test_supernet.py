@@ -86,6 +86,27 @@ def check(supernet, architecture, size, rtol=1e-10):
         torch.testing.assert_close(output, expected[task], rtol=rtol, atol=rtol)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_switching_without_extraction_equals_extraction(seed):
+    supernet = build()
+    image, before, names = picture(), supernet(picture()), list(supernet.state_dict())
+    architecture = supernet.space.random(Random(seed))
+    subnet = supernet.extract(architecture)
+    supernet.set(architecture)
+    assert supernet.active == architecture
+    for task, expected in subnet(image).items():
+        torch.testing.assert_close(supernet(image)[task], expected)
+    for task, taps in subnet.features(image).items():
+        torch.testing.assert_close(supernet.features(image)[task], taps)
+    with pytest.raises(ConfigError, match="supernet holds"):
+        supernet.set(Architecture(999, 1, (2.0,), (1,)))
+    assert supernet.active == architecture
+    assert list(supernet.state_dict()) == names
+    supernet.set(None)
+    assert supernet.active == supernet.space.largest()
+    torch.testing.assert_close(supernet(image), before)
+
+
 @pytest.mark.parametrize("sharing", ["none", "binary", "grouped", "tree"])
 def test_formulas_and_extraction_hold_for_random_architectures(sharing):
     supernet = build(sharing)

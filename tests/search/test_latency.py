@@ -11,7 +11,7 @@ from taskformer.errors import ConfigError
 from taskformer.models.autotaskformer import Architecture, SearchSpace, Supernet
 from taskformer.models.autotaskformer.layers import MLP, Attention
 from taskformer.models.autotaskformer.query import QueryHead
-from taskformer.search import latency
+from taskformer.modules import timing
 from taskformer.search.latency import LatencyTable
 
 CPU = torch.device("cpu")
@@ -100,8 +100,8 @@ def test_wrong_times_of_some_parts_are_an_error(made_up):
 
 
 def test_all_of_a_space_can_be_predicted_from_real_measurements(monkeypatch):
-    monkeypatch.setattr(latency, "BLOCK", 0.001)
-    monkeypatch.setattr(latency, "PATIENCE", 1)
+    monkeypatch.setattr(timing, "BLOCK", 0.001)
+    monkeypatch.setattr(timing, "PATIENCE", 1)
     supernet = build("binary")
     space = replace(supernet.space, embed_dims=(12,), num_heads=(1, 2), mlp_ratios=(2.0,))
     measured = LatencyTable.measure(supernet, space, 1, SIZE, "cpu")
@@ -120,8 +120,8 @@ def test_calls_take_turns_until_the_best_time_of_each_has_come_again(monkeypatch
         calls[name] += 1
         now += seconds * (4 if calls[name] % 5 else 1)
 
-    monkeypatch.setattr(latency.time, "thread_time", lambda: now)
-    monkeypatch.setattr(latency.torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(timing.time, "thread_time", lambda: now)
+    monkeypatch.setattr(timing.torch, "get_num_threads", lambda: 1)
     seconds = table(build())._times({"short": lambda: work("short", 0.1), "long": lambda: work("long", 0.7)})
     assert seconds == pytest.approx({"short": 0.1, "long": 0.7})
     assert calls == {"short": 15, "long": 15}  # until the best time came three times

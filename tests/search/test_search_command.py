@@ -2,8 +2,10 @@
 
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -63,6 +65,15 @@ def search(run, *flags):
 def read(run, study="search"):
     storage = open_storage(str(run / study / "study.db"))
     return read_records(optuna.load_study(study_name=study, storage=storage))
+
+
+def front(run):
+    """Names of the networks of a search's front, the best delta_m first."""
+    return [row["name"] for row in json.loads((run / "search" / "pareto.json").read_text())["front"]]
+
+
+def read_architecture(run, name):
+    return Architecture.read(str(run / "search" / "architectures" / f"{name}.json"), len(TASKS))
 
 
 @pytest.fixture(scope="module")
@@ -200,10 +211,11 @@ def test_constraints_hold_and_the_impossible_is_refused(run, capsys):
 
 
 def test_latencies_are_measured_once_and_checked(run, capsys, monkeypatch):
+    from taskformer.modules import timing
     from taskformer.search import latency
 
-    monkeypatch.setattr(latency, "BLOCK", 1e-4)
-    monkeypatch.setattr(latency, "PATIENCE", 0.5)
+    monkeypatch.setattr(timing, "BLOCK", 1e-4)
+    monkeypatch.setattr(timing, "PATIENCE", 0.5)
     monkeypatch.setattr(latency, "WHOLE", 2)
     monkeypatch.setattr(latency, "CHECKED", 2)
     flags = [
@@ -220,6 +232,40 @@ def test_latencies_are_measured_once_and_checked(run, capsys, monkeypatch):
     assert all(record.candidate.values["latency"] > 0 for record in read(run, "fast"))
     search(run, *flags, "--generations=2")
     assert "latency table" not in capsys.readouterr().out
+
+
+def test_photographs_are_predicted_by_the_best_network_for_a_budget(run, found, tmp_path, capsys):
+    photo = next((Path(data_root(run)) / "image").iterdir())
+    models = taskformer.load(run), taskformer.load(run)
+    costs = {name: models[0].network.count_parameters(read_architecture(run, name)) for name in front(run)}
+    budget = sorted(costs.values())[len(costs) // 2]
+    best = next(name for name in front(run) if costs[name] <= budget)  # the front is in the order of its delta_m
+    main(["predict", str(run), str(photo), "--params", str(budget), "--out", str(tmp_path)])
+    assert f"of 1 photographs by {best}: {costs[best] / 1e6:.4g} M params" in capsys.readouterr().out
+    models[0].network = models[0].network.extract(read_architecture(run, best))
+    models[1].set(read_architecture(run, best))
+    depth = np.load(tmp_path / "raw" / "depth" / f"{photo.stem}.npy")
+    for model in models:
+        np.testing.assert_allclose(depth, model.predict_image(photo)["depth"], rtol=1e-5)
+    with pytest.raises(SystemExit):
+        main(["predict", str(run), str(photo), "--params", "10"])
+    assert "no sub-network has at most 1e-05 M params; the least of" in capsys.readouterr().err
+
+
+def test_a_network_is_picked_by_the_latency_of_this_machine(run, found, capsys, tmp_path, monkeypatch):
+    from taskformer.modules import timing
+
+    monkeypatch.setattr(timing, "BLOCK", 1e-4)
+    monkeypatch.setattr(timing, "QUICKLY", 0.2)
+    main(["search", "pick", str(run), "--measure", "cpu", "--latency", "5", "--json", str(tmp_path / "pick.json")])
+    picked = json.loads((tmp_path / "pick.json").read_text())
+    complete = [one.candidate for one in found if one.state == optuna.trial.TrialState.COMPLETE]
+    assert picked["values"]["delta_m"] == max(one.values["delta_m"] for one in complete)  # all are fast enough
+    assert 0 < picked["values"]["latency"] < 5
+    assert " ms" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["search", "pick", str(run), "--measure", "cpu", "--latency", "1e-9"])
+    assert "no evaluated network has latency <= 1e-09" in capsys.readouterr().err
 
 
 def test_weights_hold_for_the_final_ones_too(run):

@@ -12,9 +12,9 @@ from PIL import Image
 from taskformer.cli import main
 from taskformer.errors import ConfigError
 from taskformer.models.autotaskformer import Architecture, SearchSpace
+from taskformer.modules.quantities import describe, unit_of
 from taskformer.search.drawings import draw_architecture
 from taskformer.search.objectives import Candidate, Objective
-from taskformer.search.quantities import describe, unit_of
 from taskformer.search.results import SearchResult, load_search, pick, write_results
 from taskformer.search.storage import open_storage
 from taskformer.search.study import Key, Record, SearchStudy

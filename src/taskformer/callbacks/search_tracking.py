@@ -14,8 +14,8 @@ from PIL import Image
 from taskformer.callbacks.trackers import close, remember, trackers
 from taskformer.callbacks.trackers.base import NOTHING
 from taskformer.metrics.units import SHARE, factor
+from taskformer.modules.quantities import unit_of
 from taskformer.search.hypervolume import hypervolume_curves
-from taskformer.search.quantities import unit_of
 from taskformer.search.results import SearchResult
 from taskformer.tasks.colors import Picture
 

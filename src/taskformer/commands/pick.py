@@ -6,10 +6,11 @@ from rich.console import Console
 
 from taskformer.errors import ConfigError
 from taskformer.files import inside, write_json
+from taskformer.modules.loading import load
+from taskformer.modules.quantities import COSTS, describe
 from taskformer.parsing import Parser
-from taskformer.search.objectives import COSTS
-from taskformer.search.quantities import describe
-from taskformer.search.results import load_search, name_of, pick, write_architecture
+from taskformer.search.results import load_search, measured_here, name_of, pick, write_architecture
+from taskformer.search.run import supernet_of
 
 
 def main(argv: list[str]) -> None:
@@ -26,6 +27,12 @@ def main(argv: list[str]) -> None:
         "--latency", type=float | None, help="Largest latency of one batch in seconds, as the search measured it."
     )
     parser.add_argument(
+        "--measure",
+        type=str | None,
+        help="Measure the latency of some networks now, of one image on this device (cpu, cuda), "
+        "instead of taking what the search measured.",
+    )
+    parser.add_argument(
         "--json", type=str | None, help="Also write all that is known of the network to this JSON file."
     )
     parser.add_argument("--study", type=str, default="search", help="Name of the study.")
@@ -38,6 +45,10 @@ def main(argv: list[str]) -> None:
     folder = inside(run, options.study, "the study")
     objectives, records = load_search(folder, options.storage)
     limits = {name: options[name] for name in COSTS if options[name] is not None}
+    if options.measure:
+        module = load(run, options.measure)
+        others = {name: most for name, most in limits.items() if name != "latency"}
+        records = measured_here(records, objectives, others, supernet_of(module), module.hparams["image_size"])
     chosen = pick(records, objectives, limits)
     candidate = chosen.candidate
     path = write_architecture(folder, name_of(chosen), candidate.architecture)

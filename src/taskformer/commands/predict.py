@@ -27,6 +27,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--every", type=int, default=1, help="Of so many frames of a video the first is predicted.")
     parser.add_argument("--frames", type=int | None, help="How many frames of a video are predicted at most.")
     parser.add_class_arguments(TTA, "tta")
+    parser.add_argument("--params", type=float | None, help="Of a supernet: the best sub-network that a search of the "
+                        "run has found (else the nearest of random ones) with at most these parameters.")  # fmt: skip
+    parser.add_argument("--macs", type=float | None, help="The same for multiply-accumulates of a training image.")
+    parser.add_argument("--latency", type=float | None, help="The same for seconds per image, measured now and here.")
     parser.add_argument("--log", type=bool, default=False, help="Also log the first ones to the run, e.g. in wandb.")
     settings = parser.parse_args(argv[1:]).as_dict()
     settings["tta"] = TTA(**settings["tta"])

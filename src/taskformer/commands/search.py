@@ -24,9 +24,10 @@ from taskformer.commands.devices import require_possible
 from taskformer.commands.trainer import TaskformerCLI, as_list, names_of, silence_lightning
 from taskformer.errors import ConfigError
 from taskformer.modules.checkpoints import open_checkpoint, restore
+from taskformer.modules.loading import run_folder
 from taskformer.search.pruning import DOMINATED, DominatedPruner, NopPruner
 from taskformer.search.results import SearchResult
-from taskformer.search.run import run_folder_of, search, supernet_of
+from taskformer.search.run import search, supernet_of
 
 #: Arguments of :func:`search` that are no flags.
 NO_FLAGS = {"run_or_model", "data", "run_dir", "on_progress"}
@@ -125,7 +126,7 @@ class SearchCLI(TaskformerCLI):
         """Refuse devices that this machine does not have, and let loggers go on with the supernet's run."""
         require_possible(self.config.trainer)
         self.checkpoint = self._checkpoint()
-        self.run_dir = run_folder_of(self.checkpoint) or self._folder_outside_runs()
+        self.run_dir = run_folder(self.checkpoint) or self._folder_outside_runs()
         self.config.name = self.run_dir.name
         settle(as_list(self.config.trainer.logger), self.run_dir, names_of("search", self.config))
 

@@ -21,6 +21,7 @@ from taskformer.models.autotaskformer.subnet import Network
 from taskformer.modules.autotaskformer_args import Head, Sampling, Space, as_group, regrouped
 from taskformer.modules.base import Batch, MultiTaskModule, image_tasks, output_channels
 from taskformer.modules.checkpoints import Checkpoint
+from taskformer.modules.picking import Choice, choose
 from taskformer.modules.sampling import sample
 from taskformer.seeds import run_seed
 
@@ -129,6 +130,40 @@ class AutoTaskFormer(MultiTaskModule):
     def upgraded(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Put settings from before there were groups into their groups."""
         return regrouped(settings)
+
+    def set(self, architecture: Architecture | None) -> None:
+        """Switch to a sub-network, which predicts, is tested and exported from now on; None: the largest, as at first.
+
+        A training returns to the largest, which it validates.
+
+        Raises:
+            ConfigError: If the architecture does not fit, or this is one sub-network alone.
+        """
+        if not isinstance(self.network, Supernet):
+            msg = "this model is one sub-network alone; only a supernet, trained without an architecture, can switch"
+            raise ConfigError(msg)
+        self.network.set(architecture)
+
+    def pick(
+        self,
+        params: float | None = None,
+        macs: float | None = None,
+        latency: float | None = None,
+        run: str | Path | None = None,
+    ) -> Choice:
+        """Switch to a sub-network that costs no more than a budget, see :func:`~taskformer.modules.picking.choose`.
+
+        >>> model = taskformer.load("runs/autotaskformer_rooms")  # doctest: +SKIP
+        >>> print(model.pick(params=1.3e6, run="runs/autotaskformer_rooms"))  # doctest: +SKIP
+        evolution-07-31: 1.287 M params, 0.3312 G MACs
+
+        Args:
+            params: Most parameters.
+            macs: Most multiply-accumulates for one image of ``image_size``.
+            latency: Most seconds for one such image, measured now where the model is.
+            run: The run folder whose search is asked; None: random sub-networks are.
+        """
+        return choose(self, run, params, macs, latency)
 
     def sample(self, step: int) -> list[Architecture]:
         """Return the sub-networks that train at an optimizer step: a function of the run's seed and the step."""

@@ -57,6 +57,14 @@ def _built(kind: type[MultiTaskModule], checkpoint: Checkpoint) -> MultiTaskModu
         raise WeightsError(msg) from error
 
 
+def run_folder(path: str | Path) -> Path | None:
+    """Return the run folder that a path means: itself, or the one that a checkpoint lies in, if it does."""
+    if Path(path).is_dir():
+        return Path(path)
+    folder = Path(path).absolute().parent
+    return folder.parent if folder.name == "checkpoints" else None
+
+
 def _checkpoint_file(given: str | Path) -> Path:
     """Find the checkpoint that a path means."""
     path = Path(given)

@@ -21,7 +21,8 @@ from taskformer.data.names import ends_with, examples, files_in, is_hidden
 from taskformer.errors import CorruptFileError, DatasetNotFoundError, require
 from taskformer.files import replacing, write_json
 from taskformer.modules.augmented import TTA
-from taskformer.modules.loading import load
+from taskformer.modules.loading import load, run_folder
+from taskformer.modules.picking import Choice, choose
 from taskformer.modules.prediction import View
 from taskformer.modules.video import frame_rate, is_video, read_frames, video_writer
 from taskformer.pictures import IMAGE_SUFFIXES, read_picture
@@ -48,6 +49,7 @@ class Predicted:
         files: The photographs and videos by the name of their results.
         frames: How many frames of each video by the same name.
         failed: Why a photograph or video could not be read, one sentence each.
+        network: The sub-network that was chosen, if there was one to choose.
         seconds: How long it took.
     """
 
@@ -56,6 +58,7 @@ class Predicted:
     files: dict[str, Path]
     frames: dict[str, int] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
+    network: Choice | None = None
     seconds: float = 0.0
 
     def summary(self) -> str:
@@ -66,8 +69,8 @@ class Predicted:
         what += [f"{sum(self.frames.values())} frames of {videos}"] if self.frames else []
         shown = f"; {self.out / 'overview.png'} shows {'them' if done <= ROWS else f'the first {ROWS}'}" if done else ""
         lost = f", {len(self.failed)} could not be read" if self.failed else ""
-        of = " and ".join(what)
-        return f"wrote {', '.join(self.tasks)} of {of} to {self.out} in {self.seconds:.1f} s{lost}{shown}"
+        of, by = " and ".join(what), f" by {self.network}" if self.network else ""
+        return f"wrote {', '.join(self.tasks)} of {of}{by} to {self.out} in {self.seconds:.1f} s{lost}{shown}"
 
 
 def predict(
@@ -82,6 +85,9 @@ def predict(
     every: int = 1,
     frames: int | None = None,
     tta: TTA = TTA(),  # noqa: B008  # it is immutable
+    params: float | None = None,
+    macs: float | None = None,
+    latency: float | None = None,
 ) -> Predicted:
     """Predict every task for photographs and videos, one picture at a time, as large as the model was trained on them.
 
@@ -102,12 +108,16 @@ def predict(
         every: Of so many frames of a video the first is predicted.
         frames: How many frames of a video are predicted at most.
         tta: Over which flips and scales of what the network sees its outputs are averaged; by default none.
+        params: Of a supernet: predict with the best sub-network that has no more parameters, of those that a search of
+            the run has found, or else with the nearest of random ones, see :func:`taskformer.modules.picking.choose`.
+        macs: The same for its multiply-accumulates for one image of the training's size.
+        latency: The same for the seconds that such an image takes, measured now.
 
     Returns:
         What was done.
 
     Raises:
-        ConfigError: If a setting is outside its range.
+        ConfigError: If a setting is outside its range, or a limit is given that no sub-network keeps.
         DatasetNotFoundError: If there are no such images.
         WeightsError: If there is no such model.
     """
@@ -119,6 +129,8 @@ def predict(
     module.tta = tta
     tasks = {name: task for name, task in module.tasks.items() if task.geometry != "image"}
     done = Predicted(out, list(module.tasks), files)
+    if any(limit is not None for limit in (params, macs, latency)):
+        done.network = choose(module, run_folder(model), params, macs, latency)
     overview = _Overview(tasks)
     see = partial(module.predict_image, view=view)
     for name, file in track(files.items(), description="predict", console=Console(stderr=True)):
@@ -136,8 +148,8 @@ def predict(
     overview.save(out / "overview.png")
     if len(done.failed) < len(files):
         facts = {"model": str(model), "tasks": module.hparams["tasks"], "view": asdict(view), "every": every}
-        facts |= {"tta": tta.facts} if tta.facts else {}
-        write_json(out / FACTS, facts)
+        architecture = None if done.network is None else done.network.architecture.to_dict()
+        write_json(out / FACTS, facts | {"tta": tta.facts, "architecture": architecture})
     done.seconds = time.monotonic() - start
     return done
 

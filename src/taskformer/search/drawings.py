@@ -13,10 +13,10 @@ from matplotlib.patches import FancyBboxPatch
 from taskformer.metrics.units import SHARE, factor
 from taskformer.models.autotaskformer import Architecture
 from taskformer.models.autotaskformer.sharing import Row, Rows, first_appearance
+from taskformer.modules.quantities import unit_of
 from taskformer.plots import BLUE, GREY, NEUTRAL, PALETTE, STYLE, WIDTH, save
 from taskformer.search.hypervolume import Curve
 from taskformer.search.objectives import Candidate, Objective, front
-from taskformer.search.quantities import unit_of
 from taskformer.tasks import Task
 
 

@@ -9,7 +9,6 @@ processor's caches; how much slower they are in a whole network is measured on a
 import json
 import math
 import platform
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,12 +16,10 @@ from hashlib import sha256
 from pathlib import Path
 from random import Random
 from statistics import fmean, median
-from timeit import Timer
 from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.utils import benchmark
 
 from taskformer.errors import ConfigError
 from taskformer.files import write_json
@@ -30,17 +27,10 @@ from taskformer.models.autotaskformer import Architecture, SearchSpace, Supernet
 from taskformer.models.autotaskformer.architecture import DecoderSize
 from taskformer.models.autotaskformer.layers import Grid
 from taskformer.models.autotaskformer.subnet import Subnet, Unit, schedule
+from taskformer.modules.timing import best_times
 from taskformer.search.costs import LatencyOptions
 from taskformer.search.study import SearchStudy
 
-#: Seconds that each call runs in a round of measurements, at least once.
-BLOCK = 0.02
-#: Rounds whose times must be close to the best one, see :func:`_settled`.
-ROUNDS = 3
-#: How close, relative.
-CLOSE = 0.03
-#: Seconds after which rounds end, settled or not.
-PATIENCE = 60.0
 #: Whole networks that the sums of parts are scaled by.
 WHOLE = 8
 #: Entry of the table: time of a whole network over the sum of its parts.
@@ -173,28 +163,9 @@ class LatencyTable:
         measured = self._times({str(index): partial(network, image) for index, network in enumerate(networks)})
         return [(self.predict(one), seconds) for one, seconds in zip(architectures, measured.values(), strict=True)]
 
-    @torch.inference_mode()
     def _times(self, calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-        """Measure the seconds that each call takes, at best.
-
-        Other programs, and on a rented machine other people's, make everything slower by tens of percent for seconds
-        or minutes; nothing makes it faster. All calls therefore take turns until their best times have settled.
-        """
-        # The time of a single thread is its own, whatever else the processor does meanwhile.
-        alone = self.device.type == "cpu" and torch.get_num_threads() == 1
-        clock = time.thread_time if alone else benchmark.timer
-        timers = {name: Timer(call, timer=clock) for name, call in calls.items()}
-        for timer in timers.values():
-            timer.timeit(1)  # loads what is only loaded when it is used
-        counts = {name: math.ceil(BLOCK / timer.timeit(1)) for name, timer in timers.items()}
-        times: dict[str, list[float]] = {name: [] for name in calls}
-        end = time.monotonic() + PATIENCE
-        while not all(map(_settled, times.values())):
-            for name, timer in timers.items():
-                times[name].append(timer.timeit(counts[name]) / counts[name])
-            if time.monotonic() > end:
-                break
-        return {name: min(seconds) for name, seconds in times.items()}
+        """Measure the seconds that each call takes, at best."""
+        return best_times(calls, self.device)
 
     def _parts(self) -> dict[str, Callable[[], object]]:
         """Return what is measured: for each width and decoder a network of one layer, and every unit on its own."""
@@ -278,11 +249,6 @@ def shared_table(
 def _run(unit: Unit, tokens: Tensor, streams: int, grid: Grid) -> object:
     """Run a unit on some streams side by side, as networks do."""
     return unit(tokens, grid) if streams == 1 else unit(torch.cat([tokens] * streams), grid).chunk(streams)
-
-
-def _settled(seconds: Sequence[float]) -> bool:
-    """Tell whether the best of some times has been reached again, so that it is what an undisturbed call takes."""
-    return len(seconds) >= 2 * ROUNDS and sorted(seconds)[ROUNDS - 1] <= (1 + CLOSE) * min(seconds)
 
 
 def _ratio(pairs: Sequence[tuple[float, float]]) -> float:

@@ -15,10 +15,11 @@ from optuna.trial import TrialState
 
 from taskformer.errors import ConfigError
 from taskformer.models.autotaskformer import Architecture
+from taskformer.modules.quantities import COSTS
 from taskformer.search.costs import Costs
 from taskformer.search.evaluator import Result, Stop, never
 from taskformer.search.evolution import RANDOM_ATTEMPTS, Evolution
-from taskformer.search.objectives import COSTS, Candidate, best, front
+from taskformer.search.objectives import Candidate, best, front
 from taskformer.search.predictor import Predictor
 from taskformer.search.pruning import DOMINATED, Finished, History, Pruner
 from taskformer.search.references import ReferenceArchitectures

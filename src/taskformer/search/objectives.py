@@ -13,12 +13,10 @@ from numpy.typing import NDArray
 
 from taskformer.errors import ConfigError, UnknownNameError
 from taskformer.models.autotaskformer import Architecture
+from taskformer.modules.quantities import COSTS
 from taskformer.tasks import Task
 
 Direction = Literal["maximize", "minimize"]
-
-#: What a network costs, by name; all of it is known without running the network on images.
-COSTS = ("params", "macs", "latency")
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class Constraint:
     True
 
     Args:
-        name: One of :data:`COSTS`.
+        name: One of :data:`~taskformer.modules.quantities.COSTS`.
         low: Least value allowed.
         high: Largest value allowed.
 
@@ -182,10 +180,3 @@ def front(candidates: Sequence[Candidate], objectives: Sequence[Objective]) -> l
     points = losses(candidates, objectives)
     first = [candidates[index] for index in np.flatnonzero(front_ranks(points) == 0).tolist()]
     return sorted(first, key=lambda candidate: objectives[0].loss(candidate.values))
-
-
-def spread(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
-    """Choose up to ``count`` candidates, evenly in their order: the first, and with two or more also the last."""
-    last = len(candidates) - 1
-    places = {round(place * last / max(count - 1, 1)) for place in range(count)}
-    return [candidates[place] for place in sorted(places)] if candidates else []

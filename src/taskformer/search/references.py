@@ -6,8 +6,9 @@ from random import Random
 
 from taskformer.models.autotaskformer import Architecture, SearchSpace
 from taskformer.models.autotaskformer.sharing import Row
+from taskformer.modules.picking import spread
 from taskformer.search.evolution import RANDOM_ATTEMPTS, Distinct, random_architectures
-from taskformer.search.objectives import Candidate, spread
+from taskformer.search.objectives import Candidate
 
 #: How many networks of a front get one of each kind with as many parameters.
 MATCHED = 5

@@ -3,7 +3,7 @@
 import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from rich.table import Table
 
 from taskformer.errors import ConfigError
 from taskformer.files import inside, replacing, write_json
-from taskformer.models.autotaskformer import Architecture
+from taskformer.models.autotaskformer import Architecture, Supernet
+from taskformer.modules.picking import MEASURED, spread
+from taskformer.modules.quantities import COSTS, describe, unit_of
+from taskformer.modules.timing import latencies
 from taskformer.search.drawings import draw_architecture, draw_front, draw_hypervolume
 from taskformer.search.hypervolume import hypervolume_curves
-from taskformer.search.objectives import COSTS, Candidate, Objective, front, spread
-from taskformer.search.quantities import describe, unit_of
+from taskformer.search.objectives import Candidate, Objective, front
 from taskformer.search.storage import open_storage
 from taskformer.search.study import Record, completed, read_records
 from taskformer.tasks import Task
@@ -176,17 +178,17 @@ def pick(records: Sequence[Record], objectives: Sequence[Objective], limits: Map
         records: Records of a study, of all origins.
         objectives: What was improved; the best is that by the first of them that is no cost, or by delta_m. Of equal
             ones it is the one with the fewest parameters.
-        limits: Largest values by name, any of :data:`~taskformer.search.objectives.COSTS`.
+        limits: Largest values by name, any of :data:`~taskformer.modules.quantities.COSTS`.
 
     Raises:
         ConfigError: If no evaluated network keeps the limits, or a cost was not measured.
     """
     complete = [record for record in records if record.state == TrialState.COMPLETE]
+    quality = _quality(objectives)
     for name in limits:
         if any(name not in record.candidate.values for record in complete):
             msg = f"the search did not measure {name}; search with it among --objectives or with --constraint.{name}"
             raise ConfigError(msg)
-    quality = next((one for one in objectives if one.name not in COSTS), Objective("delta_m", "maximize"))
 
     def order(record: Record) -> tuple[float, float]:
         return quality.loss(record.candidate.values), record.candidate.values["params"]
@@ -197,6 +199,46 @@ def pick(records: Sequence[Record], objectives: Sequence[Objective], limits: Map
     if not fitting:
         raise ConfigError(_nothing_fits(complete, limits))
     return min(fitting, key=order)
+
+
+def measured_here(
+    records: Sequence[Record],
+    objectives: Sequence[Objective],
+    limits: Mapping[str, float],
+    supernet: Supernet,
+    size: tuple[int, int],
+) -> list[Record]:
+    """Return what :func:`pick` may choose from where latency is that of the present machine.
+
+    Args:
+        records: Records of a study, of all origins.
+        objectives: What was improved.
+        limits: Largest values of other costs.
+        supernet: The supernet, where networks are to run; its weights do not matter.
+        size: Height and width of the image.
+
+    Returns:
+        Of the evaluated networks that keep the limits, up to :data:`~taskformer.modules.picking.MEASURED` that are
+        spread over the front of quality against multiply-accumulates, with the seconds that each takes here.
+    """
+    complete = {record.candidate.architecture: record for record in records if record.state == TrialState.COMPLETE}
+    fitting = [
+        record.candidate
+        for record in complete.values()
+        if all(record.candidate.values[name] <= most for name, most in limits.items())
+    ]
+    ends = [_quality(objectives), Objective("macs", "minimize")]
+    chosen = spread(front(fitting, ends), MEASURED)
+    seconds = latencies(supernet, [each.architecture for each in chosen], size) if chosen else []
+    return [
+        replace(complete[each.architecture], candidate=replace(each, values={**each.values, "latency": time}))
+        for each, time in zip(chosen, seconds, strict=True)
+    ]
+
+
+def _quality(objectives: Sequence[Objective]) -> Objective:
+    """Return by what a network is the best: the first objective that is no cost, or delta_m."""
+    return next((one for one in objectives if one.name not in COSTS), Objective("delta_m", "maximize"))
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

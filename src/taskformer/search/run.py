@@ -16,12 +16,15 @@ from taskformer.errors import ConfigError, UnknownNameError, require
 from taskformer.files import inside, write_json
 from taskformer.models.autotaskformer import Architecture, Supernet
 from taskformer.modules import MultiTaskModule
-from taskformer.modules.loading import load
+from taskformer.modules.loading import load, run_folder
+from taskformer.modules.picking import spread
+from taskformer.modules.quantities import COSTS
 from taskformer.search.costs import Costs, LatencyOptions, count_costs, require_possible
 from taskformer.search.evaluator import Evaluator
 from taskformer.search.evolution import Evolution
+from taskformer.search.latency import shared_table
 from taskformer.search.loop import LEARNABLE, SearchLoop, evolution_rounds, reference_rounds
-from taskformer.search.objectives import COSTS, Candidate, Constraints, build_objectives, spread
+from taskformer.search.objectives import Candidate, Constraints, build_objectives
 from taskformer.search.predictor import Predictor
 from taskformer.search.pruning import DOMINATED, Pruner
 from taskformer.search.references import ReferenceArchitectures
@@ -152,12 +155,6 @@ def search(
     return found
 
 
-def run_folder_of(checkpoint: str | Path) -> Path | None:
-    """Return the run folder that a checkpoint lies in, if it does."""
-    folder = Path(checkpoint).absolute().parent
-    return folder.parent if folder.name == "checkpoints" else None
-
-
 def supernet_of(model: MultiTaskModule) -> Supernet:
     """Return a model's supernet, ready to evaluate.
 
@@ -265,7 +262,7 @@ def _opened(
         model = run_or_model
     else:
         model = load(run_or_model, "cuda" if torch.cuda.is_available() else "cpu")
-        run = Path(run_or_model) if Path(run_or_model).is_dir() else run_folder_of(run_or_model)
+        run = run_folder(run_or_model)
     if run_dir is not None:
         run = Path(run_dir)
     if data is None and run is None:
@@ -286,8 +283,6 @@ def _costs(
     size = (images[0]["image"].shape[-2], images[0]["image"].shape[-1])
     if "latency" not in {each.name for each in memory.objectives} | {each.name for each in memory.constraints}:
         return count_costs(supernet, size), None
-    from taskformer.search.latency import shared_table  # torch's benchmarks look for compilers when imported
-
     table, error = shared_table(memory, supernet, latency, size, folder)
     return count_costs(supernet, size, table.predict), error
 

@@ -6,6 +6,9 @@ from typing import NamedTuple
 from taskformer.metrics.units import factor
 from taskformer.tasks import Task
 
+#: What a network costs, by name; all of it is known without running the network on images.
+COSTS = ("params", "macs", "latency")
+
 
 class Unit(NamedTuple):
     """How a quantity is shown.
