@@ -75,103 +75,6 @@ def test_other_strides_and_patches_serve_any_image_size(name, strides, step):
     check(backbone, (100, 76))
 
 
-#: One small member of every family that works, beside those above.
-WORKING = [
-    "caformer_s18",
-    "convmixer_768_32",
-    "convnextv2_atto",
-    "cpubone_nano",
-    "cs3darknet_s",
-    "csatv2",
-    "cspnext_tiny",
-    "darknet17",
-    "davit_tiny",
-    "deit3_small_patch16_224",
-    "deit_tiny_distilled_patch16_224",
-    "densenet121",
-    "dla46_c",
-    "dpn48b",
-    "edgenext_xx_small",
-    "efficientnet_b0",
-    "efficientvim_m1",
-    "efficientvit_b0",
-    "efficientvit_l1",
-    "ese_vovnet19b_slim_dw",
-    "eva02_tiny_patch14_224",
-    "fasternet_t0",
-    "fastvit_t8",
-    "flexivit_small",
-    "focalnet_tiny_srf",
-    "ghostnet_050",
-    "ghostnetv3_050",
-    "halonet26t",
-    "hardcorenas_a",
-    "hgnetv2_b0",
-    "hieradet_small",
-    "hrnet_w18",
-    "iformer_t",
-    "inception_next_atto",
-    "lambda_resnet26t",
-    "lcnetv2_small",
-    "legacy_seresnet18",
-    "lowformer_b0",
-    "mambaout_femto",
-    "maxvit_pico_rw_256",
-    "maxvit_tiny_tf_224",
-    "mobilenetv3_small_050",
-    "mobilenetv4_conv_small_035",
-    "mobilenetv4_hybrid_medium",
-    "mobileone_s0",
-    "mobilevit_xxs",
-    "mvitv2_tiny",
-    "nextvit_small",
-    "nf_regnet_b0",
-    "nfnet_l0",
-    "poolformer_s12",
-    "pvt_v2_b0",
-    "rdnet_tiny",
-    "regnetx_002",
-    "regnety_002",
-    "regnetz_b16",
-    "repghostnet_050",
-    "repvgg_a0",
-    "repvit_m0_9",
-    "res2net50_14w_8s",
-    "resnest14d",
-    "resnetv2_50x1_bit",
-    "rexnetr_100",
-    "sam2_hiera_tiny",
-    "selecsls42",
-    "sequencer2d_s",
-    "shvit_s1",
-    "skresnet18",
-    "starnet_s050",
-    "swiftformer_xs",
-    "swin_s3_tiny_224",
-    "swinv2_cr_tiny_224",
-    "swinv2_tiny_window8_256",
-    "tf_efficientnetv2_b0",
-    "tiny_vit_5m_224",
-    "tresnet_m",
-    "twins_pcpvt_small",
-    "twins_svt_small",
-    "vgg11_bn",
-    "vit_base_mci_224",
-    "vit_small_patch14_dinov2",
-    "vit_small_patch16_dinov3",
-    "vit_small_patch8_224",
-    "vit_tiny_r_s16_p8_224",
-    "vitamin_small_224",
-    "xception41",
-]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", WORKING)
-def test_every_family_trains_at_any_size(name):
-    check(Backbone(name), (64, 64), (100, 76), (224, 224))
-
-
 def check(backbone, *sizes):
     """Train one step with a small head at each size: all finite, of the image's size, nothing without a gradient."""
     network = DenseNetwork(backbone, partial(BaselineHead, {"depth": 1}, embed_dim=8, head_dim=8))
@@ -220,41 +123,10 @@ def test_blocks_of_a_vit_with_patches_of_14_are_those_of_timm():
 
 
 REFUSED = {
-    "hiera_tiny_224": "one of 32x64 pixels ends in RuntimeError: The size of tensor a",
     "levit_128s": "one of 64x128 pixels ends in RuntimeError",
     "convit_tiny": "one of 32x64 pixels ends in AssertionError: Input height",
     "crossvit_tiny_240": r"one of 17x34 pixels gives maps \[\(96, 20, 20\)",
 }
-
-
-#: Further families of one image size, or whose maps are no whole fraction of it.
-ALSO_REFUSED = [
-    "botnet26t_256",
-    "cait_xxs24_224",
-    "coat_lite_tiny",
-    "coatnet_nano_rw_224",
-    "efficientformer_l1",
-    "efficientformerv2_s0",
-    "gcvit_xxtiny",
-    "gmlp_ti16_224",
-    "inception_v4",
-    "legacy_xception",
-    "mixer_s16_224",
-    "nest_tiny",
-    "pit_ti_224",
-    "resmlp_12_224",
-    "tnt_s_patch16_224",
-    "visformer_tiny",
-    "vit_relpos_small_patch16_224",
-    "volo_d1_224",
-]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ALSO_REFUSED)
-def test_every_other_family_is_refused(name):
-    with pytest.raises(ConfigError, match=f"the encoder '{name}' does not take images of any size, as one of"):
-        Backbone(name)
 
 
 @pytest.mark.parametrize(("name", "reason"), REFUSED.items())

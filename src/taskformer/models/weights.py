@@ -1,4 +1,4 @@
-"""Weights for an encoder, from the bundled package or a user's file; what is not used is reported.
+"""Weights for an encoder, from the bundled package, the hub or a user's file; what is not used is reported.
 
 timm's own functions translate the files of other projects and resample positions and relative tables. A file that does
 not belong to the encoder is refused.
@@ -9,12 +9,15 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from taskformer.errors import MissingExtraError, WeightsError
 from taskformer.files import read_tensors
+from taskformer.models.hub import HUB, hub_normalisation, tensors_file
+from taskformer.normalisation import MEAN, STD
 
 BUNDLED = "tf_efficientnet_lite0"
 #: The file must fill at least this share of the encoder, and the encoder use at least this share of what the file holds
@@ -32,7 +35,7 @@ def load_weights(encoder: nn.Module, name: str, weights: str) -> set[str]:
     Args:
         encoder: The model, as timm builds it: nothing pruned.
         name: Its name in timm.
-        weights: ``"bundled"`` or the path of a file.
+        weights: ``"bundled"``, ``hub:ORG/REPO[@REVISION][/FILE]`` or the path of a file.
 
     Returns:
         Names of the tensors that they fill.
@@ -42,7 +45,7 @@ def load_weights(encoder: nn.Module, name: str, weights: str) -> set[str]:
         WeightsError: If there is no such file, it cannot be read, or it is not of this model.
     """
     own = _counted(encoder.state_dict())
-    file = _bundled_state(encoder, name) if weights == "bundled" else _file_state(Path(weights))
+    file = _source_state(encoder, name, weights)
     state, outside = _translated(file, encoder, name, weights)
     fitting = {key: value for key, value in state.items() if key in own and _kind(value) == _kind(own[key])}
     modules = {key.partition(".")[0] for key in own}
@@ -71,6 +74,48 @@ def load_weights(encoder: nn.Module, name: str, weights: str) -> set[str]:
         warnings.warn(report, stacklevel=3)
     encoder.load_state_dict(fitting, strict=False)
     return set(fitting)
+
+
+def wanted_normalisation(encoder: nn.Module, name: str, weights: str) -> list[list[float]]:
+    """Return mean and deviation of the channels, in 0..1, of the images that weights were trained on.
+
+    The hub states them beside the tensors, timm for each name and tag. A file states nothing: it is taken for what the
+    name says, with a warning where the name has no tag and timm has weights of both kinds.
+
+    Args:
+        encoder: The model, as timm builds it.
+        name: Its name in timm.
+        weights: As :class:`~taskformer.models.backbones.Backbone` takes them. Random ones see what timm's own see.
+    """
+    if weights.startswith(HUB):
+        try:
+            stated = hub_normalisation(weights)
+        except WeightsError as error:
+            warnings.warn(f"{error}; images are normalised as timm says of {name!r}", stacklevel=3)
+        else:
+            if stated is not None:
+                return stated
+    own = _stated(encoder.pretrained_cfg)
+    if weights not in ("random", "timm", "bundled") and "." not in name and _ambiguous(name):
+        msg = (
+            f"timm's weights of {name!r} want images normalised in different ways, and {weights!r} does not say how; "
+            f"mean and deviation {own} are taken: name the backbone with its tag, or give the normalisation"
+        )
+        warnings.warn(msg, stacklevel=3)
+    return own
+
+
+def _stated(config: Any) -> list[list[float]]:
+    """Return mean and deviation that one of timm's descriptions of weights states."""
+    return [list(config.get(key) or default) for key, default in (("mean", MEAN), ("std", STD))]
+
+
+def _ambiguous(name: str) -> bool:
+    """Tell whether timm has weights of a model for images that are normalised in different ways."""
+    import timm  # with torchvision, which takes seconds to import
+
+    configs = [timm.get_pretrained_cfg(tagged) for tagged in timm.list_pretrained(f"{name}.*")]
+    return len({(config.mean, config.std) for config in configs if config is not None}) > 1
 
 
 def _translated(file: State, encoder: nn.Module, name: str, weights: str) -> tuple[State, list[str]]:
@@ -115,6 +160,13 @@ def _by_timm(state: State, encoder: nn.Module, name: str) -> State:
         return state
 
 
+def _source_state(encoder: nn.Module, name: str, weights: str) -> State:
+    """Read the tensors that ``weights`` name."""
+    if weights == "bundled":
+        return _bundled_state(encoder, name)
+    return _file_state(tensors_file(weights) if weights.startswith(HUB) else Path(weights))
+
+
 def _bundled_state(encoder: nn.Module, name: str) -> State:
     """Read EfficientNet-Lite0 from its package: other names, but the same order and shapes as timm's model."""
     if name != BUNDLED:
@@ -138,7 +190,7 @@ def _bundled_state(encoder: nn.Module, name: str) -> State:
 def _file_state(path: Path) -> State:
     """Read the tensors of a file, out of the usual ``state_dict`` or ``model`` entry."""
     if not path.is_file():
-        msg = f"weights: no file {str(path)!r}; expected 'random', 'timm', 'bundled' or the path of a weights file"
+        msg = f"weights: no file {str(path)!r}; expected 'random', 'timm', 'bundled', 'hub:ORG/REPO' or a file"
         raise WeightsError(msg)
     state = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else read_tensors(path)
     for wrapper in ("state_dict", "model", "model_state"):

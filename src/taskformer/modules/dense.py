@@ -35,7 +35,8 @@ class DenseModule(MultiTaskModule, ABC):
         build_head: Builds the head, see :class:`taskformer.models.DenseNetwork`.
         last_only: Give the head only the encoder's last map.
         backbone: Name of any timm encoder.
-        weights: ``"random"``, ``"timm"`` (downloaded), ``"bundled"`` (offline, EfficientNet-Lite0) or a file.
+        weights: ``"random"``, ``"timm"`` (downloaded), ``"bundled"`` (offline, EfficientNet-Lite0),
+            ``"hub:ORG/REPO[@REVISION][/FILE]"`` (downloaded from the Hugging Face hub) or a file.
         backbone_drop_path: Stochastic depth rate of the backbone.
         backbone_form: ``"segmentation"``: a Swin or HRNet as published dense predictors have it, ``"classification"``:
             as timm does.
@@ -44,6 +45,9 @@ class DenseModule(MultiTaskModule, ABC):
         freeze: What of the backbone's encoder does not train: ``"none"``, ``"all"``, or the stem and so many blocks. It
             runs as in evaluation. What frozen weights came from is noted in checkpoints, which leave them out.
         lora: Low-rank adapters in the encoder, which is frozen but for them.
+        patch_size: Side of a plain ViT's patches in pixels, if other than in its name; pretrained ones are resampled.
+        normalisation: Mean and deviation, in 0..1 per channel, of the images that a file's weights were trained on,
+            e.g. ``[[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]``. None: what timm or the hub says of the weights.
         kwargs: Settings of every model, see :class:`~taskformer.modules.base.MultiTaskModule`.
     """
 
@@ -63,17 +67,31 @@ class DenseModule(MultiTaskModule, ABC):
         layer_decay: float = 1.0,
         freeze: Freeze = "none",
         lora: Lora = Lora(),  # noqa: B008  # groups are immutable
+        patch_size: int | None = None,
+        normalisation: list[list[float]] | None = None,
         **kwargs: Any,
     ) -> None:
         require("[0, 1)", backbone_drop_path=backbone_drop_path)
         require("(0, 1]", layer_decay=layer_decay)
         lora = as_group("lora", Lora, lora)  # checkpoints hold plain types
-        encoder = Backbone(backbone, weights, backbone_drop_path, last_only, backbone_form, freeze, lora)
+        encoder = Backbone(
+            backbone,
+            weights,
+            backbone_drop_path,
+            last_only,
+            backbone_form,
+            freeze,
+            lora,
+            patch_size,
+            normalisation,
+        )
         network = DenseNetwork(encoder, build_head, image_tasks(tasks))
         super().__init__(tasks, network, weights=weights, **kwargs)
         self.save_hyperparameters({"lora": asdict(lora)}, logger=False)
         self.backbone_lr_scale = not_negative("backbone_lr_scale", backbone_lr_scale)
         self.layer_decay = layer_decay
+        # Found once: a checkpoint is loaded without asking timm or the hub again.
+        self.hparams["normalisation"] = encoder.normalisation
         self.note_given()
 
     @property
@@ -102,6 +120,14 @@ class DenseModule(MultiTaskModule, ABC):
         adapted = self.hparams["freeze"] != "none" or self.hparams["lora"]["rank"]
         if adapted and self.hparams["weights"] == "random":
             rank_zero_info("the frozen weights of the encoder are random; name trained ones with --model.weights")
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Normalise images as those were that the loaded weights were trained on; older checkpoints go by the name."""
+        super().on_load_checkpoint(checkpoint)
+        normalisation = checkpoint["hyper_parameters"].get("normalisation")
+        if normalisation is not None:
+            self.backbone.normalise_as(normalisation)
+            self.hparams["normalisation"] = normalisation
 
     def lr_scales(self) -> dict[str, float]:
         """Let the backbone learn at a rate of its own, and its layers at ever lower ones towards the image."""

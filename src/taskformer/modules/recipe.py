@@ -50,6 +50,8 @@ def initialisation(settings: Mapping[str, Any]) -> str:
 
     >>> initialisation({"weights": "files/upernet.pth", "initialisation": "ade20k"})
     'ade20k (upernet.pth)'
+    >>> initialisation({"weights": "hub:timm/vit_small_patch14_dinov2.lvd142m"})
+    'hub:timm/vit_small_patch14_dinov2.lvd142m'
 
     Args:
         settings: The model's hyper-parameters.
@@ -58,7 +60,8 @@ def initialisation(settings: Mapping[str, Any]) -> str:
         The user's label, if there is one, and where the weights came from: of a file its name, for folders differ
         between machines.
     """
-    source, label = Path(settings["weights"]).name, settings.get("initialisation")
+    weights, label = settings["weights"], settings.get("initialisation")
+    source = weights if weights.startswith("hub:") else Path(weights).name
     return f"{label} ({source})" if label and source != "random" else source
 
 
