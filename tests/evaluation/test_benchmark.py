@@ -252,6 +252,14 @@ def test_two_networks_are_compared_round_by_round(plain, monkeypatch):
     assert rows["  images/s"][2] == "0.4"
 
 
+def test_parameters_that_train_have_rows_where_some_are_frozen():
+    parts = {"total": Cost(7_000_000, 9, 5_000_000), "backbone": Cost(6_000_000, 8, 5_000_000), "head": Cost(10**6, 1)}
+    adapted, plain = Figures("a", SIZE, parts), Figures("b", SIZE, {part: Cost(*c[:2]) for part, c in parts.items()})
+    rows = {row[0]: row[1:] for row in Benchmark([adapted, plain], [], {}).rows()[3:6]}
+    assert rows == {"trained, M": ["2", "7", "0.286"], "  backbone": ["1", "6", "0.167"], "  head": ["1", "1", "1"]}
+    assert not [row for row in Benchmark([plain], [], {}).rows() if row[0] == "trained, M"]
+
+
 def test_the_record_has_everything_in_seconds_and_bytes():
     readings = [Reading(1.0, 2.0, 10), Reading(3.0, 4.0, 20)]
     figures = Figures("a", SIZE, {"total": Cost(7, 9)}, {"depth": Cost(1, 2)}, {"train": Timed(4, readings, 123)})
@@ -261,8 +269,8 @@ def test_the_record_has_everything_in_seconds_and_bytes():
     assert call["seconds"] == {"median": 2.0, "low": 1.5, "high": 2.5}
     assert call["cpu_seconds"]["median"] == 3.0
     assert (call["images_per_second"], call["page_faults"], call["peak_memory"], call["batch"]) == (2.0, 15.0, 123, 4)
-    assert record["subjects"][0]["cost"] == {"total": {"params": 7, "macs": 9}}
-    assert record["subjects"][0]["tasks"] == {"depth": {"params": 1, "macs": 2}}
+    assert record["subjects"][0]["cost"] == {"total": {"params": 7, "macs": 9, "frozen": 0}}
+    assert record["subjects"][0]["tasks"] == {"depth": {"params": 1, "macs": 2, "frozen": 0}}
     assert record["ratios"]["train"]["seconds"]["median"] == 1.0
     assert list(record["growth"][0]) == ["tasks", "side"]
 

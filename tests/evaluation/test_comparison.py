@@ -275,6 +275,14 @@ def test_files_hold_what_was_found(tmp_path):
     assert found.as_dict()["rows"][0]["low"] == pytest.approx(0.5)
 
 
+def test_parameters_that_train_have_a_column_where_somebody_has_counted_them(tmp_path):
+    adapted = write_run(tmp_path / "a", parameters=1_000_000, trained_parameters=250_000)
+    whole = write_run(tmp_path / "b", model="Baseline", parameters=2_000_000)
+    found = lines(compare([adapted, whole]))
+    assert [row["trained, M"] for row in found] == ["0.25", "-"]
+    assert "trained, M" not in lines(compare([whole]))[0]
+
+
 def test_networks_are_timed_in_turns(tmp_path, monkeypatch):
     from taskformer.evaluation.comparison import latency
 

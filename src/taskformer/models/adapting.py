@@ -172,8 +172,12 @@ def merged(network: nn.Module) -> nn.Module:
     if not _adapted(network):
         return network
     network = deepcopy(network)
-    for part in _adapted(network):
-        parametrize.remove_parametrizations(part, "weight", leave_parametrized=True)
+    for path, part in _adapted(network).items():  # torch's own removal would change the original, too
+        above, _, name = path.rpartition(".")
+        layer = nn.Linear(part.in_features, part.out_features, bias=False, device="meta")
+        layer.weight = nn.Parameter(part.weight.detach(), requires_grad=False)
+        layer.bias = part.bias
+        setattr(network.get_submodule(above), name, layer.train(part.training))
     return network
 
 
@@ -192,10 +196,10 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _adapted(network: nn.Module) -> list[nn.Module]:
-    """List the parts of a network that have an adapter."""
-    parts: list[Any] = [part for part in network.modules() if parametrize.is_parametrized(part, "weight")]
-    return [part for part in parts if isinstance(part.parametrizations.weight[0], LowRank)]
+def _adapted(network: nn.Module) -> dict[str, nn.Linear]:
+    """Return the linear layers of a network that have an adapter, by name."""
+    parts: dict[str, Any] = {name: p for name, p in network.named_modules() if parametrize.is_parametrized(p, "weight")}
+    return {name: part for name, part in parts.items() if isinstance(part.parametrizations.weight[0], LowRank)}
 
 
 def _targeted(encoder: nn.Module, name: str, lora: Lora) -> list[nn.Linear]:

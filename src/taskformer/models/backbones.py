@@ -125,6 +125,7 @@ class Backbone(nn.Module):
         self.step = self._find_step(name)
         self._freeze_unused()
         adapt(self.encoder, name, freeze, lora)
+        self.train(self.training)
         #: Names of tensors that need not be saved, because the weights give them again.
         self._given = given if freeze != "none" or lora.rank else set()
 

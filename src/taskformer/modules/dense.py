@@ -1,5 +1,6 @@
 """What all models of an encoder and a head have in common."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from taskformer.errors import require
 from taskformer.models import Backbone, DenseNetwork
-from taskformer.models.adapting import Freeze, Lora, encoder_layers
+from taskformer.models.adapting import Freeze, Lora, encoder_layers, frozen_parts
 from taskformer.models.backbones import Form
 from taskformer.modules.autotaskformer_args import as_group
 from taskformer.modules.base import MultiTaskModule, image_tasks, not_negative
@@ -117,6 +118,9 @@ class DenseModule(MultiTaskModule, ABC):
     def on_fit_start(self) -> None:
         """Say if what is frozen has learnt nothing."""
         super().on_fit_start()
+        still = {part for whole in frozen_parts(self.backbone.encoder) for part in whole.modules()}
+        # Lightning asks whether that is meant; it asks on where there are others.
+        warnings.filterwarnings("ignore", message=rf"Found {len(still)} module\(s\) in eval mode")
         adapted = self.hparams["freeze"] != "none" or self.hparams["lora"]["rank"]
         if adapted and self.hparams["weights"] == "random":
             rank_zero_info("the frozen weights of the encoder are random; name trained ones with --model.weights")

@@ -60,8 +60,9 @@ def count(network: nn.Module, image: torch.Tensor) -> dict[str, Cost]:
     Returns:
         ``total``, and ``backbone`` and ``head`` where the network has a part of such a name.
     """
+    deployed = merged(network.eval())
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        merged(network.eval())(image)
+        deployed(image)
     by_module = {name: sum(counts.values()) // 2 for name, counts in counter.get_flop_counts().items()}
     total = _cost(network, by_module.get("Global", 0))
     for name in HEADS:
