@@ -22,7 +22,13 @@ from taskformer.modules.recipe import initialisation
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "configs" / "experiment"
 ENCODERS = ("hrnet18", "hrnet48", "swin_t", "swin_s", "swin_b", "swin_l", "vit_b", "vit_l")
-VARIANTS = ("nyud_mqtransformer_swin_t_adamw", "pascal_mqtransformer_swin_t_adamw", "nyud_mqtransformer_v1_swin_t")
+VARIANTS = (
+    "nyud_mqtransformer_swin_t_adamw",
+    "pascal_mqtransformer_swin_t_adamw",
+    "nyud_mqtransformer_v1_swin_t",
+    "nyud_mqtransformer_vit_b_taskprompter",
+    "nyud_mqtransformer_vit_b_deep",
+)
 ROWS = [f"{data}_mqtransformer_{encoder}" for data in ("nyud", "pascal") for encoder in ENCODERS]
 #: Channels of an encoder's maps, and what its weights were trained on.
 CHANNELS = {
@@ -70,8 +76,11 @@ def test_no_row_is_left_out():
 def test_a_row_is_trained_as_published(name, monkeypatch):
     cli = build(name)
     data, _, variant = name.partition("_mqtransformer_")
-    encoder = variant.removesuffix("_adamw").removeprefix("v1_")
+    encoder = variant.removeprefix("v1_")
+    for suffix in ("_adamw", "_taskprompter", "_deep"):
+        encoder = encoder.removesuffix(suffix)
     invpt, adamw = encoder.startswith("vit"), variant.endswith("_adamw")
+    clipped, deep = variant.endswith("_taskprompter"), variant.endswith("_deep")
     model, config = cli.model, cli.config
 
     assert isinstance(model, MQTransformer)
@@ -96,7 +105,9 @@ def test_a_row_is_trained_as_published(name, monkeypatch):
     assert (config.trainer.max_steps, config.trainer.max_epochs) == (40_000, -1)
     assert config.trainer.check_val_every_n_epoch == VALIDATED_EVERY[data]
     assert config.trainer.sync_batchnorm
-    assert cli.datamodule.batch_size == (6 if invpt else 8)
+    assert cli.datamodule.batch_size == (4 if clipped else 6 if invpt else 8)
+    assert config.trainer.gradient_clip_val == (10 if clipped else None)
+    assert model.auxiliary_weight == (1 if deep else 0)
     crop = config.data.init_args.train_transforms[-1].init_args
     published = (512, 512) if data == "pascal" else (448, 576) if invpt else (425, 560)
     assert (crop.height, crop.width) == published
@@ -118,7 +129,7 @@ def test_a_row_is_trained_as_published(name, monkeypatch):
     assert [group.get("momentum", 0.9) for group in optimizer.param_groups] == [0.9]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [decay]
     decaying = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-    assert decaying == set(model.network.parameters())
+    assert decaying == {*model.network.parameters(), *model.scaffold.parameters()}
     assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
     for step in (0, 1, 20_000, 39_999):
         found = scheduler.base_lrs[0] * scheduler.lr_lambdas[0](step)

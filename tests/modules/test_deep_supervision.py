@@ -1,7 +1,10 @@
 """Auxiliary predictions train the network and are no part of it."""
 
 import copy
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,14 +14,14 @@ import taskformer
 from taskformer.errors import ConfigError
 from taskformer.modules import MQTransformer
 
+ROOT = Path(__file__).parent.parent.parent
 TASKS = {"semseg": {"classes": ["a", "b", "c"]}, "depth": {}, "class_scene": {"classes": ["in", "out"]}}
-build = partial(MQTransformer, TASKS, embed_dim=8, num_heads=2, num_queries=2, head_dim=4, backbone="test_resnet",
-                drop_path=0.2)  # fmt: skip
+build = partial(MQTransformer, TASKS, embed_dim=8, num_heads=2, num_queries=2, head_dim=4, backbone="test_resnet")
 
 
 def seeded(**options):
     torch.manual_seed(0)
-    return build(**options)
+    return build(**{"drop_path": 0.2} | options)
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +129,35 @@ def test_a_checkpoint_with_it_loads_into_a_model_without_and_back(tmp_path, batc
 def test_the_weight_is_a_finite_number():
     with pytest.raises(ConfigError, match="auxiliary_weight must be in"):
         build(auxiliary_weight=-1.0)
+
+
+@pytest.mark.slow  # torch's tracer takes 20 s
+def test_compiled_it_predicts_the_same(batch, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    plain, compiled = (seeded(auxiliary_weight=1.0, drop_path=0.0, compile=on) for on in (False, True))
+    compiled.setup("fit")
+    for module in (plain, compiled):
+        module.network.head.exchanges[0].between_tasks.drop_path.drop_prob = 0.0
+    expected, found = (gradients(m, sum(m.objectives(m.predictions(batch["image"]), batch).values()))
+                       for m in (plain, compiled))  # fmt: skip
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+    compiled.teardown("fit")
+    assert compiled._compiled_deep is None
+
+
+@pytest.mark.slow  # two processes that import Lightning, about 40 s
+def test_two_processes_train_it_and_a_moving_average_in_bfloat16(tmp_path, tiny):
+    """DDP without a search for unused parameters: the auxiliary predictions and the average are on both."""
+    configs = [f"--config={ROOT}/configs/{name}.yaml" for name in ("model/mqtransformer", "data/rooms")]
+    several = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.precision=bf16-mixed",
+               "--model.backbone=test_resnet", "--model.weights=random", "--model.auxiliary_weight=0.5",
+               "--ema.decay=0.5", "--data.batch_size=2", "--name=ddp"]  # fmt: skip
+    command = [sys.executable, "-m", "taskformer", "fit", *configs, *tiny, *several]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    content = torch.load(tmp_path / "runs" / "ddp" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert content["global_step"] == 2
+    scaffold = [name for name in content["state_dict"] if name.startswith("scaffold.auxiliary.")]
+    assert scaffold
+    assert not all(torch.equal(content["state_dict"][n], content["current_model_state"][n]) for n in scaffold)
