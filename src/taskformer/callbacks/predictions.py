@@ -6,8 +6,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from taskformer.callbacks.run_folder import data_module
+from taskformer.data.predictions import without_padding, write_prediction
 from taskformer.errors import ConfigError
-from taskformer.evaluation.predictions import without_padding, write_prediction
 from taskformer.modules.base import MultiTaskModule
 
 

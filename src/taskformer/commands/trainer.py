@@ -281,7 +281,14 @@ def names_of(command: str, config: Namespace) -> Names:
 
 
 def _task_specs(data: MultiTaskDataModule) -> dict[str, dict[str, Any]]:
-    """Describe the data's tasks to the model, in plain types so that checkpoints stay safe to load."""
+    """Describe the data's tasks to the model, in plain types so that checkpoints stay safe to load.
+
+    Raises:
+        ConfigError: If there are none.
+    """
+    if not data.task_specs:
+        msg = f"{data.root} has no labels and so no tasks; make it a part of a CombinedDataModule, see docs/data.md"
+        raise ConfigError(msg)
     return data.task_specs
 
 

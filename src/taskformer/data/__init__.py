@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         PASCALContextDataModule,
         RoomsDataModule,
         TaskonomyDataModule,
+        UnlabelledFolder,
         data_modules,
     )
     from taskformer.data.datasets import (
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         PASCALContext,
         Rooms,
         Taskonomy,
+        Unlabelled,
     )
 
 __all__ = [
@@ -46,6 +48,8 @@ __all__ = [
     "RoomsDataModule",
     "Taskonomy",
     "TaskonomyDataModule",
+    "Unlabelled",
+    "UnlabelledFolder",
     "data_modules",
 ]
 

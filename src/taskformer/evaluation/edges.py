@@ -14,9 +14,9 @@ from rich.table import Table
 
 from taskformer.data.images import File, read_json
 from taskformer.data.names import existing, files_in, read_text
+from taskformer.data.predictions import file_name
 from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError
 from taskformer.evaluation.edge_files import read_probability, read_truths
-from taskformer.evaluation.predictions import file_name
 from taskformer.files import write_json
 from taskformer.metrics.boundaries import (
     COUNTED,

@@ -14,8 +14,7 @@ from torchmetrics import MetricCollection
 from taskformer.data import MultiTaskDataModule, MultiTaskDataset
 from taskformer.data.configured import data_module
 from taskformer.data.datasets.base import Sample
-from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, UnknownNameError
-from taskformer.evaluation.predictions import (
+from taskformer.data.predictions import (
     SUFFIXES,
     find_predictions,
     is_only_padded,
@@ -23,6 +22,7 @@ from taskformer.evaluation.predictions import (
     taken_as,
     task_folder,
 )
+from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, UnknownNameError
 from taskformer.metrics.counting import SumMetric
 from taskformer.metrics.units import shown
 from taskformer.modules.base import Results

@@ -190,6 +190,7 @@ class AutoTaskFormer(MultiTaskModule):
         """Return the balanced loss of the step's sub-networks: one backward pass accumulates all their gradients."""
         if self.single:
             return super().training_step(batch, batch_idx)
+        batch = self.taught(batch)
         architectures = self.sample(self.global_step)
         learnt = (self._learnt_apart if self.sampling.divide else self._learnt_together)(architectures, batch)
         means = {name: torch.stack([losses[name] for losses in learnt]).mean() for name in self.tasks}
@@ -199,10 +200,10 @@ class AutoTaskFormer(MultiTaskModule):
         """Return the losses of sub-networks on the same images, from which the others also learn of the first one."""
         first, *others = architectures
         outputs = self.network(batch["image"], first)
-        learnt = [self.task_losses(outputs, batch["targets"])]
+        learnt = [self.objectives([outputs], batch)]
         for architecture in others:
             student = self.network(batch["image"], architecture)
-            labelled, distances = self.task_losses(student, batch["targets"]), self.distances(student, outputs)
+            labelled, distances = self.objectives([student], batch), self.distances(student, outputs)
             share = self.sampling.distill
             learnt.append({name: torch.lerp(labelled[name], distances[name], share) for name in self.tasks})
         return learnt
@@ -211,9 +212,12 @@ class AutoTaskFormer(MultiTaskModule):
         """Return the losses of sub-networks on a part of the batch each; of a few images the last have none."""
         count = len(architectures)
         images = batch["image"].chunk(count)
-        targets = {name: batch["targets"][name].chunk(count) for name in self.tasks}
+        answers = {key: _parts(batch.get(key, {}), count) for key in ("targets", "teacher")}
         return [
-            self.task_losses(self.network(part, architecture), {name: targets[name][index] for name in self.tasks})
+            self.objectives(
+                [self.network(part, architecture)],
+                {"image": part} | {key: parts[index] for key, parts in answers.items()},
+            )
             for index, (part, architecture) in enumerate(zip(images, architectures, strict=False))
         ]
 
@@ -257,6 +261,12 @@ class AutoTaskFormer(MultiTaskModule):
         """Lower the rate from layer to layer: heads and the norm before them have the full one, the stem the least."""
         assert isinstance(self.network, Network)
         return {name: self.layer_decay**layers for name, layers in self.network.layers_to_heads().items()}
+
+
+def _parts(maps: Mapping[str, Tensor], count: int) -> list[dict[str, Tensor]]:
+    """Divide maps of a batch among so many sub-networks, as ``chunk`` does."""
+    chunks = {name: values.chunk(count) for name, values in maps.items()}
+    return [{name: parts[index] for name, parts in chunks.items() if index < len(parts)} for index in range(count)]
 
 
 def _load_weights(supernet: Supernet, source: str) -> None:

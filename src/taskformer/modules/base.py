@@ -1,6 +1,8 @@
 """The LightningModule of every model: losses, metrics, optimizer and prediction; subclasses only build the network."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
 from itertools import chain
 from typing import Any, ClassVar, Literal
 
@@ -8,6 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import MixedPrecision, Precision
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_info
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -19,8 +22,10 @@ from taskformer.errors import ConfigError
 from taskformer.memory import keep_freed_memory
 from taskformer.metrics.images import ImageResults, update_by_image
 from taskformer.modules.augmented import TTA, augmented
+from taskformer.modules.autotaskformer_args import as_group
 from taskformer.modules.balancing import BalancingCallable, FixedWeights
 from taskformer.modules.checkpoints import Checkpointed
+from taskformer.modules.distillation import FEATURES, Distillation, Distiller
 from taskformer.modules.loss_weights import LossWeights, configured_weights
 from taskformer.modules.optimisation import (
     DecayOn,
@@ -75,6 +80,7 @@ class MultiTaskModule(Checkpointed):
             whose weights they are, see :data:`taskformer.modules.loss_weights.RECIPES`.
         balancing: How the losses become one. By default their sum with these weights.
         optimizer: Builds the optimizer from parameter groups.
+        distillation: A teacher, and what is learnt from it.
         lr_scheduler: Builds the schedule from the optimizer, stepped after every batch; None: constant rate.
         weight_decay_on: ``"weights"``: matrices and kernels decay, but not norms, biases, queries, positions and what
             else the network declares; ``"all"``: everything does, as in some published recipes.
@@ -118,6 +124,7 @@ class MultiTaskModule(Checkpointed):
         initialisation: str | None = None,
         loss_weights: LossWeights | None = None,
         balancing: BalancingCallable = FixedWeights,
+        distillation: Distillation = Distillation(),  # noqa: B008  # groups are immutable
         # The parser takes this class's defaults also for its subclasses.
         optimizer: OptimizerCallable = lambda parameters: AdamW(parameters, lr=1e-3, weight_decay=1e-4),
         lr_scheduler: LRSchedulerCallable | None = lambda optimizer: PolyLR(optimizer, power=0.9),
@@ -131,6 +138,10 @@ class MultiTaskModule(Checkpointed):
         # Also the arguments of the subclass that is being built.
         # Loggers get the whole configuration, from the callback `Tracking`.
         self.save_hyperparameters(ignore=(*BUILDERS, *COMPUTATION), logger=False)
+        self.distillation = as_group("distillation", Distillation, distillation)
+        self.save_hyperparameters({"distillation": asdict(self.distillation)}, logger=False)
+        #: The teachers of a training that is going on, or is over.
+        self.distiller: Distiller | None = None
         self.tasks = build_tasks(tasks)
         self.network = network
         self.scaffold = nn.ModuleDict()
@@ -141,7 +152,7 @@ class MultiTaskModule(Checkpointed):
         #: The compiled network while a Trainer runs; no part of the state, whose names stay the network's.
         self._compiled: Callable[[Tensor], dict[str, Tensor]] | None = None
         self.loss_weights = configured_weights(loss_weights, self.tasks)
-        self.balancing = balancing(self.loss_weights)
+        self.balancing = balancing(self.loss_weights | self.distillation.loss_weights(self.tasks))
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.weight_decay_on = weight_decay_on
@@ -183,6 +194,15 @@ class MultiTaskModule(Checkpointed):
         """Predict raw outputs as test images and photographs get them: averaged over what ``tta`` says."""
         return augmented(self, self.tta.flip, self.tta.scales)(image)
 
+    def configure_model(self) -> None:
+        """Load the teachers of a training, before anything is made of the parameters."""
+        trains = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+        if not trains or self.distiller is not None or not self.distillation.is_on:
+            return
+        self.distiller = Distiller(self.distillation, self.network, self.tasks)
+        if self.distiller.features is not None:
+            self.scaffold[FEATURES] = self.distiller.features.projection
+
     def setup(self, stage: str) -> None:
         """Let the Trainer's runs compute as they are asked to."""
         if self.compiles:
@@ -214,8 +234,15 @@ class MultiTaskModule(Checkpointed):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the balanced loss of a batch."""
-        losses = self.objectives(self.predictions(batch["image"]), batch)
+        batch = self.taught(batch)
+        with self.distiller.watching() if self.distiller else nullcontext():
+            predictions = self.predictions(batch["image"])
+        losses = self.objectives(predictions, batch)
         return self._balance(losses, losses, len(batch["image"]))
+
+    def taught(self, batch: Batch) -> Batch:
+        """Return a batch with what teachers say of it, if there are any, see :meth:`Distiller.teach`."""
+        return self.distiller.teach(batch) if self.distiller else batch
 
     def predictions(self, image: Tensor) -> list[dict[str, Tensor]]:
         """Predict all that a training step supervises: the network's outputs first, then auxiliary ones, if any."""
@@ -226,9 +253,15 @@ class MultiTaskModule(Checkpointed):
 
         Args:
             predictions: What :meth:`predictions` returned for the batch's images.
-            batch: The batch.
+            batch: The batch, with what teachers say of it.
         """
-        return self.task_losses(predictions[0], batch["targets"])
+        losses = self.task_losses(predictions[0], batch["targets"])
+        if self.distiller is None:
+            return losses
+        distances = self.distiller.distances(predictions[0], batch)
+        shown = {f"train/distance/{name}": distance for name, distance in distances.items()}
+        self.log_dict(shown, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch["image"]))
+        return losses | {name: losses[name] + x if name in losses else x for name, x in distances.items()}
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Let the balancing method differentiate the loss, which Lightning has scaled."""
@@ -304,7 +337,7 @@ class MultiTaskModule(Checkpointed):
 
     def describe_training(self, trainer: Trainer) -> dict[str, Any]:
         """Describe a training of this model that is about to start, see :func:`training_recipe`."""
-        settings = {key: self.hparams[key] for key in self.recipe_settings}
+        settings = {key: self.hparams[key] for key in self.recipe_settings} | self.distillation.described()
         return training_recipe(trainer, self.lr_scheduler, settings)
 
     def on_fit_start(self) -> None:
@@ -312,6 +345,8 @@ class MultiTaskModule(Checkpointed):
 
         What was learnt is restored after this.
         """
+        if self.distiller is not None:
+            self.distiller.to(self.device)
         self.recipe = self.describe_training(self.trainer)
         if self.optimisation_before and self.optimisation:
             require_same_kind(self.optimisation_before, self.optimisation)

@@ -11,7 +11,7 @@ from taskformer.tasks import Task, build_tasks
 #: How many of what differs a message names.
 NAMED = 3
 #: Settings that do not change a network's tensors.
-NO_SIZES = ("tasks", "weights", "initialisation", "loss_weights", "freeze", "layer_decay")
+NO_SIZES = ("tasks", "weights", "initialisation", "loss_weights", "freeze", "layer_decay", "distillation")
 
 
 def require_fitting(

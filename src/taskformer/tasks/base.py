@@ -89,6 +89,7 @@ class Task(ABC):
         about_camera: Whether a target describes the camera, so that it is wrong as soon as pixels move.
         difference_unit: Unit of :meth:`difference`.
         slow_test: Whether what only ``test`` computes of it takes long, so that it can be left out.
+        has_pseudo_labels: Whether a prediction can stand for a label, see :meth:`pseudo_label`.
     """
 
     classes: Sequence[str] = ()
@@ -99,6 +100,7 @@ class Task(ABC):
     about_camera: ClassVar[bool] = False
     slow_test: ClassVar[bool] = False
     difference_unit: ClassVar[str] = ""
+    has_pseudo_labels: ClassVar[bool] = True
     geometry: ClassVar[Geometry]
     headline: ClassVar[str]
     units: ClassVar[dict[str, str]]
@@ -221,6 +223,20 @@ class Task(ABC):
     def decode(self, output: Tensor) -> Tensor:
         """Turn raw output ``(B, channels, H, W)`` into the map users want: class ids, metres, unit vectors, ..."""
 
+    def pseudo_label(self, output: Tensor, confidence: float = 0.0) -> Tensor:
+        """Turn a teacher's raw output into a target, invalid where the teacher is not sure.
+
+        Args:
+            output: Raw output ``(B, channels, H, W)``, or ``(B, channels)`` of whole images.
+            confidence: Probability of what is predicted below which there is no label. A task without probabilities
+                has no confidence: all that it predicts counts, which is the default here.
+
+        Returns:
+            The target; a student that answers as its teacher does has the least loss.
+        """
+        del confidence
+        return self.decode(output)
+
     def store(self, output: Tensor) -> NDArray[Any]:
         """Turn the raw output of one image into what a file of predictions holds.
 
@@ -275,6 +291,17 @@ class Task(ABC):
         """
         apart = np.abs(first.astype(np.float64) - second)
         return np.asarray(apart.mean(axis=0) if apart.ndim == 3 else apart)
+
+    def stored_label(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """Turn what a file of predictions holds into a stored target, see :meth:`pseudo_label`.
+
+        Raises:
+            InvalidTargetError: If it does not fit the task.
+        """
+        label: NDArray[Any] = self.pseudo_label(self.restore(stored).unsqueeze(0))[0].numpy()
+        if label.ndim < 3:
+            return label
+        return label[0] if len(label) == 1 else np.ascontiguousarray(np.moveaxis(label, 0, -1))
 
     @abstractmethod
     def colorize(self, values: NDArray[Any]) -> NDArray[np.uint8]:

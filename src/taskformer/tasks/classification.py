@@ -66,6 +66,17 @@ class Classification(ImageLevelTask):
         """Return class probabilities ``(B, K)`` float32."""
         return output.float().softmax(dim=1)
 
+    def pseudo_label(self, output: Tensor, confidence: float = 0.0) -> Tensor:
+        """Return class probabilities ``(B, K)``, NaN of an image whose likeliest class is below ``confidence``."""
+        probabilities = self.decode(output)
+        sure = probabilities.amax(dim=1, keepdim=True) >= confidence
+        return torch.where(sure, probabilities, torch.nan)
+
+    def stored_label(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """Return class probabilities ``(K,)``, also where these are stored and not logits."""
+        is_distribution = stored.size and stored.min() >= 0 and abs(stored.sum() - 1) < 1e-3
+        return stored.astype(np.float32) if is_distribution else super().stored_label(stored)
+
     def colorize(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         """Draw the probabilities ``(K,)`` of one image as bars ``(64, K, 3)``, one column per class."""
         return self._bars(values, 0.0, 1.0)

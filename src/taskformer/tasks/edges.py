@@ -1,5 +1,6 @@
 """Semantic or occlusion edges."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -104,6 +105,18 @@ class Edges(ValueMapTask):
     def decode(self, output: Tensor) -> Tensor:
         """Return the probability of an edge ``(B, 1, H, W)`` float32."""
         return output.float().sigmoid()
+
+    def pseudo_label(self, output: Tensor, confidence: float = 0.0) -> Tensor:
+        """Return the probability of an edge ``(B, 1, H, W)`` without the loss's weight of edges; NaN where unsure.
+
+        A network that learns with ``positive_weight`` says too often that there is an edge: its odds are
+        ``positive_weight / (1 - positive_weight)`` times those of the labels. A student that learned from these odds
+        with the same loss would say it again as much too often.
+        """
+        logits = output.float()
+        excess = math.log(self.positive_weight / (1 - self.positive_weight))
+        sure = torch.maximum(logits, -logits).sigmoid() >= confidence
+        return torch.where(sure, (logits - excess).sigmoid(), torch.nan)
 
     def store(self, output: Tensor) -> NDArray[Any]:
         """Return the probability of an edge times 255, ``(H, W)`` uint8."""

@@ -42,6 +42,7 @@ class Embedding(Task):
         loss_weight: Weight of the task's loss in the sum.
     """
 
+    has_pseudo_labels: ClassVar[bool] = False  # points are no segments
     geometry: ClassVar[Geometry] = "label"
     headline: ClassVar[str] = "pair_f"
     units: ClassVar[dict[str, str]] = {"pair_f": "%", "pair_precision": "%", "pair_recall": "%"}

@@ -111,6 +111,20 @@ class LabelMapTask(Task):
         """Turn logits ``(B, channels, H, W)`` into class ids ``(B, H, W)`` int64."""
         return output.argmax(dim=1)
 
+    def pseudo_label(self, output: Tensor, confidence: float = 0.0) -> Tensor:
+        """Return class ids ``(B, H, W)`` int64, 255 where the class is less probable than ``confidence``."""
+        probability, label = output.float().softmax(dim=1).max(dim=1)
+        return torch.where(probability >= confidence, label, IGNORE_INDEX)
+
+    def stored_label(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """Return class ids ``(H, W)``: those that are stored, or the likelier one of two."""
+        if not self.stores_classes:
+            return self.restore(stored).argmax(dim=0).numpy()
+        label = self._plane(stored)
+        if reason := self.wrong_classes(label):
+            raise InvalidTargetError(reason)
+        return label
+
     def store(self, output: Tensor) -> NDArray[Any]:
         """Return class ids ``(H, W)`` uint8."""
         return output.argmax(dim=0).byte().cpu().numpy()

@@ -8,6 +8,7 @@ from taskformer.data.datamodules.nyud import NYUDDataModule
 from taskformer.data.datamodules.pascal_context import PASCALContextDataModule
 from taskformer.data.datamodules.rooms import RoomsDataModule
 from taskformer.data.datamodules.taskonomy import TaskonomyDataModule
+from taskformer.data.datamodules.unlabelled import UnlabelledFolder
 
 __all__ = [
     "CityscapesDataModule",
@@ -18,5 +19,6 @@ __all__ = [
     "PASCALContextDataModule",
     "RoomsDataModule",
     "TaskonomyDataModule",
+    "UnlabelledFolder",
     "data_modules",
 ]

@@ -26,12 +26,13 @@ from taskformer.data.cache import DecodedCache
 from taskformer.data.datasets.base import MultiTaskDataset, OnError, Sample
 from taskformer.data.loading import ResumableLoader, SeededSamples, TrainingOrder, worker_init
 from taskformer.data.memory import shared_empty
+from taskformer.data.predictions import SavedPredictions, saved
 from taskformer.errors import ConfigError, UnknownNameError, require
 from taskformer.parallel import default_workers
 from taskformer.tasks import IGNORE_INDEX, Task, build_tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from taskformer.data.transforms import Transform
 
@@ -66,6 +67,8 @@ class MultiTaskDataModule(LightningDataModule, ABC):
             neighbouring images often show the same scene.
         loss_weights: Weights of tasks' losses that belong to a published recipe of this data; the other tasks have
             their defaults, and the model's own ``loss_weights`` win.
+        predictions: Folder of predictions of the training images, as ``predict`` and ``test`` write them: what a
+            teacher says of them, see ``docs/distillation.md``. Images without a file have none.
 
     Attributes:
         name: Short name of the data set, for folders, tables and commands.
@@ -95,6 +98,7 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         cache_gb: float = 20.0,
         holdout: float = 0.0,
         loss_weights: dict[str, float] | None = None,
+        predictions: str | None = None,
     ) -> None:
         super().__init__()
         require("[0, 1)", holdout=holdout)
@@ -118,7 +122,10 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         self.cache_gb = cache_gb
         self.holdout = holdout
         self.loss_weights = loss_weights or {}
+        self.predictions = predictions
         self.datasets: dict[str, Dataset[Sample]] = {}
+        #: The tasks of the mixture that this is a part of.
+        self.mixture: dict[str, dict[str, Any]] = {}
         self._training: ResumableLoader | None = None
         self._place: dict[str, Any] = {}
         offered = self.task_offers()
@@ -127,7 +134,7 @@ class MultiTaskDataModule(LightningDataModule, ABC):
             if task not in offered:
                 kind = f"task of {type(self).__name__}"
                 raise UnknownNameError(kind, task, offered)
-        if not self.task_names or len(set(self.task_names)) < len(self.task_names):
+        if len(self.task_names) < min(1, len(offered)) or len(set(self.task_names)) < len(self.task_names):
             msg = f"data.init_args.tasks must name one or more different tasks, got {self.task_names}"
             raise ConfigError(msg)
 
@@ -141,6 +148,11 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         offered = self.task_offers()
         weights = {name: {"loss_weight": weight} for name, weight in self.loss_weights.items()}
         return {name: {**offered[name], **weights.get(name, {})} for name in self.task_names}
+
+    @property
+    def predicted_specs(self) -> dict[str, dict[str, Any]]:
+        """The tasks that :attr:`predictions` may be of, as plain dictionaries."""
+        return self.task_specs
 
     @property
     def dataset_options(self) -> dict[str, Any]:
@@ -169,19 +181,23 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         if not self.cache_dir:
             return
         splits = {"train": self.train_transforms} | ({} if self.holdout else {"val": self.eval_transforms})
-        for split, steps in splits.items():
-            dataset = self._transformed(split, steps)
+        for split in splits.keys() & self.splits():
+            dataset = self._transformed(split, splits[split])
             DecodedCache.build(Path(self.cache_dir), dataset, self.cache_gb, self.num_workers)
 
     def setup(self, stage: str) -> None:
         """Build the splits that ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"`` needs."""
         splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}[stage]
         for split in splits:
-            source = "train" if split == "val" and self.holdout else split
-            dataset = self._transformed(source, self.train_transforms if split == "train" else self.eval_transforms)
-            if self.cache_dir:
-                dataset.cache = DecodedCache.find(Path(self.cache_dir), dataset, self.cache_gb)
-            self.datasets[split] = self._part(split, dataset)
+            self.datasets[split] = self._built(split)
+
+    def _built(self, split: str) -> Dataset[Sample]:
+        """Build a split as it is loaded."""
+        source = "train" if split == "val" and self.holdout else split
+        dataset = self.training_dataset(source) if split == "train" else self._transformed(source, self.eval_transforms)
+        if self.cache_dir:
+            dataset.cache = DecodedCache.find(Path(self.cache_dir), dataset, self.cache_gb)
+        return self._part(split, dataset)
 
     def _part(self, split: str, dataset: MultiTaskDataset) -> Dataset[Sample]:
         """Divide the training images if some of them validate; broken ones are replaced in training only."""
@@ -192,20 +208,27 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         return Subset(dataset, range(first) if split == "train" else range(first, len(dataset)))
 
     def training_dataset(self, split: str) -> MultiTaskDataset:
-        """Build any split with the augmentation of training."""
-        return self._transformed(split, self.train_transforms)
+        """Build any split with the augmentation of training, and with what a teacher has said of it."""
+        if self.predictions is None:
+            return self._transformed(split, self.train_transforms)
+        tasks = build_tasks(self.predicted_specs)
+        dataset = self._transformed(split, self.train_transforms, {saved(name): task for name, task in tasks.items()})
+        dataset.predictions = SavedPredictions(Path(self.predictions), tasks, dataset.ids, self.size is not None)
+        return dataset
 
     def evaluation_dataset(self, split: str) -> MultiTaskDataset | ConcatDataset[Sample]:
         """Build any split without augmentation."""
         return self._transformed(split, self.eval_transforms)
 
-    def _transformed(self, split: str, steps: list[Transform]) -> MultiTaskDataset:
+    def _transformed(
+        self, split: str, steps: list[Transform], others: Mapping[str, Task] | None = None
+    ) -> MultiTaskDataset:
         from taskformer.data.transforms import TaskCompose, wanted_guides  # albumentations takes seconds to import
 
         tasks, offered = build_tasks(self.task_specs), self.task_offers()
         names = [name for name in wanted_guides(steps) if name not in tasks and name in self.available()]
         guides = build_tasks({name: offered[name] for name in names})
-        return self.dataset(split, {**tasks, **guides}, TaskCompose(steps, tasks, guides))
+        return self.dataset(split, {**tasks, **guides}, TaskCompose(steps, {**tasks, **(others or {})}, guides))
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Load the training split in random order, full batches only."""

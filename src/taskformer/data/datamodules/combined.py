@@ -13,6 +13,7 @@ from torch.utils.data import ConcatDataset, Dataset, SequentialSampler
 
 from taskformer.data.datamodules.base import EvaluationBatches, MultiTaskDataModule
 from taskformer.data.datasets.base import Sample
+from taskformer.data.predictions import saved
 from taskformer.errors import ConfigError, UnknownNameError, require
 from taskformer.tasks import Task, build_task, build_tasks
 
@@ -70,7 +71,8 @@ class CombinedDataModule(MultiTaskDataModule):
         for part, names, count in zip(parts, renames, repeats, strict=True):
             part.task_names = [name for name in part.task_names if names.get(name, name) in self.task_names]
             vars(part).update(given, num_workers=self.num_workers)
-            if part.task_names:
+            part.mixture = self.task_specs
+            if part.task_names or not part.task_offers():
                 self.parts.append(part)
                 self._renames.append(names)
                 self._repeats.append(count)
@@ -94,8 +96,10 @@ class CombinedDataModule(MultiTaskDataModule):
         """Build the splits that ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"`` needs."""
         for part in self.parts:
             part.setup(stage)
-        for split in self.parts[0].datasets:
-            views = self._views([part.datasets[split] for part in self.parts])
+        for split in dict.fromkeys(split for part in self.parts for split in part.datasets):
+            parts = [part for part in self.parts if split in part.datasets]
+            taught = split == "train" and any(part.predictions for part in parts)
+            views = self._views({part: part.datasets[split] for part in parts}, taught)
             repeats = self._repeats if split == "train" else [1] * len(views)
             self.datasets[split] = ConcatDataset(
                 [view for view, count in zip(views, repeats, strict=True) for _ in range(count)]
@@ -103,14 +107,20 @@ class CombinedDataModule(MultiTaskDataModule):
 
     def evaluation_dataset(self, split: str) -> ConcatDataset[Sample]:
         """Build any split without augmentation."""
-        return ConcatDataset(self._views([part.evaluation_dataset(split) for part in self.parts]))
+        labelled = [part for part in self.parts if part.task_names]
+        return ConcatDataset(self._views({part: part.evaluation_dataset(split) for part in labelled}))
 
-    def _views(self, datasets: Sequence[Dataset[Sample]]) -> list[PartDataset]:
+    def _views(
+        self, datasets: Mapping[MultiTaskDataModule, Dataset[Sample]], taught: bool = False
+    ) -> list[PartDataset]:
+        """See each part's data set as one of the mixture, with what a teacher has said where there is such."""
         tasks = build_tasks(self.task_specs)
-        return [
-            PartDataset(dataset, part.name, names, tasks)
-            for dataset, part, names in zip(datasets, self.parts, self._renames, strict=True)
-        ]
+        tasks |= {saved(name): task for name, task in tasks.items()} if taught else {}
+        renames = {
+            part: names | {saved(old): saved(new) for old, new in names.items()}
+            for part, names in zip(self.parts, self._renames, strict=True)
+        }
+        return [PartDataset(dataset, part.name, renames[part], tasks) for part, dataset in datasets.items()]
 
     def _batches(self, split: str, shuffle: bool) -> dict[str, Any]:
         dataset = self.datasets[split]

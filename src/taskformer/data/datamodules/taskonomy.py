@@ -25,7 +25,7 @@ from taskformer.errors import ConfigError
 from taskformer.tasks import build_tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torch.utils.data import DataLoader
 
@@ -166,9 +166,11 @@ class TaskonomyDataModule(MultiTaskDataModule):
             **self.dataset_options,
         )
 
-    def _transformed(self, split: str, steps: list[Transform]) -> MultiTaskDataset:
+    def _transformed(
+        self, split: str, steps: list[Transform], others: Mapping[str, Task] | None = None
+    ) -> MultiTaskDataset:
         self._refuse_moved_cameras(steps)
-        dataset = super()._transformed(split, steps)
+        dataset = super()._transformed(split, steps, others)
         if dataset.transform and any(name in IMAGE_TASKS for name in self.task_names):
             tasks, repeatable = build_tasks(self.task_specs), steps is not self.train_transforms
             dataset.transform = ImageVariants(dataset.transform, tasks, self.spoilt_share, repeatable)

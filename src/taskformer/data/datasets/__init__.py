@@ -7,5 +7,16 @@ from taskformer.data.datasets.nyud import NYUD
 from taskformer.data.datasets.pascal_context import PASCALContext
 from taskformer.data.datasets.rooms import Rooms
 from taskformer.data.datasets.taskonomy import Taskonomy
+from taskformer.data.datasets.unlabelled import Unlabelled
 
-__all__ = ["NYUD", "Cityscapes", "Folder", "Label", "MultiTaskDataset", "PASCALContext", "Rooms", "Taskonomy"]
+__all__ = [
+    "NYUD",
+    "Cityscapes",
+    "Folder",
+    "Label",
+    "MultiTaskDataset",
+    "PASCALContext",
+    "Rooms",
+    "Taskonomy",
+    "Unlabelled",
+]

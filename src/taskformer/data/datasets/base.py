@@ -34,6 +34,13 @@ class RawSamples(Protocol):
         """Return ``{"image", "targets"}`` of a raw sample, or None if it is not there."""
 
 
+class SavedTargets(Protocol):
+    """Predictions of images that lie in files, see :mod:`taskformer.data.predictions`."""
+
+    def targets(self, name: str, size: tuple[int, int]) -> dict[str, NDArray[Any]]:
+        """Return the targets of an image of this size, those that there are."""
+
+
 class MultiTaskDataset(Dataset[Sample], ABC):
     """Images with one label map per task. Subclasses name the files (:meth:`files`) and read them (:meth:`decode`).
 
@@ -50,6 +57,7 @@ class MultiTaskDataset(Dataset[Sample], ABC):
     Attributes:
         ids: Identifier of each image, in order.
         cache: Where :meth:`raw` looks before it reads files.
+        predictions: What a teacher has said of the images: further targets of a sample, moved with the image.
         substitutes: Images, counted from the first, that may stand in for a broken one in training: the next that can
             be read does, the same one in every epoch and process. None in evaluation, where no image is to count twice.
         may_be_empty: Tasks whose maps may lack a single valid pixel; in others that is a fault.
@@ -79,6 +87,7 @@ class MultiTaskDataset(Dataset[Sample], ABC):
         self.on_error = on_error
         self.cache: RawSamples | None = None
         self.substitutes = range(0)
+        self.predictions: SavedTargets | None = None
         self.ids = self._ids()
         if isinstance(self.ids, list):  # other sequences have found theirs in the folder
             for name in self.ids:
@@ -217,6 +226,9 @@ class MultiTaskDataset(Dataset[Sample], ABC):
             raise InvalidTargetError(msg)
 
     def _finish(self, sample: Sample) -> Sample:
+        if self.predictions is not None:
+            size = sample[IMAGE].shape[:2]
+            sample = {**sample, "targets": sample["targets"] | self.predictions.targets(sample["meta"]["id"], size)}
         return sample if self.transform is None else self.transform(sample)
 
     def _log_once(self, index: int, error: Exception) -> None:

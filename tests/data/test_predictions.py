@@ -7,9 +7,7 @@ from PIL import Image
 from scipy.io import savemat
 from torch.nn import functional as F
 
-from taskformer.data.transforms import Pad, Resize
-from taskformer.errors import CorruptFileError
-from taskformer.evaluation.predictions import (
+from taskformer.data.predictions import (
     file_name,
     find_prediction,
     find_predictions,
@@ -20,6 +18,8 @@ from taskformer.evaluation.predictions import (
     without_padding,
     write_prediction,
 )
+from taskformer.data.transforms import Pad, Resize
+from taskformer.errors import CorruptFileError
 from taskformer.tasks import build_task
 
 SPECS = {

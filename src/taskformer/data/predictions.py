@@ -3,9 +3,13 @@
 What a file holds is known by its content: class ids are whole numbers, probabilities floats or shares of the largest
 number of 8 or 16 bits, normals floats or colours, all else (depth in metres, ...) floats in the task's unit. Numbers
 that can only be in another unit are refused.
+
+Beside labels they are targets of their own, :class:`SavedPredictions`: what a teacher says, augmented with the image as
+labels are.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -15,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from taskformer.data.geometry import map_kind, resize_map
 from taskformer.data.images import (
     File,
     holds_array,
@@ -25,8 +30,8 @@ from taskformer.data.images import (
     write_npy,
     write_png,
 )
-from taskformer.data.names import files_in
-from taskformer.errors import CorruptFileError, InvalidTargetError
+from taskformer.data.names import ends_with, files_in, is_hidden
+from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, InvalidTargetError
 from taskformer.tasks import Task
 
 if TYPE_CHECKING:
@@ -156,3 +161,90 @@ def without_padding(output: Tensor, size: Sequence[int], transforms: Sequence["T
             place[axis] += max(0, least - padded[axis]) // 2
             padded[axis] = max(least, padded[axis])
     return output[:, place[0] : place[0] + size[0], place[1] : place[1] + size[1]]
+
+
+def saved(name: str) -> str:
+    """Name the saved prediction of a task among the targets of a sample."""
+    return f"{name}:saved"
+
+
+class SavedPredictions:
+    """Predictions of a data set's images as targets, in the form of labels.
+
+    Args:
+        folder: What ``predict`` or ``test`` has written: a folder for each task, or ``raw`` with those.
+        tasks: The tasks of the data set; those without a folder have no predictions.
+        names: The identifiers of its images. An image's files are named by it, or by it without its ending.
+        resized: Whether images are resized when they are loaded, as their predictions then are.
+
+    Raises:
+        DatasetNotFoundError: If no image has a prediction of any task.
+        ConfigError: If a prediction of a task is no label of it.
+    """
+
+    def __init__(self, folder: Path, tasks: Mapping[str, Task], names: Sequence[str], resized: bool = False) -> None:
+        self.resized = resized
+        parent = folder / "raw" if (folder / "raw").is_dir() else folder
+        folders = {name: task_folder(parent, task) for name, task in tasks.items()}
+        self.tasks = {name: tasks[name] for name, path in folders.items() if path is not None}
+        self.files = {name: _files_below(path) for name, path in folders.items() if path is not None}
+        if not any(self._file(task, name) for task in self.files for name in names):
+            msg = (
+                f"data.init_args.predictions: {folder} has no prediction of {', '.join(tasks)} for any of the "
+                f"{len(names)} images, such as {next(iter(tasks), 'depth')}/{file_name(names[0])}.npy; give what "
+                "`taskformer predict` has written for these images"
+            )
+            raise DatasetNotFoundError(msg)
+        for name, task in self.tasks.items():
+            if not task.has_pseudo_labels:
+                msg = f"predictions of {name!r} cannot stand for labels: {type(task).__name__} has none that could"
+                raise ConfigError(msg)
+
+    def targets(self, name: str, size: tuple[int, int]) -> dict[str, NDArray[Any]]:
+        """Return the predictions that there are of an image, in the form of labels of this height and width.
+
+        Raises:
+            CorruptFileError: If a file cannot be read, or does not hold a prediction of its task.
+        """
+        files = {task: self._file(task, name) for task in self.tasks}
+        return {saved(task): self._label(path, self.tasks[task], size) for task, path in files.items() if path}
+
+    def _label(self, path: Path, task: Task, size: tuple[int, int]) -> NDArray[Any]:
+        label, kind = _as_label(path, task), map_kind(task)
+        if kind is None or label.shape[:2] == size:
+            return label
+        if not self.resized:
+            msg = (
+                f"{path} is {label.shape[0]}x{label.shape[1]} and its image {size[0]}x{size[1]} (height x width): "
+                "is it of another image?"
+            )
+            raise CorruptFileError(msg)
+        return resize_map(label, kind, *size)
+
+    def _file(self, task: str, name: str) -> Path | None:
+        stem = name.rpartition(".")[0]
+        places = (self.files[task].get(key) for key in (file_name(name), name, file_name(stem), stem))
+        return next((path for path in places if path), None)
+
+
+def _files_below(folder: Path) -> dict[str, Path]:
+    """Find the files of predictions in a folder and those below it, by their paths without ending."""
+    found = {}
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if not is_hidden(name) and ends_with(name, SUFFIXES):
+                path = Path(parent, name)
+                found[path.relative_to(folder).with_suffix("").as_posix()] = path
+    return found
+
+
+def _as_label(path: Path, task: Task) -> NDArray[Any]:
+    """Read a prediction in the form of a label, as data sets give them."""
+    stored = _read(File(str(path), path.read_bytes()), task)
+    if stored.ndim == 3 and stored.shape[0] == task.channels != stored.shape[2]:  # as networks have it
+        stored = stored[0] if task.channels == 1 else np.ascontiguousarray(np.moveaxis(stored, 0, -1))
+    try:
+        return task.stored_label(stored)
+    except InvalidTargetError as error:
+        msg = f"{path}: {error}"
+        raise CorruptFileError(msg) from error
