@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> None:
     """Run one of the data commands."""
-    name, rest = _choose(
-        argv[1:], "taskformer data", "data command", {key: text for key, (_, text) in COMMANDS.items()}
-    )
+    name, rest = choose(argv[1:], "taskformer data", "data command", {key: text for key, (_, text) in COMMANDS.items()})
     COMMANDS[name][0](rest)
 
 
@@ -37,7 +35,7 @@ def _prepare(args: list[str]) -> None:
     from taskformer.datatools.prepare import PREPARED, preparer
 
     texts = {name: f"explained by `taskformer data prepare {name} --help`" for name in PREPARED}
-    name, rest = _choose(args, "taskformer data prepare", "data set", texts)
+    name, rest = choose(args, "taskformer data prepare", "data set", texts)
     auto_cli(
         preparer(name), args=rest, prog=f"taskformer data prepare {name}", as_positional=False, parser_class=Parser
     )
@@ -48,7 +46,7 @@ def _miniature(args: list[str]) -> None:
     from taskformer.datatools.miniature.faults import FAULTS, write_miniature
 
     texts = {name: f"explained by `taskformer data miniature {name} --help`" for name in WRITERS}
-    name, rest = _choose(args, "taskformer data miniature", "data set", texts)
+    name, rest = choose(args, "taskformer data miniature", "data set", texts)
     parser = Parser(prog=f"taskformer data miniature {name}", description=f"Write a miniature copy of {name}.")
     parser.add_argument("--out", type=str, required=True, help="Folder to write to: a new or an empty one.")
     parser.add_argument("--fault", type=str | None, help=f"Also damage it: {', '.join(FAULTS)}.")
@@ -136,7 +134,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
 }
 
 
-def _choose(args: list[str], prog: str, kind: str, texts: dict[str, str]) -> tuple[str, list[str]]:
+def choose(args: list[str], prog: str, kind: str, texts: dict[str, str]) -> tuple[str, list[str]]:
     """Take the first word of a command line as one of several names; without one, list them and end."""
     if not args or args[0] in ("-h", "--help"):
         lines = [f"  {name:<14} {text}" for name, text in texts.items()]

@@ -16,8 +16,9 @@ from taskformer.errors import ConfigError, WeightsError, require
 from taskformer.files import read_tensors
 from taskformer.models.autotaskformer import Architecture, Supernet
 from taskformer.models.autotaskformer.autoformer import warm_start
-from taskformer.models.autotaskformer.layers import resample_positions
+from taskformer.models.autotaskformer.layers import Variant, resample_positions
 from taskformer.models.autotaskformer.subnet import Network
+from taskformer.models.autotaskformer.vit import PlainViT
 from taskformer.modules.autotaskformer_args import Head, Sampling, Space, as_group, regrouped
 from taskformer.modules.base import Batch, MultiTaskModule, image_tasks, output_channels
 from taskformer.modules.checkpoints import Checkpoint
@@ -46,15 +47,17 @@ class AutoTaskFormer(MultiTaskModule):
         head: What turns tokens into maps.
         image_size: Height and width of the training images: the positions learned are those of their patches. Other
             sizes work.
-        patch_size: Side of a patch in pixels.
-        max_relative: Largest distance in patches that relative positions tell apart.
+        patch_size: Side of a patch in pixels; None: that of the space's ViT, or 16.
+        max_relative: Largest distance in patches that relative positions tell apart; 0: there are none.
         drop_path: Stochastic depth rate of the last layer.
         sampling: Which sub-networks train, and from what they learn.
         layer_decay: Factor of the learning rate from each layer to the one before it.
         architecture: A JSON file of one architecture (or its text): only this sub-network is trained. With a single
             task, what the file says about sharing does not matter.
-        weights: ``"random"``, a checkpoint of AutoFormer's supernet or of a supernet trained here. A sub-network
-            inherits its part.
+        weights: ``"random"``, a checkpoint of AutoFormer's supernet or of a supernet trained here, or, with the space
+            ``"vit"``, its weights: as of a :class:`~taskformer.models.backbones.Backbone`, or a file of ``taskformer
+            import vit``. A sub-network inherits its part.
+        variant: In what the transformer differs from AutoFormer's; the space ``"vit"`` sets it.
         kwargs: Settings of every model, see :class:`~taskformer.modules.base.MultiTaskModule`.
 
     Raises:
@@ -75,20 +78,28 @@ class AutoTaskFormer(MultiTaskModule):
         head: Head = Head(),  # noqa: B008  # immutable too
         sampling: Sampling = Sampling(),  # noqa: B008  # immutable too
         image_size: tuple[int, int] = (224, 224),
-        patch_size: int = 16,
+        patch_size: int | None = None,
         max_relative: int = 14,
         drop_path: float = 0.1,
         layer_decay: float = 1.0,
         architecture: str | None = None,
         weights: str = "random",
+        variant: Variant = Variant(),  # noqa: B008  # immutable as well
         **kwargs: Any,
     ) -> None:
         require("(0, 1]", layer_decay=layer_decay)
         require("[0, 1)", drop_path=drop_path)
-        require("[1, inf)", image_size=image_size, patch_size=patch_size, max_relative=max_relative)
+        require("[1, inf)", image_size=image_size, patch_size=patch_size)
+        require("[0, inf)", max_relative=max_relative)
         # Checkpoints hold plain types.
         space, head = as_group("space", Space, space), as_group("head", Head, head)
-        sampling = as_group("sampling", Sampling, sampling)
+        sampling, variant = as_group("sampling", Sampling, sampling), as_group("variant", Variant, variant)
+        vit = None
+        if space.vit is not None:
+            vit = PlainViT(space.vit, "random" if _is_of_supernet(weights) else weights)
+            space, variant = space.within(vit.shape), vit.shape.variant
+            patch_size = patch_size or vit.shape.patch_size
+        patch_size = patch_size or 16
         supernet = Supernet(
             space.build(len(tasks)),
             output_channels(tasks),
@@ -99,11 +110,14 @@ class AutoTaskFormer(MultiTaskModule):
             max_relative=max_relative,
             drop_path=drop_path,
             head_options={} if head.width is None else {"width": head.width},
+            variant=variant,
         )
         if weights == "random":
             supernet.warm_start_copies()
-        else:
+        elif vit is None or _is_of_supernet(weights):
             _load_weights(supernet, weights)
+        else:
+            vit.fill(supernet)
         single = None if architecture is None else Architecture.read(architecture, len(tasks))
         network: nn.Module = supernet if single is None else supernet.extract(single)
         super().__init__(tasks, network, weights=weights, **kwargs)
@@ -112,8 +126,9 @@ class AutoTaskFormer(MultiTaskModule):
             raise ConfigError(msg)
         # In plain types; a checkpoint must not depend on the architecture's file.
         text = None if single is None else single.to_json()
-        groups = {"space": asdict(space), "head": asdict(head), "sampling": asdict(sampling)}
-        self.save_hyperparameters(groups | {"architecture": text}, logger=False)
+        groups = {"space": space, "head": head, "sampling": sampling, "variant": variant}
+        plain = {name: asdict(group) for name, group in groups.items()}
+        self.save_hyperparameters(plain | {"architecture": text, "patch_size": patch_size}, logger=False)
         self.single = single
         self.space = supernet.space
         self.image_size = image_size
@@ -171,6 +186,13 @@ class AutoTaskFormer(MultiTaskModule):
         settings = self.sampling
         sampler = settings.sampler if progress >= settings.sandwich_from else "uniform"
         return sample(sampler, self.space, self._cost, self.seed, step, progress, settings.sharing_warmup)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Do as every model does; supernets of earlier versions know of no order of the layers but their own."""
+        state = checkpoint.get("state_dict")
+        if state and not self.single:
+            state.setdefault("network._extra_state", torch.arange(self.space.super_depth))
+        super().on_load_checkpoint(checkpoint)
 
     def on_fit_start(self) -> None:
         """Note the run's seed and the length of the training, on which sampling depends."""
@@ -269,6 +291,13 @@ def _parts(maps: Mapping[str, Tensor], count: int) -> list[dict[str, Tensor]]:
     return [{name: parts[index] for name, parts in chunks.items() if index < len(parts)} for index in range(count)]
 
 
+def _is_of_supernet(weights: str) -> bool:
+    """Tell whether weights are a checkpoint of a supernet trained here, and not a ViT's."""
+    path = Path(weights)
+    content = read_tensors(path) if path.is_file() and path.suffix.lower() == ".ckpt" else None
+    return Checkpoint.is_one(content) and Checkpoint(content).class_name.endswith(".AutoTaskFormer")
+
+
 def _load_weights(supernet: Supernet, source: str) -> None:
     """Fill a supernet from a checkpoint of AutoFormer's supernet or of ours; positions may be of another image size.
 
@@ -291,7 +320,8 @@ def _load_weights(supernet: Supernet, source: str) -> None:
     try:
         state, settings = checkpoint.network, checkpoint.hyper_parameters
         height, width = (math.ceil(side / settings["patch_size"]) for side in settings["image_size"])
-        state["stem.pos_embed"] = resample_positions(state["stem.pos_embed"], (height, width), supernet.stem.grid)
+        stem = supernet.stem
+        state["stem.pos_embed"] = resample_positions(state["stem.pos_embed"], (height, width), stem.grid, stem.prefix)
         supernet.load_state_dict(state)
     except (KeyError, RuntimeError) as error:
         msg = (

@@ -4,6 +4,7 @@ Each group is one dataclass: its fields are settings on the command line (``--mo
 as plain dictionaries, in checkpoints.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeVar
@@ -11,6 +12,7 @@ from typing import Any, Literal, TypeVar
 from taskformer.errors import ConfigError, UnknownNameError, require
 from taskformer.models.autotaskformer import SearchSpace
 from taskformer.models.autotaskformer.space import SharingKind
+from taskformer.models.autotaskformer.vit import VitShape
 from taskformer.modules.sampling import SamplerName
 
 Group = TypeVar("Group")
@@ -44,12 +46,15 @@ class Space:
     (192, 216, 240)
 
     Args:
-        preset: AutoFormer's ``"tiny"``, ``"small"`` or ``"base"``, or ``"custom"``, made of the four lists below.
-        embed_dims: Choices of the width.
-        depths: Choices of the number of layers.
-        mlp_ratios: Choices of each layer's MLP ratio.
-        num_heads: Choices of each layer's attention heads.
-        head_dim: Channels of one attention head.
+        preset: AutoFormer's ``"tiny"``, ``"small"`` or ``"base"``; ``"custom"``, made of the four lists below; or
+            ``"vit"``: up to the sizes of a plain vision transformer, from whose weights the supernet may start.
+        vit: timm's name of that transformer, e.g. ``"deit_tiny_patch16_224"``.
+        embed_dims: Choices of the width. Of a ``"vit"``, the largest is its own; None: also 3/4 and 7/8 of it; so for
+            the next three.
+        depths: Choices of the number of layers. Of a ``"vit"``: its own, 3/4 and 7/8 of it.
+        mlp_ratios: Choices of each layer's MLP ratio. Of a ``"vit"``: its own, 1/2 and 3/4 of it.
+        num_heads: Choices of each layer's attention heads. Of a ``"vit"``: its own, 1/2 and 3/4 of it.
+        head_dim: Channels of one attention head; a ``"vit"`` has its own.
         sharing: What tasks may share in each layer's attention and MLP: everything (``"none"``), all tasks or none
             (``"binary"``), any of ``copies`` (``"grouped"``), or the same where tasks that parted never meet again
             (``"tree"``).
@@ -59,7 +64,8 @@ class Space:
         decoder_widths: Choices of its width, multiples of an attention head's channels: of a fourth of the largest.
     """
 
-    preset: Literal["tiny", "small", "base", "custom"] = "tiny"
+    preset: Literal["tiny", "small", "base", "vit", "custom"] = "tiny"
+    vit: str | None = None
     embed_dims: list[int] | None = None
     depths: list[int] | None = None
     mlp_ratios: list[float] | None = None
@@ -70,6 +76,44 @@ class Space:
     num_queries: list[int] | None = None
     num_scales: list[int] | None = None
     decoder_widths: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.preset == "vit") != (self.vit is not None):
+            msg = (
+                f"space.vit, timm's name of a plain ViT, goes with space.preset='vit', "
+                f"got space.vit={self.vit!r} and space.preset={self.preset!r}"
+            )
+            raise ConfigError(msg)
+
+    def within(self, shape: VitShape) -> "Space":
+        """Return the custom space that the preset ``"vit"`` is for a transformer of some sizes.
+
+        >>> from taskformer.models.autotaskformer.layers import Variant
+        >>> tiny = VitShape(192, 12, num_heads=3, head_dim=64, hidden=768, patch_size=16, variant=Variant())
+        >>> space = Space("vit", "deit_tiny_patch16_224").within(tiny)
+        >>> space.embed_dims, space.depths, space.mlp_ratios, space.num_heads
+        ([144, 168, 192], [9, 11, 12], [2.0, 3.0, 4.0], [2, 3])
+
+        Raises:
+            ConfigError: If a choice is larger than the transformer, or none is as large.
+        """
+        most = (shape.embed_dim, shape.depth, shape.mlp_ratio, shape.num_heads)
+        below: tuple[list[Any], ...] = (
+            [shape.embed_dim * part // 64 * 8 for part in (6, 7)],  # of 8 channels, which processors like
+            [math.ceil(shape.depth * part / 8) for part in (6, 7)],
+            [shape.mlp_ratio * part / 4 for part in (2, 3)],
+            [math.ceil(shape.num_heads * part / 4) for part in (2, 3)],
+        )
+        choices = {}
+        for name, largest, smaller in zip(
+            ("embed_dims", "depths", "mlp_ratios", "num_heads"), most, below, strict=True
+        ):
+            chosen = getattr(self, name)
+            choices[name] = sorted({*smaller, largest}) if chosen is None else chosen
+            if max(choices[name]) != largest:
+                msg = f"the largest of space.{name} must be that of {self.vit!r}, {largest:g}, got {choices[name]}"
+                raise ConfigError(msg)
+        return replace(self, preset="custom", vit=None, head_dim=shape.head_dim, **choices)
 
     def build(self, num_tasks: int) -> SearchSpace:
         """Build the search space for a number of tasks.

@@ -1,5 +1,6 @@
 """Checkpoints of other programs, made checkpoints of ours."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,18 +9,24 @@ from typing import Any, NamedTuple
 import lightning
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from taskformer.data.datamodules import NYUDDataModule, PASCALContextDataModule
 from taskformer.data.datasets.pascal_context import NORMAL_AXES
-from taskformer.errors import ConfigError, UnknownNameError, WeightsError
+from taskformer.errors import ConfigError, UnknownNameError, WeightsError, require
 from taskformer.files import read_tensors, replacing
 from taskformer.models import Backbone, DenseNetwork
+from taskformer.models.autotaskformer.importance import measure_importance, sort_by_importance
+from taskformer.models.autotaskformer.vit import PlainViT
 from taskformer.models.backbones import encoder_shapes
 from taskformer.models.mqtransformer import import_released
 from taskformer.models.mqtransformer.released import dropped_tensors, head_prefix, released_tasks
 from taskformer.models.segmentation import named_as_timm
 from taskformer.modules.base import output_channels
 from taskformer.modules.mqtransformer import MQTransformer
+from taskformer.modules.photographs import find_images
+from taskformer.normalisation import normalise_bytes
+from taskformer.pictures import read_picture
 
 
 class DataSet(NamedTuple):
@@ -119,6 +126,56 @@ def import_mqtransformer(
     model.hparams["weights"] = ENCODERS.get(name, "unknown")
     _save(model, content, Path(out))
     return Imported(Path(out), list(specs), data, name, dropped_tensors(head))
+
+
+def import_vit(
+    weights: str | Path,
+    backbone: str,
+    out: str | Path = "vit.pth",
+    images: str | Path | None = None,
+    size: tuple[int, int] | None = None,
+    count: int = 64,
+) -> PlainViT:
+    """Prepare the weights of a plain ViT for supernets: check them and, on photographs, sort its parts by importance.
+
+    The file has timm's names and gives timm's features; ``--model.weights`` takes it with ``--model.space.preset vit``.
+
+    Args:
+        weights: Where they come from, see :class:`~taskformer.models.backbones.Backbone`.
+        backbone: timm's name of the ViT.
+        out: File to write, whole or not at all.
+        images: A photograph, or a folder of them, that no training sees; no labels are needed. None: parts stay in
+            their order.
+        size: Height and width that photographs are brought to; None: those that the ViT was trained with.
+        count: Photographs at most, evenly over all of them.
+
+    Returns:
+        The ViT as it was written.
+
+    Raises:
+        ConfigError: If the ViT has parts that a supernet has not.
+        DatasetNotFoundError: If there are no such photographs.
+        UnknownNameError: If timm has no such model.
+        WeightsError: If the weights cannot be found or do not fit.
+
+    See Also:
+        :mod:`taskformer.models.autotaskformer.importance`.
+    """
+    require("[1, inf)", count=count, size=size)
+    vit = PlainViT(backbone, str(weights))
+    if images is not None:
+        height, width = size or vit.encoder.patch_embed.img_size
+        files = find_images([images])
+        chosen = files[:: math.ceil(len(files) / count)]
+        sort_by_importance(vit, measure_importance(vit, (_photograph(file, (height, width)) for file in chosen)))
+    vit.save(Path(out))
+    return vit
+
+
+def _photograph(file: Path, size: tuple[int, int]) -> Tensor:
+    """Read a photograph as the network sees it: ``(1, 3, *size)``."""
+    pixels = normalise_bytes(read_picture(file))
+    return functional.interpolate(pixels[None], size, mode="bilinear", antialias=True)
 
 
 def _tensors(content: Any, source: object) -> dict[str, Tensor]:

@@ -216,12 +216,13 @@ class Evaluator:
         """Predict one batch with sub-networks in turn: ``(B, C_task, H, W)``, or ``(B, C_task)``."""
         memory = _Memory()
         tasks = len(self.supernet.tasks)
-        streams = [passed(each, schedule(each, tasks)) for each in architectures]
+        streams = [passed(each, schedule(each, tasks), self.supernet.units_of(each.depth)) for each in architectures]
         for architecture, own, following in zip(architectures, streams, [*streams[1:], ()], strict=False):
             needed = set(chain.from_iterable(following))
             yield self.supernet(batch.image, architecture, memory.runner(own, needed))
 
     def _order(self, architecture: Architecture) -> tuple[Any, ...]:
         """Return the sort key that makes neighbours of sub-networks that begin alike."""
-        units = zip(architecture.unit_widths, architecture.rows(len(self.supernet.tasks)), strict=True)
+        numbers, rows = self.supernet.units_of(architecture.depth), architecture.rows(len(self.supernet.tasks))
+        units = zip(numbers, architecture.unit_widths, rows, strict=True)
         return architecture.embed_dim, tuple(units), architecture.decoder

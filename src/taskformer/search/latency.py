@@ -208,8 +208,9 @@ class LatencyTable:
     def _tokens(self, width: int) -> tuple[Tensor, Grid]:
         """Return tokens of one stream and their grid."""
         rows, columns = (math.ceil(side / self.supernet.patch_size) for side in self.size)
-        tokens = torch.randn(self.batch, 1 + rows * columns, width).to(self._image())
-        return tokens, Grid.of(rows, columns, self.supernet.max_relative, like=tokens)
+        prefix = self.supernet.stem.prefix
+        tokens = torch.randn(self.batch, prefix + rows * columns, width).to(self._image())
+        return tokens, Grid.of(rows, columns, self.supernet.max_relative, like=tokens, prefix=prefix)
 
     def _stream_counts(self) -> Collection[int]:
         """Return how many streams may run through one copy of a unit: those of a tree never meet again."""

@@ -22,7 +22,8 @@ class Cost:
         steps: Its streams (:func:`~taskformer.models.autotaskformer.subnet.schedule`).
         head_dim: Channels of one attention head.
         patch_size: Side of a patch in pixels.
-        max_relative: Distance from which on relative positions are equal.
+        max_relative: Distance from which on relative positions are equal; 0: there are none.
+        prefix: Tokens before the patches.
     """
 
     architecture: Architecture
@@ -30,11 +31,12 @@ class Cost:
     head_dim: int
     patch_size: int
     max_relative: int
+    prefix: int
 
     def parameters(self, grid: tuple[int, int]) -> int:
         """Count the parameters; ``grid`` is the one that positions are stored for."""
         width = self.architecture.embed_dim
-        stem = width * (COLOURS * self.patch_size**2 + 1) + width * (2 + grid[0] * grid[1])
+        stem = width * (COLOURS * self.patch_size**2 + 1) + width * (2 * self.prefix + grid[0] * grid[1])
         units = sum(len(step.calls) * self._unit_parameters(unit) for unit, step in enumerate(self.steps))
         return stem + units + 2 * width
 
@@ -48,14 +50,16 @@ class Cost:
         norm = 2 * width
         if unit % 2:
             return norm + 2 * width * inner + inner + width
-        tables = 4 * (2 * self.max_relative + 2) * self.head_dim
+        tables = 4 * (2 * self.max_relative + 2) * self.head_dim if self.max_relative else 0
         return norm + 4 * width * inner + 3 * inner + width + tables
 
     def _unit_macs(self, unit: int, grid: tuple[int, int]) -> int:
         width, inner = self.architecture.embed_dim, self._inner(unit)
-        tokens = 1 + grid[0] * grid[1]
+        tokens = self.prefix + grid[0] * grid[1]
         if unit % 2:
             return 2 * tokens * width * inner
+        if not self.max_relative:
+            return 4 * tokens * width * inner + 2 * tokens**2 * inner
         places = 1 + grid[0] + grid[1]
         heads = inner // self.head_dim
         products = 2 * tokens**2 * (self.head_dim + places)  # logits and mixture, with the places as channels

@@ -9,6 +9,7 @@ Reference:
 """
 
 import copy
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Self, TypeVar, cast
 
@@ -20,6 +21,26 @@ from taskformer.models.layers import after, stochastic_depth
 
 Affine = TypeVar("Affine", nn.Linear, nn.LayerNorm, nn.Conv2d)
 Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """In what transformers of the same sizes differ; the defaults are AutoFormer's.
+
+    Args:
+        prefix: Tokens before the patches': a class token, or none, and timm's register tokens. All of them have the
+            class token's relative positions.
+        norm_eps: What layer norms add to variances.
+        aligned_bias: Whether heads take the entries of queries', keys' and values' bias that belong to their rows of
+            the weight, as other transformers' do; see :class:`SlicedQKV`.
+    """
+
+    prefix: int = 1
+    norm_eps: float = 1e-5
+    aligned_bias: bool = False
+
+
+AUTOFORMER = Variant()
 
 
 class SlicedLinear(nn.Linear):
@@ -41,14 +62,23 @@ class SlicedLinear(nn.Linear):
 class SlicedQKV(SlicedLinear):
     """Query, key and value in one layer, in AutoFormer's layout.
 
-    Rows of the weight are interleaved (q, k, v, q, k, v, ...), entries of the bias are not: with fewer heads, entries
-    of the key's and the value's bias come from another place. Pretrained weights were trained that way.
+    Rows of the weight are interleaved (q, k, v, q, k, v, ...), entries of AutoFormer's bias are not: with fewer heads,
+    entries of the key's and the value's bias come from another place. Its weights were trained that way.
+
+    Args:
+        inputs: Channels of the tokens.
+        outputs: Channels of queries, keys and values together.
+        aligned_bias: Whether the bias is interleaved like the rows: the first heads keep their own entries.
     """
+
+    def __init__(self, inputs: int, outputs: int, aligned_bias: bool = False) -> None:
+        super().__init__(inputs, outputs)
+        self.aligned_bias = aligned_bias
 
     def sliced(self, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
         """Return the weight ``(outputs, inputs)``, all of q's rows first, then k's and v's, and the bias."""
-        weight = self.weight[:outputs, :inputs].unflatten(0, (-1, 3)).transpose(0, 1).flatten(0, 1)
-        return weight, self.bias[:outputs]
+        bias = self.bias[:outputs]
+        return parted(self.weight[:outputs, :inputs]), parted(bias) if self.aligned_bias else bias
 
 
 class SlicedNorm(nn.LayerNorm):
@@ -82,16 +112,16 @@ class SlicedConv2d(nn.Conv2d):
 
 
 class Grid(NamedTuple):
-    """What attention knows about the grid of patches; the class token comes before them.
+    """What attention knows about the grid of patches; P further tokens come before them, mostly one, the class token.
 
-    A token's *place* is one-hot in three parts: is it the class token, in which row is it, in which column.
+    A token's *place* is one-hot in three parts: is it one before the patches, in which row is it, in which column.
 
     Attributes:
         height: Patches h from top to bottom.
         width: Patches w from left to right.
-        places: The place of each token, ``(1 + h*w, 1 + h + w)``.
+        places: The place of each token, ``(P + h*w, 1 + h + w)``.
         vectors: For each token and each part of a place the number of the vector between them in
-            :meth:`RelativePositions.table`, ``(1 + h*w, 1 + h + w)``.
+            :meth:`RelativePositions.table`, ``(P + h*w, 1 + h + w)``.
     """
 
     height: int
@@ -100,11 +130,11 @@ class Grid(NamedTuple):
     vectors: Tensor
 
     @classmethod
-    def of(cls, height: int, width: int, max_relative: int, like: Tensor) -> Self:
-        """Describe a grid; ``like`` gives device and type."""
+    def of(cls, height: int, width: int, max_relative: int, like: Tensor, prefix: int = 1) -> Self:
+        """Describe a grid with ``prefix`` tokens before it; ``like`` gives device and type."""
         rows, columns = (torch.eye(count, device=like.device, dtype=like.dtype) for count in (height, width))
         patches = torch.cat([_rows(rows, width), columns.repeat(height, 1)], dim=1)
-        places = torch.block_diag(torch.ones_like(rows[:1, :1]), patches)
+        places = torch.block_diag(patches.new_ones(prefix, 1), patches)
         vertical, horizontal = (_distances(count, max_relative, like.device) for count in (height, width))
         first, none = 2 + 2 * max_relative, 3 + 4 * max_relative  # the first horizontal vector, the one of zeros
         # From patches: the class token's vector, then those by distance.
@@ -112,7 +142,7 @@ class Grid(NamedTuple):
         to_columns = first + horizontal.repeat(height, 1)  # (h*w, w)
         from_patches = torch.cat([torch.zeros_like(to_rows[:, :1]), to_rows, to_columns], dim=1)
         # From the class token: its vector to every token once, as every patch has one row.
-        from_class = torch.zeros_like(from_patches[:1])
+        from_class = from_patches.new_zeros(prefix, 1 + height + width)
         from_class[:, 1 + height :] = none
         return cls(height, width, places, torch.cat([from_class, from_patches]))
 
@@ -174,11 +204,38 @@ class RelativeAttention(nn.Module):
 
     def forward(self, qkv: Tensor, grid: Grid) -> Tensor:
         """Attend within ``(B, N, 3 * heads * d)``; returns ``(B, N, heads * d)``."""
-        q, k, v = qkv.unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4).contiguous()  # (B, heads, N, d)
+        q, k, v = split_heads(qkv, self.head_dim)
         attend = attend_fused if qkv.is_cuda else attend_by_products
         mixture, attention = attend(q, k, v, self.keys.towards(q, grid), grid.places.to(q.dtype))
         result: Tensor = mixture + self.values.mixed(attention, grid)
         return result.transpose(1, 2).flatten(2)
+
+
+class PlainAttention(nn.Module):
+    """Self-attention that knows nothing of positions, called like :class:`RelativeAttention`.
+
+    Args:
+        head_dim: Channels d of one head.
+    """
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+
+    def forward(self, qkv: Tensor, grid: Grid) -> Tensor:
+        """Attend within ``(B, N, 3 * heads * d)``; returns ``(B, N, heads * d)``."""
+        return F.scaled_dot_product_attention(*split_heads(qkv, self.head_dim)).transpose(1, 2).flatten(2)
+
+
+def attention_with(head_dim: int, max_relative: int) -> RelativeAttention | PlainAttention:
+    """Build the attention with relative positions up to a distance, or with none for 0."""
+    return RelativeAttention(head_dim, max_relative) if max_relative else PlainAttention(head_dim)
+
+
+def split_heads(qkv: Tensor, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Split ``(B, N, 3 * heads * d)`` into queries, keys and values ``(B, heads, N, d)``."""
+    q, k, v = qkv.unflatten(-1, (3, -1, head_dim)).permute(2, 0, 3, 1, 4).contiguous()
+    return q, k, v
 
 
 def attend_fused(q: Tensor, k: Tensor, v: Tensor, biases: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
@@ -218,13 +275,13 @@ def gelu(x: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Pre-norm residual self-attention with relative positions.
+    """Pre-norm residual self-attention, mostly with relative positions.
 
     Args:
         embed_dim: Width E of the tokens.
         num_heads: Attention heads.
         head_dim: Channels of one head.
-        max_relative: See :class:`RelativePositions`.
+        max_relative: See :class:`RelativePositions`; 0: without relative positions.
         drop_path: Stochastic depth rate, per sample.
     """
 
@@ -232,7 +289,7 @@ class Attention(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(embed_dim)
         self.qkv = nn.Linear(embed_dim, 3 * num_heads * head_dim)
-        self.relative = RelativeAttention(head_dim, max_relative)
+        self.relative = attention_with(head_dim, max_relative)
         self.proj = nn.Linear(num_heads * head_dim, embed_dim)
         self.drop_path = stochastic_depth(drop_path)
 
@@ -267,12 +324,20 @@ class MLP(nn.Module):
 class SuperAttention(nn.Module):
     """All :class:`Attention` layers of up to this many channels and heads. Arguments as there."""
 
-    def __init__(self, embed_dim: int, num_heads: int, head_dim: int, max_relative: int, drop_path: float) -> None:
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        head_dim: int,
+        max_relative: int,
+        drop_path: float,
+        variant: Variant = AUTOFORMER,
+    ) -> None:
         super().__init__()
         self.max_relative = max_relative
-        self.norm = SlicedNorm(embed_dim)
-        self.qkv = initialised(SlicedQKV(embed_dim, 3 * num_heads * head_dim))
-        self.relative = RelativeAttention(head_dim, max_relative)
+        self.norm = SlicedNorm(embed_dim, variant.norm_eps)
+        self.qkv = initialised(SlicedQKV(embed_dim, 3 * num_heads * head_dim, variant.aligned_bias))
+        self.relative = attention_with(head_dim, max_relative)
         self.proj = initialised(SlicedLinear(num_heads * head_dim, embed_dim))
         self.drop_path = stochastic_depth(drop_path)
 
@@ -296,9 +361,9 @@ class SuperAttention(nn.Module):
 class SuperMLP(nn.Module):
     """All :class:`MLP` layers of up to this many channels. Arguments as there."""
 
-    def __init__(self, embed_dim: int, hidden: int, drop_path: float) -> None:
+    def __init__(self, embed_dim: int, hidden: int, drop_path: float, variant: Variant = AUTOFORMER) -> None:
         super().__init__()
-        self.norm = SlicedNorm(embed_dim)
+        self.norm = SlicedNorm(embed_dim, variant.norm_eps)
         self.fc1 = initialised(SlicedLinear(embed_dim, hidden))
         self.fc2 = initialised(SlicedLinear(hidden, embed_dim))
         self.drop_path = stochastic_depth(drop_path)
@@ -319,45 +384,47 @@ class SuperMLP(nn.Module):
 
 
 class Stem(nn.Module):
-    """Image to tokens: patches, a class token before them, learned positions.
+    """Image to tokens: patches, P further tokens before them (mostly one, the class token), learned positions.
 
     Args:
         embed_dim: Width E of the tokens.
         patch_size: Side of a patch in pixels.
         grid: Patches (h, w) that the positions are stored for; other grids get them resampled.
+        prefix: P, the number of tokens before the patches.
     """
 
-    def __init__(self, embed_dim: int, patch_size: int, grid: tuple[int, int]) -> None:
+    def __init__(self, embed_dim: int, patch_size: int, grid: tuple[int, int], prefix: int = 1) -> None:
         super().__init__()
         self.grid = grid
+        self.prefix = prefix
         self.project = nn.Conv2d(3, embed_dim, kernel_size=patch_size, stride=patch_size)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + grid[0] * grid[1], embed_dim))
+        self.cls_token = nn.Parameter(torch.empty(1, prefix, embed_dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, prefix + grid[0] * grid[1], embed_dim))
         for parameter in (self.cls_token, self.pos_embed):
             nn.init.trunc_normal_(parameter, std=0.02)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Turn ``(B, 3, H, W)``, whole patches, into tokens ``(B, 1 + h*w, E)``."""
+        """Turn ``(B, 3, H, W)``, whole patches, into tokens ``(B, P + h*w, E)``."""
         return self._tokens(self.project(image), self.cls_token, self.pos_embed)
 
     def _tokens(self, patches: Tensor, cls_token: Tensor, pos_embed: Tensor) -> Tensor:
         batch, _, height, width = patches.shape
         tokens = torch.cat([cls_token.expand(batch, -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
-        return tokens + resample_positions(pos_embed, self.grid, (height, width))
+        return tokens + resample_positions(pos_embed, self.grid, (height, width), self.prefix)
 
 
 class SuperStem(Stem):
     """All stems of up to this many channels."""
 
     def forward(self, image: Tensor, embed_dim: int | None = None) -> Tensor:
-        """Turn ``(B, 3, H, W)``, whole patches, into tokens ``(B, 1 + h*w, embed_dim)``."""
+        """Turn ``(B, 3, H, W)``, whole patches, into tokens ``(B, P + h*w, embed_dim)``."""
         weight, bias, cls_token, pos_embed = self._sliced(embed_dim or self.cls_token.shape[-1])
         return self._tokens(F.conv2d(image, weight, bias, self.project.stride), cls_token, pos_embed)
 
     def narrowed(self, embed_dim: int) -> Stem:
         """Copy one stem out of this one."""
         weight, bias, cls_token, pos_embed = self._sliced(embed_dim)
-        plain = Stem(embed_dim, weight.shape[-1], self.grid)
+        plain = Stem(embed_dim, weight.shape[-1], self.grid, self.prefix)
         filled(plain.project, weight, bias)
         plain.cls_token = nn.Parameter(cls_token.detach().clone())
         plain.pos_embed = nn.Parameter(pos_embed.detach().clone())
@@ -373,13 +440,13 @@ class SuperStem(Stem):
         )
 
 
-def resample_positions(pos_embed: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """Resample learned positions ``(1, 1 + h*w, E)`` bicubically to another grid; the class token keeps its own."""
+def resample_positions(pos_embed: Tensor, grid: tuple[int, int], new_grid: tuple[int, int], prefix: int = 1) -> Tensor:
+    """Resample learned positions ``(1, P + h*w, E)`` bicubically to another grid; the first P tokens keep theirs."""
     if grid == new_grid:
         return pos_embed
-    maps = pos_embed[:, 1:].transpose(1, 2).unflatten(2, grid)  # (1, E, h, w)
+    maps = pos_embed[:, prefix:].transpose(1, 2).unflatten(2, grid)  # (1, E, h, w)
     resampled = F.interpolate(maps, new_grid, mode="bicubic", align_corners=False)
-    return torch.cat([pos_embed[:, :1], resampled.flatten(2).transpose(1, 2)], dim=1)
+    return torch.cat([pos_embed[:, :prefix], resampled.flatten(2).transpose(1, 2)], dim=1)
 
 
 def initialised(layer: SlicedLinear) -> SlicedLinear:
@@ -397,6 +464,16 @@ def filled(layer: Affine, weight: Tensor, bias: Tensor | None) -> Affine:
     if layer.bias is not None and bias is not None:
         layer.bias.copy_(bias)
     return layer
+
+
+def parted(interleaved: Tensor) -> Tensor:
+    """Sort rows (q, k, v, q, k, v, ...) by kind: all of q's first, then k's and v's."""
+    return interleaved.unflatten(0, (-1, 3)).transpose(0, 1).flatten(0, 1)
+
+
+def interleaved(parted: Tensor) -> Tensor:
+    """Undo :func:`parted`."""
+    return parted.unflatten(0, (3, -1)).transpose(0, 1).flatten(0, 1)
 
 
 def _rows(values: Tensor, width: int) -> Tensor:

@@ -18,7 +18,7 @@ from taskformer.models.autotaskformer.heads import Heads
 from taskformer.models.autotaskformer.layers import Grid, RelativePositions, Stem
 from taskformer.models.layers import pad_to_multiples
 
-#: What a stream has passed: the width of the stem, then the copy and the inner width of each unit.
+#: What a stream has passed: the width of the stem, then the number, the copy and the inner width of each unit.
 Passed = tuple[Any, ...]
 #: One copy of a unit: tokens ``(B, N, E)`` and their grid to updated tokens.
 Unit = Callable[[Tensor, Grid], Tensor]
@@ -52,12 +52,18 @@ def schedule(architecture: Architecture, num_tasks: int) -> list[Step]:
     return steps
 
 
-def passed(architecture: Architecture, steps: Sequence[Step]) -> list[tuple[Passed, ...]]:
-    """Return what each stream has passed after the stem and after each step: equal prefixes have equal activations."""
+def passed(architecture: Architecture, steps: Sequence[Step], units: Sequence[int]) -> list[tuple[Passed, ...]]:
+    """Return what each stream has passed after the stem and after each step: equal prefixes have equal activations.
+
+    Args:
+        architecture: What is run.
+        steps: Its streams.
+        units: Which of the supernet's units each step is.
+    """
     streams: tuple[Passed, ...] = ((architecture.embed_dim,),)
     found = [streams]
-    for step, width in zip(steps, architecture.unit_widths, strict=True):
-        streams = tuple((*streams[parent], (copy, width)) for copy, parents in step.calls for parent in parents)
+    for step, unit, width in zip(steps, units, architecture.unit_widths, strict=True):
+        streams = tuple((*streams[parent], (unit, copy, width)) for copy, parents in step.calls for parent in parents)
         found.append(streams)
     return found
 
@@ -102,10 +108,10 @@ class Network(nn.Module):
         norm: The norm of all features that the heads read.
         heads: The tasks' heads.
         patch_size: Side of a patch in pixels.
-        max_relative: Distance from which on relative positions are equal.
+        max_relative: Distance from which on relative positions are equal; 0: there are none.
     """
 
-    stem: nn.Module
+    stem: Stem
     units: nn.ModuleList
 
     def __init__(
@@ -146,14 +152,14 @@ class Network(nn.Module):
         padded = pad_to_multiples(image, self.patch_size)
         grid = [side // self.patch_size for side in padded.shape[-2:]]
         return {
-            task: [x[:, 1:].transpose(1, 2).unflatten(2, grid) for x in taps]
+            task: [x[:, self.stem.prefix :].transpose(1, 2).unflatten(2, grid) for x in taps]
             for task, taps in self._tokens(padded, route, run).items()
         }
 
     def _tokens(self, image: Tensor, route: Route, run: Run) -> Maps:
-        """Encode ``(B, 3, H, W)``, whole patches: every task's taps ``(B, 1 + h*w, E)``, the class token first."""
+        """Encode ``(B, 3, H, W)``, whole patches: every task's taps ``(B, P + h*w, E)``, the patches last."""
         height, width = (side // self.patch_size for side in image.shape[-2:])
-        grid = Grid.of(height, width, self.max_relative, like=image)
+        grid = Grid.of(height, width, self.max_relative, like=image, prefix=self.stem.prefix)
         # The stem is like a unit of one copy, on a stream that is the image.
         units = [{0: lambda image, _: route.stem(image)}, *route.units]
         steps = [Step(((0, (0,)),), (0,) * len(self.tasks)), *route.steps]
@@ -182,7 +188,7 @@ class Subnet(Network):
         norm: The norm of all features that the heads read.
         heads: The tasks' heads.
         patch_size: Side of a patch in pixels.
-        max_relative: Distance from which on relative positions are equal.
+        max_relative: Distance from which on relative positions are equal; 0: there are none.
     """
 
     def __init__(

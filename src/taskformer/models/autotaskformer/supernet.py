@@ -18,7 +18,16 @@ from taskformer.errors import ConfigError
 from taskformer.models.autotaskformer.architecture import Architecture
 from taskformer.models.autotaskformer.cost import Cost
 from taskformer.models.autotaskformer.heads import build_heads
-from taskformer.models.autotaskformer.layers import SlicedNorm, SuperAttention, SuperMLP, SuperStem
+from taskformer.models.autotaskformer.layers import (
+    AUTOFORMER,
+    MLP,
+    Attention,
+    SlicedNorm,
+    SuperAttention,
+    SuperMLP,
+    SuperStem,
+    Variant,
+)
 from taskformer.models.autotaskformer.space import SearchSpace
 from taskformer.models.autotaskformer.subnet import Maps, Network, Route, Run, Subnet, schedule, side_by_side
 
@@ -47,10 +56,15 @@ class Supernet(Network):
         image_tasks: Those of the tasks that have one answer for the whole image.
         image_size: Height and width that positions are stored for; any other size gets them resampled.
         patch_size: Side of a patch in pixels.
-        max_relative: Distance, in patches, from which on relative positions are equal.
+        max_relative: Distance, in patches, from which on relative positions are equal; 0: there are none.
         drop_path: Stochastic depth rate of the last layer of the weights, rising linearly from 0 at the first.
         head_options: Further arguments of the dense heads. The query head is as large as the space's largest choices
             if they do not say.
+        variant: In what transformers of these sizes differ.
+
+    Attributes:
+        layer_order: The layers from the most to the least important: a sub-network of depth d has the first d of them,
+            each in its own place. Part of the state, like the weights.
 
     Raises:
         ConfigError: If the space is for another number of tasks, or for decoders that the head does not hold.
@@ -70,6 +84,7 @@ class Supernet(Network):
         max_relative: int = 14,
         drop_path: float = 0.1,
         head_options: Mapping[str, Any] | None = None,
+        variant: Variant = AUTOFORMER,
     ) -> None:
         if space.sharing != "none" and space.num_tasks != len(tasks):
             msg = f"the search space shares among {space.num_tasks} tasks, got {len(tasks)}: {', '.join(tasks)}"
@@ -80,12 +95,13 @@ class Supernet(Network):
         heads = build_heads(head, tasks, image_tasks, width, **options)
         for decoder in space.decoders():
             heads.check(width, decoder)
-        super().__init__(tasks, SlicedNorm(width), heads, patch_size, max_relative)
+        super().__init__(tasks, SlicedNorm(width, variant.norm_eps), heads, patch_size, max_relative)
         self.space = space
-        self.stem = SuperStem(width, patch_size, self._grid(image_size))
+        self.layer_order = tuple(range(space.super_depth))
+        self.stem = SuperStem(width, patch_size, self._grid(image_size), variant.prefix)
         units: list[Callable[[float], nn.Module]] = [
-            partial(SuperAttention, width, space.super_heads, space.head_dim, max_relative),
-            partial(SuperMLP, width, int(width * space.super_mlp_ratio)),
+            partial(SuperAttention, width, space.super_heads, space.head_dim, max_relative, variant=variant),
+            partial(SuperMLP, width, int(width * space.super_mlp_ratio), variant=variant),
         ]
         self.units = nn.ModuleList(
             nn.ModuleList(build(rate) for _ in range(space.num_copies))
@@ -147,8 +163,8 @@ class Supernet(Network):
         width = architecture.embed_dim
         steps = schedule(architecture, len(self.tasks))
         units = (
-            {copy: self._copy(unit, copy).narrowed(width, architecture.unit_widths[unit]) for copy, _ in step.calls}
-            for unit, step in enumerate(steps)
+            {copy: self._narrowed(unit, copy, architecture, place) for copy, _ in step.calls}
+            for place, (unit, step) in enumerate(zip(self.units_of(architecture.depth), steps, strict=True))
         )
         subnet = Subnet(
             architecture,
@@ -185,6 +201,22 @@ class Supernet(Network):
         transformer = self._cost(architecture).macs(grid)
         return transformer + self.heads.count_macs(architecture.embed_dim, grid, architecture.decoder)
 
+    def units_of(self, depth: int) -> list[int]:
+        """Return the numbers of the units that sub-networks of a depth run through: of the most important layers."""
+        return [unit for layer in sorted(self.layer_order[:depth]) for unit in (2 * layer, 2 * layer + 1)]
+
+    def get_extra_state(self) -> Tensor:
+        """Return what the state holds beside the weights: the order of the layers."""
+        return torch.tensor(self.layer_order)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over the order of the layers."""
+        self.layer_order = tuple(state.tolist())
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.setdefault(f"{prefix}_extra_state", torch.arange(self.space.super_depth))  # of earlier versions
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     @torch.no_grad()
     def warm_start_copies(self) -> None:
         """Fill every specific copy of every unit with the shared one's weights."""
@@ -197,9 +229,10 @@ class Supernet(Network):
         """Bind the architecture's widths to the layers, so that they run like plain ones."""
         self._check(architecture)
         steps = schedule(architecture, len(self.tasks))
+        numbers, widths = self.units_of(architecture.depth), architecture.unit_widths
         units = [
-            {copy: partial(self._copy(unit, copy), width=architecture.unit_widths[unit]) for copy, _ in step.calls}
-            for unit, step in enumerate(steps)
+            {copy: partial(self._copy(unit, copy), width=width) for copy, _ in step.calls}
+            for unit, width, step in zip(numbers, widths, steps, strict=True)
         ]
         stem = partial(self.stem, embed_dim=architecture.embed_dim)
         return Route(stem, units, steps, partial(self.heads, decoder=architecture.decoder))
@@ -207,10 +240,17 @@ class Supernet(Network):
     def _cost(self, architecture: Architecture) -> Cost:
         self._check(architecture)
         steps = schedule(architecture, len(self.tasks))
-        return Cost(architecture, steps, self.space.head_dim, self.patch_size, self.max_relative)
+        return Cost(architecture, steps, self.space.head_dim, self.patch_size, self.max_relative, self.stem.prefix)
 
     def _copy(self, unit: int, copy: int) -> SuperAttention | SuperMLP:
         return cast(SuperAttention | SuperMLP, cast(nn.ModuleList, self.units[unit])[copy])
+
+    def _narrowed(self, unit: int, copy: int, architecture: Architecture, place: int) -> Attention | MLP:
+        """Copy out one unit, which is in some place of a sub-network."""
+        plain = self._copy(unit, copy).narrowed(architecture.embed_dim, architecture.unit_widths[place])
+        # By its place and not by its number, which the sub-network's own checkpoints do not know.
+        plain.drop_path.drop_prob = self._copy(place, 0).drop_path.drop_prob
+        return plain
 
     def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """Count the patches of an image from top to bottom and from left to right."""
