@@ -31,6 +31,7 @@ def load(path: str | Path, map_location: str = "cpu") -> MultiTaskModule:
     try:
         model = _built(known[name], checkpoint)
         restore(model, checkpoint)
+        model.run_folder = run_folder(path)
     except (KeyError, TypeError, RuntimeError) as error:
         msg = f"{checkpoint.source} does not fit the model {name}: {' '.join(str(error).split())[:300]}"
         raise WeightsError(msg) from error
