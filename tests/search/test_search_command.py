@@ -243,7 +243,7 @@ def test_photographs_are_predicted_by_the_best_network_for_a_budget(run, found, 
     main(["predict", str(run), str(photo), "--params", str(budget), "--out", str(tmp_path)])
     assert f"of 1 photographs by {best}: {costs[best] / 1e6:.4g} M params" in capsys.readouterr().out
     models[0].network = models[0].network.extract(read_architecture(run, best))
-    models[1].set(read_architecture(run, best))
+    assert models[1].pick(params=budget).name == best
     depth = np.load(tmp_path / "raw" / "depth" / f"{photo.stem}.npy")
     for model in models:
         np.testing.assert_allclose(depth, model.predict_image(photo)["depth"], rtol=1e-5)

@@ -169,14 +169,15 @@ class AutoTaskFormer(MultiTaskModule):
         """Switch to a sub-network that costs no more than a budget, see :func:`~taskformer.modules.picking.choose`.
 
         >>> model = taskformer.load("runs/autotaskformer_rooms")  # doctest: +SKIP
-        >>> print(model.pick(params=1.3e6, run="runs/autotaskformer_rooms"))  # doctest: +SKIP
+        >>> print(model.pick(params=1.3e6))  # doctest: +SKIP
         evolution-07-31: 1.287 M params, 0.3312 G MACs
 
         Args:
             params: Most parameters.
             macs: Most multiply-accumulates for one image of ``image_size``.
             latency: Most seconds for one such image, measured now where the model is.
-            run: The run folder whose search is asked; None: random sub-networks are.
+            run: The run folder whose search is asked; None: the one that it was loaded from. Without a search random
+                sub-networks are the candidates.
         """
         return choose(self, run, params, macs, latency)
 

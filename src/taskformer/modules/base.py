@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import chain
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -110,6 +111,7 @@ class MultiTaskModule(Checkpointed):
         image_scores: Then the metrics of each image of the last batch by task.
         details: What plots of the last test need beyond its scores, see :meth:`taskformer.tasks.Task.details`:
             ``{"test": {task: {name: lists}}}``.
+        run_folder: The run folder that it was loaded from, if it was.
         single_task: Headline metric of each task's single-task runs on the validation split, against which
             ``val/delta_m`` is logged; empty: it is not.
     """
@@ -170,6 +172,7 @@ class MultiTaskModule(Checkpointed):
         self.image_scores: dict[str, ImageResults] = {}
         self.details: dict[str, dict[str, dict[str, Any]]] = {}
         self.single_task: dict[str, float] = {}
+        self.run_folder: Path | None = None
         # Height and width of the training images, kept in checkpoints: photographs are predicted at this scale.
         self.train_size: Tensor
         self.register_buffer("train_size", torch.zeros(2, dtype=torch.int64))

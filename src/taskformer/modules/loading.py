@@ -17,7 +17,9 @@ def load(path: str | Path, map_location: str = "cpu") -> MultiTaskModule:
         ConfigError: If there is no such device.
         WeightsError: If there is no checkpoint, or it was not written by taskformer.
     """
-    return restored(MultiTaskModule, path, map_location)
+    model = restored(MultiTaskModule, path, map_location)
+    model.run_folder = run_folder(path)
+    return model
 
 
 def run_folder(path: str | Path) -> Path | None:

@@ -21,7 +21,7 @@ from taskformer.data.names import ends_with, examples, files_in, is_hidden
 from taskformer.errors import CorruptFileError, DatasetNotFoundError, require
 from taskformer.files import replacing, write_json
 from taskformer.modules.augmented import TTA
-from taskformer.modules.loading import load, run_folder
+from taskformer.modules.loading import load
 from taskformer.modules.picking import Choice, choose
 from taskformer.modules.prediction import View
 from taskformer.modules.video import frame_rate, is_video, read_frames, video_writer
@@ -130,7 +130,7 @@ def predict(
     tasks = {name: task for name, task in module.tasks.items() if task.geometry != "image"}
     done = Predicted(out, list(module.tasks), files)
     if any(limit is not None for limit in (params, macs, latency)):
-        done.network = choose(module, run_folder(model), params, macs, latency)
+        done.network = choose(module, params=params, macs=macs, latency=latency)
     overview = _Overview(tasks)
     see = partial(module.predict_image, view=view)
     for name, file in track(files.items(), description="predict", console=Console(stderr=True)):

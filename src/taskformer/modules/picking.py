@@ -55,7 +55,7 @@ def choose(
 
     Args:
         module: A supernet.
-        run: Its run folder; None: without a search.
+        run: The run folder whose search is asked; None: the one that the model was loaded from, if it was.
         params: Most parameters.
         macs: Most multiply-accumulates for one image of the training's size.
         latency: Most seconds for one such image, measured now, where the model is, on up to :data:`MEASURED` networks
@@ -72,7 +72,8 @@ def choose(
         msg = f"only a supernet has sub-networks to choose from, and this is a {type(module).__name__} of one size"
         raise ConfigError(msg)
     size: tuple[int, int] = tuple(module.hparams["image_size"])
-    searched = _front(Path(run), len(module.tasks)) if run is not None else {}
+    folder = module.run_folder if run is None else Path(run)
+    searched = {} if folder is None else _front(folder, len(module.tasks))
     choices = [
         Choice(name, each, {"params": supernet.count_parameters(each), "macs": supernet.count_macs(each, size)})
         for name, each in (searched or _drawn(supernet.space)).items()
