@@ -48,7 +48,6 @@ class Space:
     Args:
         preset: AutoFormer's ``"tiny"``, ``"small"`` or ``"base"``; ``"custom"``, made of the four lists below; or
             ``"vit"``: up to the sizes of a plain vision transformer, from whose weights the supernet may start.
-        vit: timm's name of that transformer, e.g. ``"deit_tiny_patch16_224"``.
         embed_dims: Choices of the width. Of a ``"vit"``, the largest is its own; None: also 3/4 and 7/8 of it; so for
             the next three.
         depths: Choices of the number of layers. Of a ``"vit"``: its own, 3/4 and 7/8 of it.
@@ -62,10 +61,10 @@ class Space:
         num_queries: Choices of the query head's queries per task; None: nothing to choose; so for the next two.
         num_scales: Choices of its scales: how many of the transformer's taps it reads, from the last one on.
         decoder_widths: Choices of its width, multiples of an attention head's channels: of a fourth of the largest.
+        vit: timm's name of the transformer of the preset ``"vit"``, e.g. ``"deit_tiny_patch16_224"``.
     """
 
     preset: Literal["tiny", "small", "base", "vit", "custom"] = "tiny"
-    vit: str | None = None
     embed_dims: list[int] | None = None
     depths: list[int] | None = None
     mlp_ratios: list[float] | None = None
@@ -76,6 +75,7 @@ class Space:
     num_queries: list[int] | None = None
     num_scales: list[int] | None = None
     decoder_widths: list[int] | None = None
+    vit: str | None = None
 
     def __post_init__(self) -> None:
         if (self.preset == "vit") != (self.vit is not None):
