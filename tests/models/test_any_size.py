@@ -7,9 +7,9 @@ import timm
 import torch
 from timm.models.beit import Beit
 from timm.models.hiera import Hiera
+from torch import nn
 from torch.nn import functional as F
 
-from taskformer.models import Backbone
 from taskformer.models.any_size import let_any_size, relative_bias
 
 #: torch's, about how timm resamples in the models that these are compared with.
@@ -29,6 +29,11 @@ def tiny_hiera(img_size, **options):
 def build_vit_relpos(kind):
     """One of timm's ViTs with relative positions, without the weights' blandness."""
     return timm.create_model("test_vit_relpos", num_classes=0, img_size=64, rel_pos_type=kind, class_token=True)
+
+
+def coatnet():
+    """A small CoAtNet, as timm builds it."""
+    return timm.create_model("test_coatnet", num_classes=0)
 
 
 def maps(encoder, image):
@@ -82,7 +87,7 @@ def test_relative_positions_are_those_of_timms_model_of_that_size(build):
 
 @QUIET
 def test_the_hybrid_coatnet_is_timms_model_of_that_size():
-    built = lively(timm.create_model("test_coatnet", num_classes=0))
+    built = lively(coatnet())
     encoder = deepcopy(built)
     let_any_size(encoder)
     other = deepcopy(built)
@@ -131,14 +136,28 @@ def test_resampled_tables_learn():
     assert all(gradient[:-3].ne(0).all() for gradient in gradients)  # the last three are the class token's
 
 
-@pytest.mark.parametrize("name", ["test_vit_relpos", "test_coatnet"])
-def test_such_an_encoder_is_traced_for_export(name):
-    backbone = Backbone(name).eval()
-    image = torch.randn(1, 3, 96, 128)
-    program = torch.export.export(backbone, (image,)).module()
+class Maps(nn.Module):
+    """The maps of an encoder as a program's outputs."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, image):
+        return self.encoder.forward_intermediates(image, intermediates_only=True)
+
+
+@pytest.mark.parametrize("build", [tiny_beit, lambda: build_vit_relpos("mlp"), lambda: tiny_hiera((64, 64)), coatnet])
+def test_such_an_encoder_is_exported_and_compiled(build):
+    network = Maps(lively(build()))
+    let_any_size(network.encoder)
+    image = torch.randn(1, 3, 96, 160)
     with torch.no_grad():
-        for ours, traced in zip(backbone(image), program(image), strict=True):
-            torch.testing.assert_close(traced, ours)
+        expected = network(image)
+        program = torch.export.export(network, (image,)).module()
+        for run in (program, torch.compile(network, backend="eager")):
+            for ours, theirs in zip(run(image), expected, strict=True):
+                torch.testing.assert_close(ours, theirs)
 
 
 def test_windows_of_a_maxvit_stay_as_they_are():

@@ -28,7 +28,8 @@ def test_no_family_that_gives_maps_is_left_out():
 
 
 def test_the_page_has_a_row_of_each():
-    named = [line.split("`")[1] for line in PAGE.splitlines() if line.startswith("| ") and "| `" in line]
+    rows = PAGE.partition(encoder_families.BEGIN)[2].partition(encoder_families.END)[0].splitlines()
+    named = [row.split("`")[1] for row in rows if "`" in row]
     assert sorted(named) == sorted(NAMES)
     for name, why in encoder_families.REFUSED.items():
         assert encoder_families.row(name, why) in PAGE
