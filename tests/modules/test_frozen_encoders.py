@@ -1,11 +1,15 @@
 """Trainings of a part of the encoder: rates by hand, checkpoints without what the weights give again."""
 
 import shutil
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from PIL import Image
 
 import taskformer
 from taskformer.cli import main
@@ -167,8 +171,8 @@ FIT = ["--data=RoomsDataModule", "--data.tasks=[semseg,depth]", "--data.size=[64
        "--data.num_workers=0", "--trainer.accelerator=cpu", "--trainer.num_sanity_val_steps=0",
        "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
        "--trainer.log_every_n_steps=1", "--plots.draw=false"]  # fmt: skip
-VIT = ["--model=Baseline", "--model.decoder=pup", "--model.embed_dim=4", "--model.backbone=test_vit",
-       f"--model.lora.rank={RANK}"]  # fmt: skip
+MODEL = ["--model=Baseline", "--model.decoder=pup", "--model.embed_dim=4", "--model.backbone=test_vit"]
+LORA = f"--model.lora.rank={RANK}"
 
 
 @pytest.fixture
@@ -178,7 +182,7 @@ def fit(small_rooms, file, tmp_path, monkeypatch):
     shutil.copy(file, "vit.pth")
 
     def run(name, *flags, epochs=1):
-        main(["fit", *VIT, "--model.weights=vit.pth", *FIT, f"--data.root={small_rooms}", f"--name={name}",
+        main(["fit", *MODEL, LORA, "--model.weights=vit.pth", *FIT, f"--data.root={small_rooms}", f"--name={name}",
               f"--trainer.max_epochs={epochs}", *flags])  # fmt: skip
         return torch.load(Path("runs", name, "checkpoints", "last.ckpt"), weights_only=True)
 
@@ -205,19 +209,22 @@ def test_a_training_of_adapters_leaves_the_encoder_as_it_was(fit, file, images):
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [(), ("--ema.decay=0.5",)], ids=["plain", "averaged"])
 def test_a_training_that_was_stopped_is_the_one_that_was_not(fit, flags):
-    whole = fit("whole", *flags, epochs=2)
-    fit("halves", *flags)
-    main(["fit", "--resume=runs/halves", "--trainer.max_epochs=2"])
+    steady = "--model.lr_scheduler=null"  # whose rate does not depend on the length of the training
+    whole = fit("whole", steady, *flags, epochs=2)
+    fit("halves", steady, *flags)
+    Path("vit.pth").rename("elsewhere.pth")
+    main(["fit", "--resume=runs/halves", "--trainer.max_epochs=2", "--model.weights=elsewhere.pth"])
     halves = torch.load("runs/halves/checkpoints/last.ckpt", weights_only=True)
     assert whole["global_step"] == halves["global_step"] == 4
     for key in {"state_dict", "current_model_state"} & whole.keys():
         assert halves[key].keys() == whole[key].keys()
         assert all(torch.equal(values, halves[key][name]) for name, values in whole[key].items())
+    assert load("runs/halves").hparams["weights"] == "elsewhere.pth"
 
 
 @pytest.mark.slow
-def test_a_run_without_its_encoder_is_tested_predicts_and_is_exported(fit, small_rooms, images, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
+def test_a_run_without_its_encoder_is_tested_predicts_and_is_exported(fit, images):
+    onnx, onnxruntime = map(pytest.importorskip, ("onnx", "onnxruntime"))
     fit("run")
     main(["test", "runs/run"])
     card = Path("runs/run/model_card.md").read_text()
@@ -225,31 +232,34 @@ def test_a_run_without_its_encoder_is_tested_predicts_and_is_exported(fit, small
     parameters = list(model.network.parameters())
     total, trained = (sum(p.numel() for p in parameters if p.requires_grad or every) for every in (True, False))
     assert f"* Parameters: {total / 1e6:.2f} M, {trained / 1e6:.2f} M of them trained" in card
-    main(["predict", "runs/run", str(next(small_rooms.rglob("*.png"))), "--out=predicted"])
-    assert list(Path("predicted").rglob("*.png"))
+    Image.new("RGB", (70, 50), (200, 100, 50)).save("photo.png")
+    main(["predict", "runs/run", "photo.png", "--out=predicted"])
+    assert list(Path("predicted").rglob("*.npy"))
     main(["export", "runs/run", "--out=model.onnx"])
     session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
     found = session.run(["depth"], {"image": images.numpy()})[0]
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(found), model.eval()(images)["depth"], rtol=1e-3, atol=1e-4)
-    adapters = sum(p.numel() for name, p in model.named_parameters() if name.endswith((".down", ".up")))
-    assert adapters == ADAPTERS
-    assert Path("model.onnx").stat().st_size < 4 * (total - adapters) + 400_000
+    shapes = {tuple(tensor.dims) for tensor in onnx.load("model.onnx").graph.initializer}
+    assert not shapes & {(RANK, WIDTH), (WIDTH, RANK), (3 * WIDTH, RANK)}  # the adapters are in the weights
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("adapted", [["--model.freeze=2"], ["--model.freeze=all"], []], ids=["blocks", "all", "lora"])
-def test_processes_wait_for_no_frozen_parameter(fit, adapted):
-    lora = ["--model.lora.rank=0"] if adapted else []
+@pytest.mark.slow  # two processes that import Lightning, about 30 s each
+@pytest.mark.parametrize(
+    "adapted", [["--model.freeze=2"], ["--model.freeze=all"], [LORA]], ids=["blocks", "all", "lora"]
+)
+def test_processes_wait_for_no_frozen_parameter(adapted, small_rooms, file, tmp_path):
     several = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.precision=bf16-mixed"]
-    assert fit("ddp", *lora, *adapted, *several)["global_step"] == 1
+    command = [sys.executable, "-m", "taskformer", "fit", *MODEL, adapted, f"--model.weights={file}", *FIT, *several,
+               f"--data.root={small_rooms}", "--data.batch_size=2", "--trainer.max_epochs=1", "--name=ddp"]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert load(tmp_path / "runs" / "ddp").backbone.frozen == (adapted == "--model.freeze=all")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{"freeze": "all"}, {"freeze": 2}, {"lora": {"rank": RANK}}])
 def test_compiled_and_channels_last_it_computes_the_same(options, images, monkeypatch):
-    from functools import partial
-
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     models = []
     for computation in ({}, {"compile": True, "channels_last": True}):
