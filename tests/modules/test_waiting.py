@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from balancing_methods import Uncertainty
+from balancing_methods import Learned
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -174,7 +174,7 @@ MORE = {
     "aspp": lambda: Baseline(TASKS, decoder="aspp", backbone="lcnet_050", embed_dim=8),
     "supernet of queries": lambda: supernet("query"),
     "one of a supernet": lambda: supernet(architecture=SPACE.build(len(TASKS)).smallest().to_json()),
-    "learned weights": lambda: mqtransformer(balancing=Uncertainty),
+    "learned weights": lambda: mqtransformer(balancing=Learned),
     "another optimizer": lambda: mqtransformer(optimizer=lambda parameters: AdamW(parameters, foreach=True)),
 }
 
