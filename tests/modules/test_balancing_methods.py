@@ -2,8 +2,11 @@
 
 import copy
 import math
+import subprocess
+import sys
 from functools import partial
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,12 +58,13 @@ def batches():
     ]
 
 
-def train(module, folder, epochs=EPOCHS, precision="64-true", **options):
+def train(module, folder, epochs=EPOCHS, precision="64-true", data=None, resume=None, **options):
     trainer = Trainer(
         default_root_dir=folder, accelerator="cpu", max_epochs=epochs, limit_val_batches=0, logger=False,
         precision=precision, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        **options,
     )  # fmt: skip
-    trainer.fit(module, *[DataLoader(batches(), batch_size=None)] * 2, **options)
+    trainer.fit(module, *[DataLoader(data or batches(), batch_size=None)] * 2, ckpt_path=resume, weights_only=True)
     return trainer
 
 
@@ -297,8 +301,7 @@ def test_scaled_losses_have_scaled_gradients(name):
 
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_what_overflows_is_left_to_the_scaler(name):
-    losses, _ = graph([2.0, 3.0])
-    method = NAMES[name](dict.fromkeys(losses, 1.0))
+    method = NAMES[name]({"task_0": 1.0, "task_1": 1.0})
     assert not gradients(method, *graph([2.0, 3.0]), scale=math.inf)[0].isfinite().all()
     assert gradients(method, *graph([2.0, 3.0]))[0].isfinite().all()
 
@@ -370,7 +373,7 @@ def test_a_resumed_training_is_the_whole_one(name, tmp_path):
     part = build(NAMES[name])
     train(part, tmp_path, epochs=2, precision="32-true").save_checkpoint(tmp_path / "part.ckpt")
     rest = build(NAMES[name])
-    train(rest, tmp_path, epochs=4, precision="32-true", ckpt_path=tmp_path / "part.ckpt", weights_only=True)
+    train(rest, tmp_path, epochs=4, precision="32-true", resume=tmp_path / "part.ckpt")
     for key, value in whole.state_dict().items():
         assert torch.equal(value, rest.state_dict()[key]), key
 
@@ -500,7 +503,7 @@ def test_orders_differ_from_batch_to_batch_and_not_from_run_to_run():
 
 
 def test_what_is_missing_is_said(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torchjd.aggregation", None)
+    monkeypatch.setitem(sys.modules, "torchjd.aggregation", None)
     with pytest.raises(MissingExtraError, match=r"torchjd.*taskformer\[balancing\]"):
         NAMES["AlignedMTL"](WEIGHTS)
     with pytest.raises(ConfigError, match="temperature must be in"):
@@ -519,3 +522,36 @@ def test_a_weight_is_that_of_the_loss_as_it_is():
     found = method.found()
     lengths = [torch.autograd.grad(loss, parameters[0], retain_graph=True)[0].norm() for loss in losses.values()]
     assert found["weight/task_0"] / found["weight/task_1"] == pytest.approx((lengths[1] / lengths[0]).item())
+
+
+SCRIPT = """
+import os, sys, torch
+sys.path.insert(0, {tests!r})
+from test_balancing_methods import NAMES, batches, build, train
+torch.set_num_threads(1)
+rank = int(os.environ.get("LOCAL_RANK", 0))
+cut = lambda x: {{name: cut(value) for name, value in x.items()}} if isinstance(x, dict) else x[rank : rank + 1]
+ends = {{}}
+for name in NAMES:
+    module = build(NAMES[name])
+    train(module, ".", precision="bf16-mixed", data=[cut(batch) for batch in batches() * 2], devices=2, strategy="ddp",
+          accumulate_grad_batches=2, gradient_clip_val=1.0, use_distributed_sampler=False)
+    ends[name] = [dict(module.named_parameters()), module.balancing.state_dict()]
+torch.save(ends, f"{{rank}}.pt")
+"""
+
+
+@pytest.mark.slow  # starts two processes
+def test_two_processes_end_alike_in_mixed_precision(tmp_path):
+    (tmp_path / "run.py").write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
+    done = subprocess.run([sys.executable, "run.py"], capture_output=True, text=True, timeout=500, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    start = dict(build(NAMES["FixedWeights"]).named_parameters())
+    shared = {name: parameters["network.shared.0.weight"] for name, (parameters, _) in first.items()}
+    for name, parts in first.items():
+        for one, other in zip(parts, second[name], strict=True):
+            for key, value in one.items():
+                torch.testing.assert_close(value, other[key], rtol=0, atol=0, equal_nan=True, msg=f"{name} {key}")
+        assert (shared[name] - start["network.shared.0.weight"]).abs().max() > 1e-3
+        assert name == "FixedWeights" or not torch.equal(shared[name], shared["FixedWeights"])

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from taskformer.callbacks import Checkpoints, ProgressBar, Stopping, progress, stopping
 from taskformer.callbacks.progress import may_look
-from taskformer.modules import AutoTaskFormer, Baseline, MQTransformer
+from taskformer.modules import DWA, FAMO, AutoTaskFormer, Baseline, GeometricMean, MQTransformer
 from taskformer.modules.autotaskformer_args import Head, Sampling, Space
 from taskformer.modules.balancing import FixedWeights
 from taskformer.tasks import base, build_task
@@ -175,6 +175,9 @@ MORE = {
     "supernet of queries": lambda: supernet("query"),
     "one of a supernet": lambda: supernet(architecture=SPACE.build(len(TASKS)).smallest().to_json()),
     "learned weights": lambda: mqtransformer(balancing=Learned),
+    "weights of past epochs": lambda: mqtransformer(balancing=DWA),
+    "a mean of another kind": lambda: mqtransformer(balancing=GeometricMean),
+    "losses after the step": lambda: mqtransformer(balancing=FAMO),
     "another optimizer": lambda: mqtransformer(optimizer=lambda parameters: AdamW(parameters, foreach=True)),
 }
 

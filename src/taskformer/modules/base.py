@@ -276,8 +276,9 @@ class MultiTaskModule(Checkpointed):
         if self.distiller is None:
             return losses
         distances = self.distiller.distances(predictions[0], batch)
-        shown = {f"train/distance/{name}": distance for name, distance in distances.items()}
-        self.log_dict(shown, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch["image"]))
+        if torch.is_grad_enabled():  # not again where a balancing method looks back at a step
+            shown = {f"train/distance/{name}": distance for name, distance in distances.items()}
+            self.log_dict(shown, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch["image"]))
         return losses | {name: losses[name] + x if name in losses else x for name, x in distances.items()}
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
