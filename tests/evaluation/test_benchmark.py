@@ -20,6 +20,7 @@ from taskformer.evaluation.benchmark.timing import WARMUP, Reading, Spread, take
 from taskformer.models.autotaskformer import Architecture
 from taskformer.modules import AutoTaskFormer
 from taskformer.modules.autotaskformer_args import Head, Space
+from taskformer.modules.balancing import FAMO, METHODS, FixedWeights
 from taskformer.modules.base import MultiTaskModule
 from taskformer.tasks import build_tasks
 
@@ -234,7 +235,7 @@ def test_two_networks_are_compared_round_by_round(plain, monkeypatch):
     clock = Clock()
     works = {1: 2.0, 2: 5.0}
 
-    def prepare(self, batch):
+    def prepare(self, batch, method=None):
         return clock.call(self.name, works[self.module.network.repeat] * batch)
 
     monkeypatch.setattr(Subject, "inference", prepare)
@@ -250,6 +251,33 @@ def test_two_networks_are_compared_round_by_round(plain, monkeypatch):
     rows = {row[0]: row[1:] for row in found.rows()}
     assert rows["inference, batch 4: ms"] == ["20000 (20000-20000)", "8000 (8000-8000)", "2.500 (2.500-2.500)"]
     assert rows["  images/s"][2] == "0.4"
+
+
+def test_methods_of_balancing_take_turns_and_are_compared_with_fixed_weights(plain, monkeypatch, tmp_path):
+    clock = Clock()
+
+    def prepare(self, batch, method=None):
+        return clock.call(method and method.__name__, {FixedWeights: 2.0, FAMO: 5.0}.get(method, 3.0))
+
+    monkeypatch.setattr(Subject, "training", prepare)
+    monkeypatch.setattr(door, "clock_of", lambda device: clock)
+    found = taskformer.benchmark(plain, size=SIZE, rounds=3, batch=4, balancing=True, out=tmp_path)
+    names = [method.__name__ for method in METHODS]
+    calls = [call for call in clock.calls if call]
+    assert calls == names * (3 + WARMUP) + names
+    rows = {row[0]: row[1:] for row in found.methods[0].rows()}
+    assert list(rows) == names
+    assert rows["FAMO"][:2] == ["5000 (5000-5000)", "2.500 (2.500-2.500)"]
+    assert found.as_dict()["balancing"][0]["FAMO"]["ratio"]["median"] == 2.5
+    assert "NashMTL" in (tmp_path / "benchmark.md").read_text()
+
+
+def test_a_step_of_each_method_trains(plain):
+    for method in METHODS:
+        subject = Subject.open(plain, "plain", SIZE, CPU)
+        before = subject.network.backbone.weight.clone()
+        subject.training(2, method)()
+        assert (subject.network.backbone.weight - before).any(), method
 
 
 def test_parameters_that_train_have_rows_where_some_are_frozen():

@@ -6,7 +6,7 @@ from torch import nn
 from taskformer.modules import Balancing, GradientBalancing, Weighting
 
 
-class Uncertainty(Weighting):
+class Learned(Weighting):
     """Kendall, Gal, Cipolla. Multi-Task Learning Using Uncertainty to Weigh Losses. CVPR 2018.
 
     Args:
@@ -23,7 +23,7 @@ class Uncertainty(Weighting):
         return {task: loss * torch.exp(-logs[task]) + logs[task] for task, loss in losses.items()}
 
 
-class PCGrad(GradientBalancing):
+class Surgery(GradientBalancing):
     """Yu et al. Gradient Surgery for Multi-Task Learning. NeurIPS 2020; the tasks' order is fixed."""
 
     def aggregate(self, gradients):
@@ -34,7 +34,7 @@ class PCGrad(GradientBalancing):
         return combined.sum(dim=0)
 
 
-class GeometricMean(Balancing):
+class Geometric(Balancing):
     """The geometric mean of the losses of tasks with labels."""
 
     def forward(self, losses):

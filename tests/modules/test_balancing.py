@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from balancing_methods import GeometricMean, PCGrad, Uncertainty
+from balancing_methods import Geometric, Learned, Surgery
 from lightning.pytorch import Trainer
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD
@@ -118,7 +118,7 @@ def learn_pcgrad(losses, network, logs):
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize(("method", "learn"), [(Uncertainty, learn_uncertainty), (PCGrad, learn_pcgrad)])
+@pytest.mark.parametrize(("method", "learn"), [(Learned, learn_uncertainty), (Surgery, learn_pcgrad)])
 def test_steps_are_those_of_a_plain_loop(model, method, learn, tmp_path):
     module = build(model, method)
     network = copy.deepcopy(module.network).double()
@@ -127,7 +127,7 @@ def test_steps_are_those_of_a_plain_loop(model, method, learn, tmp_path):
     train(module, tmp_path, precision="64-true")
 
     network.train()
-    learnable = [*network.parameters(), *(logs.values() if method is Uncertainty else ())]
+    learnable = [*network.parameters(), *(logs.values() if method is Learned else ())]
     optimizer = SGD(learnable, lr=LR, momentum=0.9)
     data = iter(batches())
     for step in range(STEPS):
@@ -143,7 +143,7 @@ def test_steps_are_those_of_a_plain_loop(model, method, learn, tmp_path):
     assert max((trained[key] - first[key]).abs().max().item() for key in first) > 1e-3
     for key, expected in network.state_dict().items():
         torch.testing.assert_close(trained[key], expected, rtol=0, atol=1e-6)
-    if method is Uncertainty:
+    if method is Learned:
         learned = {name: value.item() for name, value in module.balancing.log_variance.items()}
         assert learned == pytest.approx({name: value.item() for name, value in logs.items()}, abs=1e-6)
         assert min(abs(value) for value in learned.values()) > 1e-3
@@ -152,7 +152,7 @@ def test_steps_are_those_of_a_plain_loop(model, method, learn, tmp_path):
 def test_gradients_are_changed_at_all(tmp_path):
     """The comparison above would pass a method that never projects if the plain loop never did."""
     ends = []
-    for method in (PCGrad, FixedWeights):
+    for method in (Surgery, FixedWeights):
         module = build("baseline", method)
         train(module, tmp_path)
         ends.append(torch.cat([parameter.detach().flatten() for parameter in module.network.parameters()]))
@@ -167,7 +167,7 @@ def test_fixed_weights_are_the_weighted_sum_to_the_bit():
         assert torch.equal(total, sum((WEIGHTS[name] * loss for name, loss in losses.items()), start=torch.zeros(())))
 
 
-@pytest.mark.parametrize("method", [FixedWeights, Uncertainty, GeometricMean])
+@pytest.mark.parametrize("method", [FixedWeights, Learned, Geometric])
 def test_a_task_without_labels_adds_nothing(method):
     balancing = method(WEIGHTS)
     values = {"semseg": 2.0, "depth": 0.0, "saliency": 0.5}
@@ -177,14 +177,14 @@ def test_a_task_without_labels_adds_nothing(method):
     assert torch.equal(total, balancing(others))
     total.backward()
     assert not losses["depth"].grad
-    if method is Uncertainty:
+    if method is Learned:
         assert balancing.log_variance["depth"].grad == 0  # not even the part that has no loss in it
         assert balancing.log_variance["semseg"].grad != 0
 
 
 def test_the_weights_that_are_logged_are_those_of_the_losses():
     losses = {name: torch.tensor(value, requires_grad=True) for name, value in (("a", 1.0), ("b", 4.0), ("c", 0.0))}
-    geometric = GeometricMean(dict.fromkeys(losses, 1.0))
+    geometric = Geometric(dict.fromkeys(losses, 1.0))
     weights = geometric.weights_in(geometric(losses), losses)  # the derivatives of sqrt(a * b)
     assert {name: weight.item() for name, weight in weights.items()} == pytest.approx({"a": 1.0, "b": 0.25, "c": 0.0})
     fixed = FixedWeights({"a": 1.0, "b": 2.0, "c": 3.0})
@@ -195,7 +195,7 @@ def test_scaled_losses_have_scaled_gradients():
     """What a gradient scaler of half precision multiplies the total by, it divides the gradients by."""
     found = []
     for scale in (1.0, 4096.0):
-        module = build("baseline", PCGrad)
+        module = build("baseline", Surgery)
         batch = batches()[0]
         losses = module.task_losses(module(batch["image"]), batch["targets"])
         parameters = list(module.network.parameters())
@@ -206,7 +206,7 @@ def test_scaled_losses_have_scaled_gradients():
 
 
 def test_what_a_method_learns_is_optimised_without_decay():
-    module = build("baseline", Uncertainty, optimizer=lambda groups: SGD(groups, lr=LR, weight_decay=0.3))
+    module = build("baseline", Learned, optimizer=lambda groups: SGD(groups, lr=LR, weight_decay=0.3))
     *_, own = module.configure_optimizers().param_groups
     assert own["params"] == list(module.balancing.parameters())
     assert (own["lr"], own["weight_decay"]) == (LR, 0.0)
@@ -221,7 +221,7 @@ def checkpoint_of(module):
 
 
 def test_a_method_starts_anew_from_a_checkpoint_of_another():
-    plain, learned = build("baseline", FixedWeights), build("baseline", Uncertainty)
+    plain, learned = build("baseline", FixedWeights), build("baseline", Learned)
     for saved, model in ((plain, learned), (learned, plain)):
         checkpoint = checkpoint_of(saved)
         model.on_load_checkpoint(checkpoint)
@@ -229,7 +229,7 @@ def test_a_method_starts_anew_from_a_checkpoint_of_another():
     with torch.no_grad():
         learned.balancing.log_variance["depth"].fill_(7.0)
     checkpoint = checkpoint_of(learned)
-    again = build("baseline", Uncertainty)
+    again = build("baseline", Learned)
     again.on_load_checkpoint(checkpoint)
     again.load_state_dict(checkpoint["state_dict"])
     assert again.balancing.log_variance["depth"] == 7.0
@@ -245,7 +245,7 @@ def test_a_method_is_one_line_of_the_command_line(small_rooms, tmp_path, monkeyp
              "--data.batch_size=2", "--data.size=[32,48]", "--trainer.accelerator=cpu", "--trainer.max_epochs=2",
              "--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1",
              "--gallery.every_n_epochs=0"]  # fmt: skip
-    method = ["--model.balancing=balancing_methods.Uncertainty", "--model.balancing.start=0.5"]
+    method = ["--model.balancing=balancing_methods.Learned", "--model.balancing.start=0.5"]
     main(["fit", *flags, *method, "--name=learned"])
     with Path("runs/learned/logs/fit/metrics.csv").open(newline="") as stream:
         rows = [float(row["train/weight/depth"]) for row in csv.DictReader(stream) if row["train/weight/depth"]]
@@ -293,7 +293,7 @@ torch.save(module.state_dict(), f"{{devices}}_{{rank}}.pt")
 
 
 @pytest.mark.slow  # starts three processes per case
-@pytest.mark.parametrize("method", [PCGrad, Uncertainty])
+@pytest.mark.parametrize("method", [Surgery, Learned])
 def test_two_processes_learn_what_one_does(method, tmp_path):
     (tmp_path / "run.py").write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
     for devices in ("1", "2"):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from balancing_methods import Uncertainty
+from balancing_methods import Learned
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from taskformer.callbacks import Checkpoints, ProgressBar, Stopping, progress, stopping
 from taskformer.callbacks.progress import may_look
-from taskformer.modules import AutoTaskFormer, Baseline, MQTransformer
+from taskformer.modules import DWA, FAMO, AutoTaskFormer, Baseline, GeometricMean, MQTransformer
 from taskformer.modules.autotaskformer_args import Head, Sampling, Space
 from taskformer.modules.balancing import FixedWeights
 from taskformer.tasks import base, build_task
@@ -174,7 +174,10 @@ MORE = {
     "aspp": lambda: Baseline(TASKS, decoder="aspp", backbone="lcnet_050", embed_dim=8),
     "supernet of queries": lambda: supernet("query"),
     "one of a supernet": lambda: supernet(architecture=SPACE.build(len(TASKS)).smallest().to_json()),
-    "learned weights": lambda: mqtransformer(balancing=Uncertainty),
+    "learned weights": lambda: mqtransformer(balancing=Learned),
+    "weights of past epochs": lambda: mqtransformer(balancing=DWA),
+    "a mean of another kind": lambda: mqtransformer(balancing=GeometricMean),
+    "losses after the step": lambda: mqtransformer(balancing=FAMO),
     "another optimizer": lambda: mqtransformer(optimizer=lambda parameters: AdamW(parameters, foreach=True)),
 }
 

@@ -45,13 +45,14 @@ def main(argv: list[str]) -> None:
         growth=options.growth,
         growth_tasks=options.growth_tasks,
         growth_task=options.growth_task,
+        balancing=options.balancing,
         device=options.device,
         precision=options.precision,
         threads=options.threads,
         out=options.out,
     )
     console = Console()
-    for table in (found.table(), *found.growth_tables()):
+    for table in (found.table(), *found.further_tables()):
         console.print(table)
     if options.out:
         console.print(f"wrote {options.out}", soft_wrap=True)
@@ -78,6 +79,8 @@ def _parser() -> Parser:
     parser.add_argument("--growth_tasks", type=list[int], default=[1, 2, 4, 8, 16], help="The numbers of tasks.")
     parser.add_argument("--growth_task", type=dict[str, Any], default={"type": "regression", "channels": 1},
                         help="What each of these tasks is.")  # fmt: skip
+    parser.add_argument("--balancing", type=bool, default=False, help="Also measure a training step with every method "
+                        "of balancing.")  # fmt: skip
     parser.add_argument("--device", type=str, default="cpu", help="Device to measure on, e.g. cuda.")
     parser.add_argument("--precision", type=Literal["32-true", "bf16-mixed"], default="32-true", help="As the "
                         "Trainer's.")  # fmt: skip

@@ -1,7 +1,23 @@
 """LightningModules: one per architecture, all alike but for the network they build."""
 
 from taskformer.modules.autotaskformer import AutoTaskFormer
-from taskformer.modules.balancing import Balancing, FixedWeights, GradientBalancing, Weighting
+from taskformer.modules.balancing import (
+    DWA,
+    FAMO,
+    IMTLL,
+    AlignedMTL,
+    Balancing,
+    CAGrad,
+    FixedWeights,
+    GeometricMean,
+    GradientBalancing,
+    NashMTL,
+    NormalisedGradients,
+    PCGrad,
+    Uncertainty,
+    UPGrad,
+    Weighting,
+)
 from taskformer.modules.base import MultiTaskModule
 from taskformer.modules.baseline import Baseline
 from taskformer.modules.dense import DenseModule
@@ -9,14 +25,25 @@ from taskformer.modules.mqtransformer import MQTransformer
 from taskformer.modules.schedules import PolyLR
 
 __all__ = [
+    "DWA",
+    "FAMO",
+    "IMTLL",
+    "AlignedMTL",
     "AutoTaskFormer",
     "Balancing",
     "Baseline",
+    "CAGrad",
     "DenseModule",
     "FixedWeights",
+    "GeometricMean",
     "GradientBalancing",
     "MQTransformer",
     "MultiTaskModule",
+    "NashMTL",
+    "NormalisedGradients",
+    "PCGrad",
     "PolyLR",
+    "UPGrad",
+    "Uncertainty",
     "Weighting",
 ]

@@ -209,15 +209,14 @@ class AutoTaskFormer(MultiTaskModule):
         if self.global_step == self._warmup_steps:
             self._follow_shared()
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the balanced loss of the step's sub-networks: one backward pass accumulates all their gradients."""
+    def learn(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Compute the mean losses of the step's sub-networks, by task, and those of the first, which are logged."""
         if self.single:
-            return super().training_step(batch, batch_idx)
-        batch = self.taught(batch)
+            return super().learn(batch)
         architectures = self.sample(self.global_step)
         learnt = (self._learnt_apart if self.sampling.divide else self._learnt_together)(architectures, batch)
         means = {name: torch.stack([losses[name] for losses in learnt]).mean() for name in self.tasks}
-        return self._balance(means, learnt[0], len(batch["image"]))
+        return means, learnt[0]
 
     def _learnt_together(self, architectures: Sequence[Architecture], batch: Batch) -> list[dict[str, Tensor]]:
         """Return the losses of sub-networks on the same images, from which the others also learn of the first one."""

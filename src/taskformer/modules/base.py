@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -162,6 +163,8 @@ class MultiTaskModule(Checkpointed):
         self.train_losses: dict[str, Tensor] = {}
         #: The same as they were balanced, until they are differentiated.
         self._balanced: dict[str, Tensor] = {}
+        #: The last training batch and its number, until the optimizer's step.
+        self._last: tuple[Batch, int] | None = None
         self._protocol = "standard"
         self.test_stage: Stage = "test"
         self.tta = TTA()
@@ -231,17 +234,28 @@ class MultiTaskModule(Checkpointed):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Start dropout's random stream of this batch, and note the size of the training images."""
-        torch.manual_seed(derive("batch", self.global_step, batch_idx, self.global_rank))
+        self._start_random_stream(batch_idx)
         if batch_idx == 0:
+            self.balancing.start_epoch()
             self.train_size.copy_(torch.tensor(batch["image"].shape[-2:]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the balanced loss of a batch."""
         batch = self.taught(batch)
+        self._last = batch, batch_idx
+        losses, shown = self.learn(batch)
+        return self._balance(losses, shown, len(batch["image"]))
+
+    def learn(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Compute the losses that a training step balances, by name, and those that are logged.
+
+        Args:
+            batch: The batch, with what teachers say of it.
+        """
         with self.distiller.watching() if self.distiller else nullcontext():
             predictions = self.predictions(batch["image"])
         losses = self.objectives(predictions, batch)
-        return self._balance(losses, losses, len(batch["image"]))
+        return losses, losses
 
     def taught(self, batch: Batch) -> Batch:
         """Return a batch with what teachers say of it, if there are any, see :meth:`Distiller.teach`."""
@@ -262,8 +276,9 @@ class MultiTaskModule(Checkpointed):
         if self.distiller is None:
             return losses
         distances = self.distiller.distances(predictions[0], batch)
-        shown = {f"train/distance/{name}": distance for name, distance in distances.items()}
-        self.log_dict(shown, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch["image"]))
+        if torch.is_grad_enabled():  # not again where a balancing method looks back at a step
+            shown = {f"train/distance/{name}": distance for name, distance in distances.items()}
+            self.log_dict(shown, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch["image"]))
         return losses | {name: losses[name] + x if name in losses else x for name, x in distances.items()}
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -271,6 +286,30 @@ class MultiTaskModule(Checkpointed):
         losses, self._balanced = self._balanced, {}
         trained = (*self.network.parameters(), *self.scaffold.parameters())
         self.balancing.backward(loss, losses, [p for p in trained if p.requires_grad])
+        for name, value in self.balancing.found().items():
+            self.log(f"train/{name}", value, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take a step, and let the balancing method learn from it."""
+        super().optimizer_step(*args, **kwargs)
+        if self._last is not None:
+            self.balancing.after_step(partial(self._losses_now, *self._last))
+            self._last = None
+
+    @torch.no_grad()
+    def _losses_now(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Compute the losses of a training batch again, with the same dropout; statistics of norms stay as they are."""
+        before = [buffer.clone() for buffer in self.network.buffers()]
+        self._start_random_stream(batch_idx)
+        with self.trainer.precision_plugin.train_step_context():
+            losses, _ = self.learn(batch)
+        for buffer, values in zip(self.network.buffers(), before, strict=True):
+            buffer.copy_(values)
+        return losses
+
+    def _start_random_stream(self, batch_idx: int) -> None:
+        """Start the random numbers of a training batch anew."""
+        torch.manual_seed(derive("batch", self.global_step, batch_idx, self.global_rank))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the validation metrics."""

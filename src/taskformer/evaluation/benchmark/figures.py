@@ -126,6 +126,51 @@ class Growth:
 
 
 @dataclass(frozen=True)
+class Methods:
+    """What training steps of a network cost with other ways to balance its tasks.
+
+    >>> rounds = [Reading(0.010, 0.020, 3), Reading(0.012, 0.024, 5)]
+    >>> slower = [Reading(0.015, 0.030, 3), Reading(0.018, 0.036, 5)]
+    >>> found = Methods("ours", {"FixedWeights": Timed(4, rounds, 7_000_000), "UPGrad": Timed(4, slower, 9_000_000)})
+    >>> for row in found.rows():
+    ...     print(" | ".join(row))
+    FixedWeights | 11 (10.5-11.5) | 1.000 (1.000-1.000) | 7
+    UPGrad | 16.5 (15.8-17.2) | 1.500 (1.500-1.500) | 9
+
+    Attributes:
+        name: The network.
+        timed: The measurements of each method, of which the first is what the others are compared with.
+    """
+
+    name: str
+    timed: dict[str, Timed]
+
+    @property
+    def ratios(self) -> dict[str, Spread]:
+        """Each method's time over the first one's, round by round."""
+        first = next(iter(self.timed.values()))
+        return {method: Spread.of_ratios(timed.walls, first.walls) for method, timed in self.timed.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain types."""
+        ratios = self.ratios
+        return {method: timed.as_dict() | {"ratio": ratios[method]._asdict()} for method, timed in self.timed.items()}
+
+    def header(self) -> list[str]:
+        """Headings of the columns."""
+        first, timed = next(iter(self.timed.items()))
+        return [f"training, batch {timed.batch}", "ms", f"/{first}", "peak memory, MB"]
+
+    def rows(self) -> list[list[str]]:
+        """Format the measurements of each method."""
+        return [
+            [method, _spread(Spread.of(timed.walls), MILLISECOND), *_paired({"": self.ratios[method]}, ""),
+             _number(timed.memory, MEGABYTE)]
+            for method, timed in self.timed.items()
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """What :func:`~taskformer.evaluation.benchmark.run.benchmark` has measured.
 
@@ -146,11 +191,13 @@ class Benchmark:
         subjects: The figures of one or two networks.
         growth: How they grow; empty if that was not measured.
         conditions: What the figures depend on beside the networks.
+        methods: What balancing costs each of them; empty if that was not measured.
     """
 
     subjects: list[Figures]
     growth: list[Growth]
     conditions: dict[str, Any]
+    methods: list[Methods] = field(default_factory=list)
 
     @property
     def ratios(self) -> dict[str, dict[str, Spread]]:
@@ -177,6 +224,7 @@ class Benchmark:
                 for name, ratios in self.ratios.items()
             },
             **({"growth": growth} if growth else {}),
+            **({"balancing": [found.as_dict() for found in self.methods]} if self.methods else {}),
         }
 
     def header(self) -> list[str]:
@@ -196,9 +244,14 @@ class Benchmark:
         """Build the table for the terminal."""
         return _screen(self.title, self.header(), self.rows())
 
-    def growth_tables(self) -> list[Table]:
-        """Build the tables of growth for the terminal."""
-        return [_screen(grown.name, grown.header(), grown.rows()) for grown in self.growth]
+    def further_tables(self) -> list[Table]:
+        """Build the tables of growth and of balancing for the terminal."""
+        return [_screen(found.name, found.header(), found.rows()) for found in self.further]
+
+    @property
+    def further(self) -> list[Growth | Methods]:
+        """What has a table of its own."""
+        return [*self.growth, *self.methods]
 
     @property
     def title(self) -> str:

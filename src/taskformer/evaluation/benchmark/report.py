@@ -12,6 +12,6 @@ def write(folder: Path, found: Benchmark) -> None:
     """Write ``benchmark.json``, ``benchmark.md`` and ``benchmark.png``."""
     write_json(folder / "benchmark.json", found.as_dict())
     tables = [markdown([found.header(), *found.rows()])]
-    tables += [f"{grown.name}\n\n{markdown([grown.header(), *grown.rows()])}" for grown in found.growth]
+    tables += [f"{each.name}\n\n{markdown([each.header(), *each.rows()])}" for each in found.further]
     write_text(folder / "benchmark.md", "\n".join([f"{found.title}\n", *tables]))
     draw(folder / "benchmark.png", found)

@@ -9,12 +9,13 @@ import torch
 
 from taskformer.errors import ConfigError, require
 from taskformer.evaluation.benchmark.cost import Cost, count
-from taskformer.evaluation.benchmark.figures import Benchmark, Figures, Growth, Timed
+from taskformer.evaluation.benchmark.figures import Benchmark, Figures, Growth, Methods, Timed
 from taskformer.evaluation.benchmark.memory import peak_memory
 from taskformer.evaluation.benchmark.subjects import Subject, alike
 from taskformer.evaluation.benchmark.timing import Clock, clock_of, take_turns
 from taskformer.evaluation.environment import environment
 from taskformer.modules import MultiTaskModule
+from taskformer.modules.balancing import METHODS
 
 #: Numbers of tasks, factors of the image's sides, and the kind of task of :func:`benchmark`'s growth.
 TASKS, ZOOMS, TASK = (1, 2, 4, 8, 16), (1.0, 2.0), {"type": "regression", "channels": 1}
@@ -32,6 +33,7 @@ def benchmark(
     growth: bool = False,
     growth_tasks: Sequence[int] = TASKS,
     growth_task: Mapping[str, Any] = TASK,
+    balancing: bool = False,
     device: str = "cpu",
     precision: Literal["32-true", "bf16-mixed"] = "32-true",
     threads: int | None = None,
@@ -62,6 +64,7 @@ def benchmark(
             image at a time.
         growth_tasks: The numbers of tasks.
         growth_task: What each of these tasks is, see :func:`taskformer.tasks.build_tasks`.
+        balancing: Whether training steps are also measured with every method of balancing, which take turns.
         device: Where everything runs, e.g. cuda.
         precision: As the Trainer's.
         threads: Threads on the processor; None: torch's number.
@@ -69,10 +72,11 @@ def benchmark(
         out: Folder to write ``benchmark.json``, ``benchmark.md`` and the picture ``benchmark.png`` to.
 
     Returns:
-        What was measured, with ``table()``, ``growth_tables()`` and ``as_dict()``.
+        What was measured, with ``table()``, ``further_tables()`` and ``as_dict()``.
 
     Raises:
         ConfigError: If there is no such device, no size is known, or a setting is impossible.
+        MissingExtraError: If a method of balancing lacks its package.
         WeightsError: If there is no such run or checkpoint.
     """
     require("[1, inf)", batch=batch, rounds=rounds, threads=threads, size=size, growth_tasks=growth_tasks)
@@ -89,7 +93,8 @@ def benchmark(
         for each, measured in zip(subjects, figures, strict=True):
             measured.tasks.update(_cost_of_tasks(each, measured.cost))
         grown = [_growth(each, growth_tasks, growth_task, rounds, train, clock) for each in subjects] if growth else []
-        found = Benchmark(figures, grown, _conditions(subjects[0], rounds, precision, growth_task))
+        methods = [_methods(each, batch, rounds, clock) for each in subjects] if balancing else []
+        found = Benchmark(figures, grown, _conditions(subjects[0], rounds, precision, growth_task), methods)
     if out is not None:
         from taskformer.evaluation.benchmark.report import write  # matplotlib, which takes a second to import
 
@@ -132,6 +137,16 @@ def _growth(
         subject.name,
         {"tasks": dict(zip(numbers, by_tasks, strict=True)), "side": dict(zip(ZOOMS, by_side, strict=True))},
     )
+
+
+def _methods(subject: Subject, batch: int, rounds: int, clock: Clock) -> Methods:
+    """Measure a training step with every method of balancing; they take turns."""
+    calls = {method.__name__: subject.training(batch, method) for method in METHODS}
+    readings = take_turns(list(calls.values()), rounds, clock)
+    return Methods(subject.name, {
+        name: Timed(batch, passed, peak_memory(call, subject.device))
+        for (name, call), passed in zip(calls.items(), readings, strict=True)
+    })  # fmt: skip
 
 
 def _cost_of_tasks(subject: Subject, cost: Mapping[str, Cost]) -> dict[str, Cost]:

@@ -15,6 +15,7 @@ from taskformer.models.adapting import merged
 from taskformer.models.autotaskformer import Architecture, Supernet
 from taskformer.models.autotaskformer.sharing import first_appearance
 from taskformer.modules import MultiTaskModule
+from taskformer.modules.balancing import BalancingCallable
 from taskformer.modules.loading import load
 from taskformer.tasks import Task
 
@@ -135,23 +136,32 @@ class Subject:
         forward, images = self._forward(merged(self.network.eval())), self.images(batch)
         return torch.inference_mode()(lambda: forward(images))
 
-    def training(self, batch: int) -> Callable[[], None]:
+    def training(self, batch: int, method: BalancingCallable | None = None) -> Callable[[], None]:
         """Return what trains on a batch: forward, losses, balancing, backward, the optimizer's step.
 
-        Nothing but the optimizer's state is left behind.
+        Nothing but the states of optimizer and balancing is left behind.
+
+        Args:
+            batch: Number of images.
+            method: How the losses are balanced; None: as the model does.
         """
         self.network.train()
         forward, images = self._forward(self.network), self.images(batch)
         tasks = self.module.tasks
         targets = {name: noise(task, batch, self.size).to(self.device) for name, task in tasks.items()}
-        balancing = deepcopy(self.module.balancing).to(self.device)
+        own = self.module.balancing
+        balancing = (method(own.weights) if method else deepcopy(own)).to(self.device)
         parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         optimizer = self.module.optimizer([{"params": [*parameters, *balancing.parameters()]}])
 
+        def task_losses() -> dict[str, Tensor]:
+            return self.module.task_losses(forward(images), targets)
+
         def step() -> None:
-            losses = self.module.task_losses(forward(images), targets)
+            losses = task_losses()
             balancing.backward(balancing(losses), losses, parameters)
             optimizer.step()
+            balancing.after_step(torch.no_grad()(task_losses))
             optimizer.zero_grad()
 
         return step

@@ -1,15 +1,14 @@
-"""How the losses of several tasks become one.
-
-A method is one short class: a :class:`Weighting` weighs the losses, a :class:`GradientBalancing` combines their
-gradients, any other :class:`Balancing` makes one number of them. ``--model.balancing mypackage.MyMethod`` chooses it,
-and ``--model.balancing.NAME`` sets its own arguments.
-"""
+"""What every way to balance tasks has in common, and the plainest one."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any, Self
 
 import torch
 from torch import Tensor, distributed, nn
+
+from taskformer.errors import MissingExtraError
 
 
 class Balancing(nn.Module, ABC):
@@ -37,6 +36,16 @@ class Balancing(nn.Module, ABC):
         super().__init__()
         self.weights = dict(weights)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move to a device or type, but never to fewer digits: small steps would vanish in bfloat16."""
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.element_size() >= tensor.element_size() else tensor.to(moved.device)
+
+        applied: Self = super()._apply(move, recurse)  # type: ignore[no-untyped-call]  # torch says no types here
+        return applied
+
     @abstractmethod
     def forward(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Return the total, a scalar, of the tasks' losses, scalars too.
@@ -54,10 +63,24 @@ class Balancing(nn.Module, ABC):
         """
         loss.backward()
 
+    def start_epoch(self) -> None:  # most methods have nothing to do
+        """Take note that the first batch of an epoch comes next."""
+
+    def after_step(self, losses: Callable[[], Mapping[str, Tensor]]) -> None:  # nor here
+        """Learn from what a step of the optimizer has changed.
+
+        Args:
+            losses: Computes the losses of the step's last batch with the new weights, which costs a forward pass.
+        """
+
     def weights_in(self, total: Tensor, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the weight of each task's loss in a total, for the log: 0 for a task without a label."""
         weights = torch.autograd.grad(total, list(losses.values()), retain_graph=True, materialize_grads=True)
         return dict(zip(losses, weights, strict=True))
+
+    def found(self) -> dict[str, float]:
+        """Return what the last backward pass has found out, by name, for the log."""
+        return {}
 
 
 class Weighting(Balancing):
@@ -65,7 +88,7 @@ class Weighting(Balancing):
 
     Example: weights by each task's uncertainty (Kendall, Gal, Cipolla. CVPR 2018).
 
-    >>> class Uncertainty(Weighting):
+    >>> class Learned(Weighting):
     ...     def __init__(self, weights, start: float = 0.0):
     ...         super().__init__(weights)
     ...         self.log_variance = nn.ParameterDict({task: torch.tensor(start) for task in weights})
@@ -73,7 +96,7 @@ class Weighting(Balancing):
     ...     def weigh(self, losses):
     ...         logs = self.log_variance
     ...         return {task: loss * torch.exp(-logs[task]) + logs[task] for task, loss in losses.items()}
-    >>> Uncertainty({"depth": 1.0, "normals": 10.0})({"depth": torch.tensor(2.0), "normals": torch.tensor(0.5)}).item()
+    >>> Learned({"depth": 1.0, "normals": 10.0})({"depth": torch.tensor(2.0), "normals": torch.tensor(0.5)}).item()
     2.5
     """
 
@@ -108,68 +131,22 @@ class FixedWeights(Weighting):
         return {}
 
 
-class GradientBalancing(FixedWeights):
-    """Combine the tasks' gradients.
-
-    Each is the gradient of a weighted loss. Parameters that one task alone reaches get its gradient as it is. Under
-    data-parallel training every task's gradient is first averaged over the processes, which so combine the gradients of
-    the whole batch, as one process would. Where gradients are accumulated, those of each batch are combined.
-
-    Example: parameters move only where no task is against it.
-
-    >>> class NoConflict(GradientBalancing):
-    ...     def aggregate(self, gradients):
-    ...         return torch.where((gradients > 0).all(0) | (gradients < 0).all(0), gradients.sum(0), 0)
-    """
-
-    @abstractmethod
-    def aggregate(self, gradients: Tensor) -> Tensor:
-        """Combine the gradients ``(T, P)`` of the T tasks with labels to one ``(P,)``, as torchjd's aggregators do."""
-
-    def backward(self, loss: Tensor, losses: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> None:
-        """Add the combined gradients to those of the parameters."""
-        # The weights, and what the total was scaled by.
-        factors = torch.autograd.grad(loss, list(losses.values()), retain_graph=True)
-        rows = [
-            torch.autograd.grad(loss_of_task, parameters, factor, retain_graph=True, allow_unused=True)
-            for loss_of_task, factor in zip(losses.values(), factors, strict=True)
-        ]
-        reached = [sum(gradient is not None for gradient in column) for column in zip(*rows, strict=True)]
-        for shared in (False, True):
-            chosen = [index for index, count in enumerate(reached) if (count > 1 if shared else count == 1)]
-            if not chosen:
-                continue
-            members = [parameters[index] for index in chosen]
-            gradients = _mean_over_processes(
-                torch.stack([_flat([row[index] for index in chosen], members) for row in rows])
-            )
-            if shared:
-                labelled = gradients[gradients.any(dim=1)]  # to count them is to wait for the device
-                combined = self.aggregate(labelled) if len(labelled) else labelled.sum(dim=0)
-            else:
-                combined = gradients.sum(dim=0)
-            _add(members, combined)
-
-
-def _flat(gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Join gradients to one vector, with zeros for parameters without one."""
-    filled = [
-        torch.zeros_like(parameter) if gradient is None else gradient
-        for gradient, parameter in zip(gradients, parameters, strict=True)
-    ]
-    return torch.cat([gradient.flatten() for gradient in filled])
-
-
-def _add(parameters: Sequence[nn.Parameter], gradient: Tensor) -> None:
-    """Add parts of one vector to the gradients of parameters."""
-    for parameter, part in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
-        # In the parameter's own layout, which fused optimizers rely on.
-        part = torch.empty_like(parameter).copy_(part.view_as(parameter))
-        parameter.grad = part if parameter.grad is None else parameter.grad + part
-
-
-def _mean_over_processes(gradients: Tensor) -> Tensor:
+def mean_over_processes(values: Tensor) -> Tensor:
+    """Average a tensor in place over the processes of a data-parallel training, all of which call this."""
     if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(gradients)
-        gradients /= distributed.get_world_size()
-    return gradients
+        distributed.all_reduce(values)
+        values /= distributed.get_world_size()
+    return values
+
+
+def torchjd(part: str) -> Any:
+    """Import a part of torchjd.
+
+    Raises:
+        MissingExtraError: If it is not installed.
+    """
+    try:
+        return import_module(f"torchjd.{part}")
+    except ImportError as error:
+        package, extra = "torchjd", "balancing"
+        raise MissingExtraError(package, extra) from error
