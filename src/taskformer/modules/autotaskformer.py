@@ -126,7 +126,7 @@ class AutoTaskFormer(MultiTaskModule):
             raise ConfigError(msg)
         # In plain types; a checkpoint must not depend on the architecture's file.
         text = None if single is None else single.to_json()
-        groups = {"space": space, "head": head, "sampling": sampling, "variant": variant}
+        groups: dict[str, Any] = {"space": space, "head": head, "sampling": sampling, "variant": variant}
         plain = {name: asdict(group) for name, group in groups.items()}
         self.save_hyperparameters(plain | {"architecture": text, "patch_size": patch_size}, logger=False)
         self.single = single

@@ -104,7 +104,7 @@ class Space:
             [shape.mlp_ratio * part / 4 for part in (2, 3)],
             [math.ceil(shape.num_heads * part / 4) for part in (2, 3)],
         )
-        choices = {}
+        choices: dict[str, Any] = {}
         for name, largest, smaller in zip(
             ("embed_dims", "depths", "mlp_ratios", "num_heads"), most, below, strict=True
         ):
@@ -124,6 +124,9 @@ class Space:
         sizes = self._given("embed_dims", "depths", "mlp_ratios", "num_heads")
         decoder = self._given("num_queries", "num_scales", "decoder_widths")
         sharing: dict[str, Any] = {"num_tasks": num_tasks, "sharing": self.sharing, "copies": self.copies}
+        if self.preset == "vit":
+            msg = f"the space's sizes are those of {self.vit!r}: build the space that they give, Space.within(shape)"
+            raise ConfigError(msg)
         if self.preset != "custom":
             if sizes:
                 names = ", ".join(sizes)

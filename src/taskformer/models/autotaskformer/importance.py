@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -97,13 +97,9 @@ def _by_rank(importance: Tensor) -> Tensor:
 
 def _sort(inner: Any, outer: Any, order: Tensor, parts: int) -> None:
     """Sort what lies between two linear layers, groups of channels, of which the first layer has some parts."""
-
-    def rows(values: Tensor) -> Tensor:
-        return values.unflatten(0, (parts, len(order), -1))[:, order].flatten(0, 2)
-
-    inner.weight.copy_(rows(inner.weight))
-    if inner.bias is not None:
-        inner.bias.copy_(rows(inner.bias))
+    for values in (inner.weight, inner.bias):
+        if values is not None:
+            values.copy_(values.unflatten(0, (parts, len(order), -1))[:, order].flatten(0, 2))
     outer.weight.copy_(outer.weight.unflatten(1, (len(order), -1))[:, order].flatten(1))
 
 
@@ -122,7 +118,8 @@ def _of_hidden(block: Any, hidden: Tensor) -> Tensor:
 
 def _scaled(layer: Any, scale: nn.Module) -> Tensor:
     """Return a linear layer's weight times the layer scale behind it."""
-    return layer.weight * getattr(scale, "gamma", torch.ones(1))[:, None]
+    weight: Tensor = layer.weight
+    return weight * cast(Tensor, getattr(scale, "gamma", torch.ones(1)))[:, None]
 
 
 def _features(vit: PlainViT, image: Tensor) -> Tensor:

@@ -466,14 +466,16 @@ def filled(layer: Affine, weight: Tensor, bias: Tensor | None) -> Affine:
     return layer
 
 
-def parted(interleaved: Tensor) -> Tensor:
+def parted(rows: Tensor) -> Tensor:
     """Sort rows (q, k, v, q, k, v, ...) by kind: all of q's first, then k's and v's."""
-    return interleaved.unflatten(0, (-1, 3)).transpose(0, 1).flatten(0, 1)
+    result: Tensor = rows.unflatten(0, (-1, 3)).transpose(0, 1).flatten(0, 1)
+    return result
 
 
-def interleaved(parted: Tensor) -> Tensor:
+def interleaved(rows: Tensor) -> Tensor:
     """Undo :func:`parted`."""
-    return parted.unflatten(0, (3, -1)).transpose(0, 1).flatten(0, 1)
+    result: Tensor = rows.unflatten(0, (3, -1)).transpose(0, 1).flatten(0, 1)
+    return result
 
 
 def _rows(values: Tensor, width: int) -> Tensor:

@@ -145,7 +145,7 @@ class PlainViT:
 
     def _stem(self, rows: int, columns: int, patch_size: int) -> dict[str, Tensor]:
         """Return what turns an image of our normalisation, of some patches of some size, into tokens."""
-        from timm.layers import resample_patch_embed  # with torchvision, which takes seconds to import
+        from timm.layers.patch_embed import resample_patch_embed  # with torchvision, which takes seconds to import
 
         project = self.encoder.patch_embed.proj
         weight = resample_patch_embed(project.weight, [patch_size, patch_size])
@@ -187,7 +187,7 @@ def _order_in(weights: str) -> tuple[int, ...]:
 
 def _obstacles(encoder: Any) -> Iterator[str]:
     """Say what a transformer has that the supernet has not."""
-    from timm.layers import PatchEmbed
+    from timm.layers.patch_embed import PatchEmbed
     from timm.models.vision_transformer import VisionTransformer
 
     if not isinstance(encoder, VisionTransformer):
@@ -205,7 +205,8 @@ def _obstacles(encoder: Any) -> Iterator[str]:
 
 def _obstacles_in(block: Any) -> Iterator[str]:
     """Say what a layer has that the supernet has not."""
-    from timm.layers import Attention, Mlp
+    from timm.layers.attention import Attention
+    from timm.layers.mlp import Mlp
     from timm.models.vision_transformer import Block
 
     if type(block) is not Block:
