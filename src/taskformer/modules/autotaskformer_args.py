@@ -170,19 +170,19 @@ class Sampling:
         sampler: ``"uniform"``, ``"sandwich"``, ``"complexity_aware"`` or ``"grow"``, see
             :func:`taskformer.modules.sampling.sample`.
         distill: Sandwich only: share of the largest network's outputs, against the labels, in what the others learn.
-        divide: Sandwich only: give each of the three a third of the batch, so that a step costs what it costs with one
-            sub-network. On images of their own none can teach the others: ``distill`` must be 0.
-        sandwich_from: Sandwich only: share of the training in which one random sub-network trains alone at each step;
-            the sandwich, which costs a few times as much, comes after it.
         sharing_warmup: Share of the training in which tasks share everything; then all copies start from the shared
             one, and the probability that tasks part rises to a half.
+        divide: Sandwich only: give each of the three a third of the batch, so that a step computes no more than with
+            one sub-network. On images of their own none can teach the others: ``distill`` must be 0.
+        sandwich_from: Sandwich only: share of the training in which one random sub-network trains alone at each step;
+            the sandwich, which costs a few times as much, comes after it.
     """
 
     sampler: SamplerName = "uniform"
     distill: float = 0.5
+    sharing_warmup: float = 0.2
     divide: bool = False
     sandwich_from: float = 0.0
-    sharing_warmup: float = 0.2
 
     def __post_init__(self) -> None:
         shares = ("distill", "sandwich_from", "sharing_warmup")

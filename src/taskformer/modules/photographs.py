@@ -49,8 +49,8 @@ class Predicted:
         files: The photographs and videos by the name of their results.
         frames: How many frames of each video by the same name.
         failed: Why a photograph or video could not be read, one sentence each.
-        network: The sub-network that was chosen, if there was one to choose.
         seconds: How long it took.
+        network: The sub-network that was chosen, if there was one to choose.
     """
 
     out: Path
@@ -58,8 +58,8 @@ class Predicted:
     files: dict[str, Path]
     frames: dict[str, int] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
-    network: Choice | None = None
     seconds: float = 0.0
+    network: Choice | None = None
 
     def summary(self) -> str:
         """Say where what was written."""
