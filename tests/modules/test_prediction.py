@@ -126,6 +126,17 @@ def test_the_scale_is_the_trainings_or_the_one_asked_for():
         assert network.seen == [size]
 
 
+@pytest.mark.parametrize("tile", [None, 64])
+def test_what_looks_four_times_larger_is_not_four_times_closer(tile):
+    def network(image):
+        return dict.fromkeys(tasks, torch.full((1, 1, *image.shape[-2:]), 2.0))
+
+    tasks = build_tasks({"depth": {}, "inverse_depth": {}, "edge_texture": {}})
+    maps = predict_maps(tasks, network, torch.rand(1, 3, 200, 300), shorter=50, view=View(scale=1, tile=tile))
+    for name, expected in {"depth": 8.0, "inverse_depth": 0.5, "edge_texture": 2.0}.items():
+        torch.testing.assert_close(maps[name], torch.full((1, 1, 200, 300), expected))
+
+
 @pytest.mark.parametrize("wrong", [{"tile": 63}, {"overlap": 0.6}, {"overlap": -0.1}, {"scale": 0}])
 def test_views_that_cannot_be(wrong):
     with pytest.raises(ConfigError, match=f"{next(iter(wrong))} must be in "):

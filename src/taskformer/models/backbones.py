@@ -19,12 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from taskformer.errors import ConfigError, TaskformerError, UnknownNameError, WeightsError
-from taskformer.models.adapting import Freeze, Lora, adapt, frozen_parts, frozen_tensors, plain_name
+from taskformer.models.adapting import Freeze, Lora, adapt, fingerprint, frozen_parts, frozen_tensors, plain_name
+from taskformer.models.feature_cache import FeatureCache
 from taskformer.models.weights import BUNDLED, FAULTS, load_weights, wanted_normalisation
 from taskformer.normalisation import MEAN, STD
 
 #: As timm has an encoder, or as published dense predictors have it.
 Form = Literal["classification", "segmentation"]
+#: How exactly a frozen encoder computes: as everything else does, or in half precision.
+FrozenPrecision = Literal["float32", "bfloat16", "float16"]
 #: Maps finer than this cost more than they help, those after the fourth are too coarse.
 FINEST_STRIDE, MAX_LEVELS = 4, 4
 #: Options that are not left out silently: what an encoder lacks that does not take them, and what to do.
@@ -64,6 +67,9 @@ class Backbone(nn.Module):
             and positions are resampled by timm, e.g. DINOv2's from 14 to 16.
         normalisation: Mean and deviation of the three channels, in 0..1, of the images that the weights were trained
             on, e.g. ``[[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]``. None: what timm or the hub says of them.
+        frozen_precision: ``"bfloat16"`` or ``"float16"``: an encoder that is frozen as a whole computes in it, whatever
+            the precision of the rest.
+        cache: Where the maps of such an encoder are kept.
 
     Attributes:
         channels: Channels of each feature map.
@@ -72,8 +78,8 @@ class Backbone(nn.Module):
         step: What height and width must be multiples of: the largest stride, or a multiple of it (MaxViT's windows).
 
     Raises:
-        ConfigError: If the model cannot encode images of any size, or lacks an option that is given: stochastic depth,
-            patches of another size.
+        ConfigError: If the model cannot encode images of any size, lacks an option that is given (stochastic depth,
+            patches of another size), or is not frozen although a setting is for that.
         UnknownNameError: If timm has no such model.
         WeightsError: If the weights cannot be found or do not fit.
     """
@@ -89,6 +95,8 @@ class Backbone(nn.Module):
         lora: Lora = Lora(),  # noqa: B008  # immutable
         patch_size: int | None = None,
         normalisation: Sequence[Sequence[float]] | None = None,
+        frozen_precision: FrozenPrecision = "float32",
+        cache: FeatureCache | None = None,
     ) -> None:
         super().__init__()
         self.encoder = _create(name, weights == "timm", drop_path_rate, patch_size)
@@ -128,6 +136,17 @@ class Backbone(nn.Module):
         self.train(self.training)
         #: Names of tensors that need not be saved, because the weights give them again.
         self._given = given if freeze != "none" or lora.rank else set()
+        if not self.frozen and (cache or frozen_precision != "float32"):
+            msg = (
+                "feature_cache and frozen_precision are for an encoder that is frozen as a whole; "
+                "set freeze to 'all' and no lora, or leave them out"
+            )
+            raise ConfigError(msg)
+        self.cache = cache
+        self._half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(frozen_precision)
+        self._settings = f"{name} {form} {self.indices} {self.norm}"
+        #: Addresses and versions of the tensors when they were hashed, and their hash.
+        self._hashed: tuple[list[tuple[int, int]], str] = ([], "")
 
     @property
     def frozen(self) -> bool:
@@ -152,15 +171,41 @@ class Backbone(nn.Module):
 
     def encode(self, image: Tensor) -> list[Tensor]:
         """Return timm's own maps of ``(B, 3, H, W)``; a plain ViT's have the stride of its patches."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            features: list[Tensor] = self.encoder.forward_intermediates(
-                image * self.scale + self.shift,
-                indices=self.indices,
-                norm=self.norm,
-                intermediates_only=True,
-                output_fmt="NCHW",
-            )
+        if not self.frozen:
+            return self._encode(image)
+        with torch.no_grad():
+            encode = self._encode_frozen
+            features = self.cache(image, self._identity(image), encode) if self.cache else encode(image)
+        # What follows expects its own precision.
+        return features if torch.is_autocast_enabled(image.device.type) else [x.to(image.dtype) for x in features]
+
+    def _encode(self, image: Tensor) -> list[Tensor]:
+        features: list[Tensor] = self.encoder.forward_intermediates(
+            image * self.scale + self.shift,
+            indices=self.indices,
+            norm=self.norm,
+            intermediates_only=True,
+            output_fmt="NCHW",
+        )
         return features
+
+    def _encode_frozen(self, image: Tensor) -> list[Tensor]:
+        if self._half is None:
+            return self._encode(image)
+        with torch.autocast(image.device.type, self._half):
+            return [x.to(self._half) for x in self._encode(image)]
+
+    def _identity(self, image: Tensor) -> str:
+        """Tell what maps depend on beside the image; the weights are hashed again when they were written to."""
+        import timm
+
+        tensors = {**self.encoder.state_dict(keep_vars=True), "scale": self.scale, "shift": self.shift}
+        written = [(values.data_ptr(), values._version) for values in tensors.values()]
+        if written != self._hashed[0]:
+            self._hashed = written, fingerprint(tensors)
+        device = image.device.type
+        around = f"in {torch.get_autocast_dtype(device)}" if torch.is_autocast_enabled(device) else image.dtype
+        return f"{self._hashed[1]} {self._settings} {self._half or around} timm {timm.__version__}"
 
     def spread(self, features: list[Tensor]) -> list[Tensor]:
         """Turn the maps of :meth:`encode` into those for the decoder by what is not timm's: norms, a pyramid."""

@@ -8,6 +8,7 @@ be deleted for another encoder or other transforms, and any number of processes 
 import hashlib
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,6 +21,23 @@ from taskformer.files import UNFINISHED, replacing
 SUFFIX = ".safetensors"
 #: Share of the bound that a process adds before it looks again how much the others have added.
 RECOUNT = 1 / 64
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """Where the maps of a frozen encoder are kept, and how many.
+
+    Args:
+        folder: Folder of the files, which any number of runs may share; None: nothing is kept.
+        gigabytes: Size (in 10^9 bytes) of all files at which nothing is added any more.
+    """
+
+    folder: str | None = None
+    gigabytes: float = 20.0
+
+    def open(self) -> "FeatureCache | None":
+        """Return the cache, if there is one."""
+        return None if self.folder is None else FeatureCache(self.folder, self.gigabytes)
 
 
 class FeatureCache:

@@ -50,7 +50,7 @@ from taskformer.tasks.improvement import improvements
 #: Arguments of constructors that are not plain values, or follow from others, and thus are no hyper-parameters.
 BUILDERS = ("network", "build_head", "last_only", "balancing", "optimizer", "lr_scheduler")
 #: Nor are those that only say how a machine computes: what is loaded from a checkpoint computes plainly.
-COMPUTATION = ("channels_last", "compile", "matmul_precision")
+COMPUTATION = ("channels_last", "compile", "matmul_precision", "frozen_precision", "feature_cache")
 
 MatmulPrecision = Literal["highest", "high", "medium"]
 Batch = dict[str, Any]

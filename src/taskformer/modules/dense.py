@@ -10,10 +10,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from taskformer.errors import require
+from taskformer.errors import ConfigError, require
 from taskformer.models import Backbone, DenseNetwork
 from taskformer.models.adapting import Freeze, Lora, encoder_layers, frozen_parts
-from taskformer.models.backbones import Form
+from taskformer.models.backbones import Form, FrozenPrecision
+from taskformer.models.feature_cache import CacheSettings
 from taskformer.modules.autotaskformer_args import as_group
 from taskformer.modules.base import MultiTaskModule, image_tasks, not_negative
 
@@ -49,6 +50,9 @@ class DenseModule(MultiTaskModule, ABC):
         patch_size: Side of a plain ViT's patches in pixels, if other than in its name; pretrained ones are resampled.
         normalisation: Mean and deviation, in 0..1 per channel, of the images that a file's weights were trained on,
             e.g. ``[[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]``. None: what timm or the hub says of the weights.
+        frozen_precision: How exactly an encoder computes that is frozen as a whole: ``"float32"`` as everything else
+            does, or in ``"bfloat16"`` or ``"float16"``.
+        feature_cache: Where the maps of such an encoder are kept, so that no image is encoded twice.
         kwargs: Settings of every model, see :class:`~taskformer.modules.base.MultiTaskModule`.
     """
 
@@ -70,11 +74,14 @@ class DenseModule(MultiTaskModule, ABC):
         lora: Lora = Lora(),  # noqa: B008  # groups are immutable
         patch_size: int | None = None,
         normalisation: list[list[float]] | None = None,
+        frozen_precision: FrozenPrecision = "float32",
+        feature_cache: CacheSettings = CacheSettings(),  # noqa: B008
         **kwargs: Any,
     ) -> None:
         require("[0, 1)", backbone_drop_path=backbone_drop_path)
         require("(0, 1]", layer_decay=layer_decay)
         lora = as_group("lora", Lora, lora)  # checkpoints hold plain types
+        cache = as_group("feature_cache", CacheSettings, feature_cache).open()
         encoder = Backbone(
             backbone,
             weights,
@@ -85,9 +92,14 @@ class DenseModule(MultiTaskModule, ABC):
             lora,
             patch_size,
             normalisation,
+            frozen_precision,
+            cache,
         )
         network = DenseNetwork(encoder, build_head, image_tasks(tasks))
         super().__init__(tasks, network, weights=weights, **kwargs)
+        if self.compiles and cache:
+            msg = "feature_cache reads files, which a compiled program cannot: set compile to false, or leave it out"
+            raise ConfigError(msg)
         self.save_hyperparameters({"lora": asdict(lora)}, logger=False)
         self.backbone_lr_scale = not_negative("backbone_lr_scale", backbone_lr_scale)
         self.layer_decay = layer_decay

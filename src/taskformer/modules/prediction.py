@@ -90,7 +90,8 @@ def predict_maps(
 ) -> dict[str, Tensor]:
     """Predict decoded maps of a photograph at its own resolution.
 
-    Tasks about the whole image always see it as a whole, as in the training.
+    What follows from another scale than the training's is undone: what looks larger looks closer. In tiles, tasks about
+    the whole image still see it as a whole, as in the training.
 
     Args:
         tasks: The tasks by name.
@@ -106,15 +107,17 @@ def predict_maps(
     height, width = image.shape[-2:]
     trained = shorter / max(min(height, width), max(height, width) / MAX_ASPECT) or 1.0
     scale = view.scale or trained
-    seen = _scaled(image, scale)
+    seen, zoom = _scaled(image, scale), scale / trained
     if view.tile is None:
         outputs = network(seen)
-        return {name: decode_at(task, outputs[name], height, width) for name, task in tasks.items()}
+        return {
+            name: decode_at(task, task.unzoomed(outputs[name], zoom), height, width) for name, task in tasks.items()
+        }
     of_pixels = {name: task for name, task in tasks.items() if task.geometry != "image"}
     decoders = {name: RowDecoder(task, seen.shape[-2], height, width) for name, task in of_pixels.items()}
     for rows in tiled(network, seen, view, list(decoders)):
         for name, decoder in decoders.items():
-            decoder.add(rows[name])
+            decoder.add(decoder.task.unzoomed(rows[name], zoom))
     decoded = {name: decoder.decoded() for name, decoder in decoders.items()}
     if len(decoded) < len(tasks):
         outputs = network(_scaled(image, trained))
