@@ -147,6 +147,7 @@ class Maps(nn.Module):
         return self.encoder.forward_intermediates(image, intermediates_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [tiny_beit, lambda: build_vit_relpos("mlp"), lambda: tiny_hiera((64, 64)), coatnet])
 def test_such_an_encoder_is_exported_and_compiled(build):
     network = Maps(lively(build()))
