@@ -1,6 +1,7 @@
 """Every method that is shipped, against its paper written down plainly, and where tasks have no labels."""
 
 import copy
+import csv
 import math
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from torch import nn
 from torch.optim import SGD, Adam
 from torch.utils.data import DataLoader
 
+from taskformer.cli import main
 from taskformer.errors import ConfigError, MissingExtraError
 from taskformer.modules import AutoTaskFormer, MultiTaskModule
 from taskformer.modules.autotaskformer_args import Sampling, Space
@@ -522,6 +524,19 @@ def test_a_weight_is_that_of_the_loss_as_it_is():
     found = method.found()
     lengths = [torch.autograd.grad(loss, parameters[0], retain_graph=True)[0].norm() for loss in losses.values()]
     assert found["weight/task_0"] / found["weight/task_1"] == pytest.approx((lengths[1] / lengths[0]).item())
+
+
+def test_weights_and_conflicts_are_logged(small_rooms, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "--model=Baseline", "--model.backbone=lcnet_050", "--model.embed_dim=8", "--model.head_dim=4",
+          "--model.balancing=CAGrad", "--model.balancing.c=0.0", "--data=RoomsDataModule",
+          f"--data.root={small_rooms}", "--data.tasks=[depth,semseg]", "--data.batch_size=2", "--data.size=[32,48]",
+          "--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false",
+          "--gallery.every_n_epochs=0", "--name=logged", "--model.loss_weights={depth: 4.0}"])  # fmt: skip
+    with Path("runs/logged/logs/fit/metrics.csv").open(newline="") as stream:
+        (row,) = [row for row in csv.DictReader(stream) if row["train/weight/depth"]]
+    assert float(row["train/weight/depth"]) == 2.0  # without a radius it is the mean of the two weighted losses
+    assert -1 <= float(row["train/cosine/depth/semseg"]) <= 1
 
 
 SCRIPT = """

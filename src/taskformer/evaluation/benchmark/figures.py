@@ -134,8 +134,8 @@ class Methods:
     >>> found = Methods("ours", {"FixedWeights": Timed(4, rounds, 7_000_000), "UPGrad": Timed(4, slower, 9_000_000)})
     >>> for row in found.rows():
     ...     print(" | ".join(row))
-    FixedWeights | 11 (10.5-11.5) | 1.000 (1.000-1.000) | 7
-    UPGrad | 16.5 (15.8-17.2) | 1.500 (1.500-1.500) | 9
+    FixedWeights | 11 (10.5-11.5) | 1.000 (1.000-1.000) | 1.000 | 7
+    UPGrad | 16.5 (15.8-17.2) | 1.500 (1.500-1.500) | 1.500 | 9
 
     Attributes:
         name: The network.
@@ -146,27 +146,30 @@ class Methods:
     timed: dict[str, Timed]
 
     @property
-    def ratios(self) -> dict[str, Spread]:
-        """Each method's time over the first one's, round by round."""
+    def ratios(self) -> dict[str, dict[str, Spread]]:
+        """Each method's times over the first one's, round by round."""
         first = next(iter(self.timed.values()))
-        return {method: Spread.of_ratios(timed.walls, first.walls) for method, timed in self.timed.items()}
+        return {method: _over(timed, first) for method, timed in self.timed.items()}
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain types."""
-        ratios = self.ratios
-        return {method: timed.as_dict() | {"ratio": ratios[method]._asdict()} for method, timed in self.timed.items()}
+        return {
+            method: self.timed[method].as_dict()
+            | {"ratios": {clock: spread._asdict() for clock, spread in ratios.items()}}
+            for method, ratios in self.ratios.items()
+        }
 
     def header(self) -> list[str]:
         """Headings of the columns."""
         first, timed = next(iter(self.timed.items()))
-        return [f"training, batch {timed.batch}", "ms", f"/{first}", "peak memory, MB"]
+        return [f"training, batch {timed.batch}", "ms", f"/{first}", "CPU", "peak memory, MB"]
 
     def rows(self) -> list[list[str]]:
         """Format the measurements of each method."""
         return [
-            [method, _spread(Spread.of(timed.walls), MILLISECOND), *_paired({"": self.ratios[method]}, ""),
-             _number(timed.memory, MEGABYTE)]
-            for method, timed in self.timed.items()
+            [method, _spread(Spread.of(self.timed[method].walls), MILLISECOND), *_paired(ratios, "seconds"),
+             f"{ratios['cpu_seconds'].median:.3f}", _number(self.timed[method].memory, MEGABYTE)]
+            for method, ratios in self.ratios.items()
         ]  # fmt: skip
 
 
@@ -205,13 +208,7 @@ class Benchmark:
         if len(self.subjects) == 1:
             return {}
         first, second = (figures.timed for figures in self.subjects)
-        return {
-            name: {
-                "seconds": Spread.of_ratios(timed.walls, second[name].walls),
-                "cpu_seconds": Spread.of_ratios(timed.cpus, second[name].cpus),
-            }
-            for name, timed in first.items()
-        }
+        return {name: _over(timed, second[name]) for name, timed in first.items()}
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain types, for JSON."""
@@ -290,6 +287,14 @@ class Benchmark:
             ["  peak memory, MB", *(_number(memory, MEGABYTE) for memory in memories), *_ratio(memories)],
             ["  page faults", *(_number(count) for count in faults), *_ratio(faults)],
         ]  # fmt: skip
+
+
+def _over(first: Timed, second: Timed) -> dict[str, Spread]:
+    """Divide one call's times by another's, round by round."""
+    return {
+        "seconds": Spread.of_ratios(first.walls, second.walls),
+        "cpu_seconds": Spread.of_ratios(first.cpus, second.cpus),
+    }
 
 
 def _growing(figures: Figures) -> dict[str, float | None]:
