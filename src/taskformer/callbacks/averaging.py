@@ -7,6 +7,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 from taskformer.errors import require
+from taskformer.modules.base import MultiTaskModule
 
 
 class MovingAverage(WeightAveraging):
@@ -32,6 +33,8 @@ class MovingAverage(WeightAveraging):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make room for the average where the weights will be: the module is not there yet."""
+        if isinstance(pl_module, MultiTaskModule) and stage == "fit":
+            pl_module.load_teachers()  # what trains with them is averaged too
         self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
 
