@@ -14,6 +14,8 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 import taskformer
+from taskformer.callbacks.averaging import MovingAverage
+from taskformer.cli import main
 from taskformer.data.predictions import saved
 from taskformer.errors import ConfigError, UnknownNameError
 from taskformer.modules import AutoTaskFormer, Baseline
@@ -120,8 +122,8 @@ def test_steps_are_those_of_a_plain_loop(settings, teacher, tmp_path):
     before = copy.deepcopy(source.state_dict())
     if settings.get("feature_weight"):  # the projection is made when the training begins
         projections = []
-        made = model.configure_model
-        model.configure_model = lambda: (made(), projections.append(copy.deepcopy(model.scaffold["features"])))
+        made = model.load_teachers
+        model.load_teachers = lambda: (made(), projections.append(copy.deepcopy(model.scaffold["features"])))
     fit(model, tmp_path)
     projection = projections[0] if settings.get("feature_weight") else None
     learnable = [*network.parameters(), *(projection.parameters() if projection else ())]
@@ -266,6 +268,16 @@ def test_a_copy_of_a_model_shares_its_teacher(teacher, tmp_path):
     assert copy.deepcopy(model).distiller is model.distiller
 
 
+def test_the_average_of_weights_has_a_place_for_what_features_need(teacher, tmp_path):
+    settings = Distillation(teacher, feature_weight=1.0)
+    plain, averaged = build(distillation=settings), build(distillation=settings)
+    fit(plain, tmp_path)
+    fit(averaged, tmp_path, callbacks=[MovingAverage(decay=0.0)])  # of the last step alone
+    ours, theirs = averaged.state_dict(), plain.state_dict()
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 RANKS = """
 import json, sys
 sys.path.insert(0, {folder!r})
@@ -301,3 +313,32 @@ def test_features_are_learnt_by_a_compiled_network_too(teacher, tmp_path):
     fit(compiled, tmp_path)
     for (name, value), expected in zip(plain.named_parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(value, expected, atol=1e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.slow
+def test_a_run_teaches_from_its_checkpoint_and_from_its_predictions(tiny, small_rooms, tmp_path):
+    runs, out = tmp_path / "runs", tmp_path / "said"
+    flags = [*tiny, "--data.tasks=[semseg,depth,normals]", f"--runs_dir={runs}"]
+    main(
+        ["fit", "--model=Baseline", "--data=RoomsDataModule", "--model.backbone=test_resnet", "--name=teacher", *flags]
+    )
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for path in sorted((small_rooms / "image").iterdir())[20:25]:
+        (photographs / path.name).symlink_to(path)
+    main(["predict", str(runs / "teacher"), str(photographs), "--out", str(out)])
+    config = tmp_path / "mixture.yaml"
+    parts = [
+        {"class_path": "RoomsDataModule", "init_args": {"root": str(small_rooms), "tasks": ["semseg", "depth"]}},
+        {"class_path": "UnlabelledFolder", "init_args": {"root": str(photographs), "predictions": str(out)}},
+    ]
+    mixture = {"class_path": "CombinedDataModule", "init_args": {"parts": parts}}
+    config.write_text(json.dumps({"data": mixture}))
+    for name, teacher in (("run", str(runs / "teacher")), ("saved", "saved")):
+        main(["fit", f"--config={config}", "--model=Baseline", "--model.backbone=test_resnet", f"--name={name}",
+              f"--model.distillation.teacher={teacher}", "--model.distillation.confidence=0", f"--runs_dir={runs}",
+              *[flag for flag in tiny if "data.root" not in flag]])  # fmt: skip
+        recipe = taskformer.load(runs / name).recipe
+        assert recipe["distillation"]["teacher"] == teacher
+        main(["test", str(runs / name)])
+        assert set(json.loads((runs / name / "metrics.json").read_text())["test"]["tasks"]) == {"semseg", "depth"}

@@ -5,7 +5,6 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from taskformer.errors import require
 from taskformer.modules.base import MultiTaskModule
@@ -29,18 +28,15 @@ class MovingAverage(WeightAveraging):
 
     def __init__(self, decay: float | None = None) -> None:
         require("[0, 1)", **{"ema.decay": decay})
-        super().__init__()
+        super().__init__(avg_fn=self._averaged)
         self.decay = decay
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Copy the module to where its weights will be, with what only trains, without teachers."""
-        if stage != "fit" or not isinstance(pl_module, MultiTaskModule):
-            return
-        pl_module.configure_model()
-        distiller, pl_module.distiller = pl_module.distiller, None
-        device = trainer.strategy.root_device
-        self._average_model = AveragedModel(pl_module, device, self._averaged, use_buffers=True)
-        pl_module.distiller = distiller
+        """Make room for the average where the weights will be: the module is not there yet."""
+        if isinstance(pl_module, MultiTaskModule) and stage == "fit":
+            pl_module.load_teachers()  # what trains with them is averaged too
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the average in its place while others look at the validation's end, for instance to draw pictures."""

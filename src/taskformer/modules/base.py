@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import MixedPrecision, Precision
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_info
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -200,17 +199,17 @@ class MultiTaskModule(Checkpointed):
         """Predict raw outputs as test images and photographs get them: averaged over what ``tta`` says."""
         return augmented(self, self.tta.flip, self.tta.scales)(image)
 
-    def configure_model(self) -> None:
-        """Load the teachers of a training, before anything is made of the parameters."""
-        trains = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
-        if not trains or self.distiller is not None or not self.distillation.is_on:
-            return
-        self.distiller = Distiller(self.distillation, self.network, self.tasks)
-        if self.distiller.features is not None:
-            self.scaffold[FEATURES] = self.distiller.features.projection
+    def load_teachers(self) -> None:
+        """Load the teachers of a training, if there are any and they are not there yet, and what trains with them."""
+        if self.distiller is None and self.distillation.is_on:
+            self.distiller = Distiller(self.distillation, self.network, self.tasks)
+            if self.distiller.features is not None:
+                self.scaffold[FEATURES] = self.distiller.features.projection
 
     def setup(self, stage: str) -> None:
-        """Let the Trainer's runs compute as they are asked to."""
+        """Let the Trainer's runs compute as they are asked to, and a training have its teachers."""
+        if stage == "fit":
+            self.load_teachers()
         if self.compiles:
             self._compiled = torch.compile(self.network.forward)
         if self.matmul_precision is not None:
