@@ -212,7 +212,7 @@ def test_what_a_part_adds_is_its_importance(files):
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_sorted_by_importance_it_computes_the_same_and_starts_with_the_most_important(name, files, tmp_path):
-    vit = PlainViT(name, str(files[name]))
+    vit = PlainViT(name, str(files[name]), [[0.4, 0.5, 0.6], [0.1, 0.2, 0.3]])
     before = measure_importance(vit, [picture()])
     sort_by_importance(vit, before)
     after = measure_importance(vit, [picture()])
@@ -221,11 +221,13 @@ def test_sorted_by_importance_it_computes_the_same_and_starts_with_the_most_impo
     assert before.layers[list(vit.layer_order)].diff().max() <= 0
     vit.save(tmp_path / "vit.pth")
     again = PlainViT(name, str(tmp_path / "vit.pth"))  # no tensor is left over
+    assert again.backbone.normalisation == [[0.4, 0.5, 0.6], [0.1, 0.2, 0.3]]
     assert again.layer_order == vit.layer_order != tuple(range(vit.shape.depth))
     supernet = supernet_of(again)
     assert supernet.layer_order == vit.layer_order
-    expected = originals_features(original(name, files[name]), picture())[-1]
-    assert_close(supernet.features(picture())["depth"][-1], expected)
+    model = original(name, files[name])
+    model.pretrained_cfg |= {"mean": (0.4, 0.5, 0.6), "std": (0.1, 0.2, 0.3)}
+    assert_close(supernet.features(picture())["depth"][-1], originals_features(model, picture())[-1])
 
 
 @pytest.mark.parametrize(("prefix", "max_relative"), [(0, 14), (0, 0), (3, 2), (3, 0)])
@@ -254,9 +256,10 @@ def test_the_order_of_layers_is_part_of_the_state():
     state = first.state_dict()
     second.load_state_dict(state)
     assert second.layer_order == (2, 0, 1)
-    state.pop("_extra_state")  # as of earlier versions
+    state.pop("layer_order")  # as of earlier versions
     second.load_state_dict(state)
     assert second.layer_order == (0, 1, 2)
+    assert state.keys() == second.state_dict().keys()
     shallow = Architecture(8, 2, (2.0, 2.0), (1, 1))
     subnet = first.extract(shallow)  # layers 0 and 2; stochastic depth rises as in one that is built anew
     assert [unit["0"].drop_path.drop_prob for unit in subnet.units] == [0.0, 0.0, 0.25, 0.25]

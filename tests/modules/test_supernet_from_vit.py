@@ -31,7 +31,12 @@ def file(tmp_path_factory):
 
 def build(weights="random", tasks=TASKS, **changes):
     torch.manual_seed(0)
-    options = {"space": Space("vit", "test_vit"), "head": Head("linear"), "image_size": SIZE, "weights": str(weights)}
+    options = {
+        "space": Space("vit", vit="test_vit"),
+        "head": Head("linear"),
+        "image_size": SIZE,
+        "weights": str(weights),
+    }
     return AutoTaskFormer(tasks, **options | changes).eval()
 
 
@@ -81,7 +86,9 @@ def test_the_space_follows_the_vit():
         (48, 56, 64), (5, 6), (1.5, 2.25, 3.0), (1, 2),
     )  # fmt: skip
     assert (space.head_dim, model.network.patch_size, model.network.norm.eps) == (32, 16, 1e-6)
-    chosen = build(space=Space("vit", "test_vit", embed_dims=[16, 64], sharing="none"), patch_size=8, max_relative=0)
+    chosen = build(
+        space=Space("vit", vit="test_vit", embed_dims=[16, 64], sharing="none"), patch_size=8, max_relative=0
+    )
     assert (chosen.space.embed_dims, chosen.space.depths, chosen.network.patch_size) == ((16, 64), (5, 6), 8)
     json.dumps({name: chosen.hparams[name] for name in ("space", "head", "sampling", "variant", "patch_size")})
 

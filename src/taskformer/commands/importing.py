@@ -48,14 +48,17 @@ def _mqtransformer(args: list[str]) -> None:
 def _vit(args: list[str]) -> None:
     description = "Check a plain ViT's weights, sort its parts by importance, and write what a supernet starts from."
     parser = Parser(prog="taskformer import vit", description=description)
-    parser.add_argument("weights", type=str, help="timm, or a file with timm's names or those that timm translates, "
-                        "such as a checkpoint of `taskformer fit`.")  # fmt: skip
+    parser.add_argument("weights", type=str, help="timm, hub:ORG/REPO, or a file with timm's names or those that timm "
+                        "translates, such as a checkpoint of `taskformer fit`.")  # fmt: skip
     parser.add_argument("--backbone", type=str, required=True, help="timm's name of the ViT.")
     parser.add_argument("--images", type=str | None, help="Photographs, a folder, on which heads, hidden channels and "
                         "layers are sorted by importance: no labels, best none of the training.")  # fmt: skip
     parser.add_argument("--size", type=PositiveInt, nargs=2, metavar=("HEIGHT", "WIDTH"), help="Size that photographs "
                         "are brought to; by default the ViT's own.")  # fmt: skip
     parser.add_argument("--count", type=PositiveInt, default=64, help="Photographs at most.")
+    parser.add_argument("--normalisation", type=list[list[float]] | None, help="Mean and deviation of the images that "
+                        "the weights were trained on, e.g. [[0.5,0.5,0.5],[0.5,0.5,0.5]]; by default what timm or the "
+                        "hub says.")  # fmt: skip
     parser.add_argument("--out", type=str, default="vit.pth", help="File to write.")
     options = parser.parse_args(args)
     vit = import_vit(**options.as_dict())

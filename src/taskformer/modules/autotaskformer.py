@@ -189,10 +189,9 @@ class AutoTaskFormer(MultiTaskModule):
         return sample(sampler, self.space, self._cost, self.seed, step, progress, settings.sharing_warmup)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Do as every model does; supernets of earlier versions know of no order of the layers but their own."""
-        state = checkpoint.get("state_dict")
-        if state and not self.single:
-            state.setdefault("network._extra_state", torch.arange(self.space.super_depth))
+        """Do as every model does, with the layers in the checkpoint's order."""
+        if isinstance(self.network, Supernet):
+            self.network.take_order(checkpoint.get("state_dict", {}), "network.")
         super().on_load_checkpoint(checkpoint)
 
     def on_fit_start(self) -> None:

@@ -90,7 +90,7 @@ class Space:
 
         >>> from taskformer.models.autotaskformer.layers import Variant
         >>> tiny = VitShape(192, 12, num_heads=3, head_dim=64, hidden=768, patch_size=16, variant=Variant())
-        >>> space = Space("vit", "deit_tiny_patch16_224").within(tiny)
+        >>> space = Space("vit", vit="deit_tiny_patch16_224").within(tiny)
         >>> space.embed_dims, space.depths, space.mlp_ratios, space.num_heads
         ([144, 168, 192], [9, 11, 12], [2.0, 3.0, 4.0], [2, 3])
 

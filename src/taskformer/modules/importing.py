@@ -135,6 +135,7 @@ def import_vit(
     images: str | Path | None = None,
     size: tuple[int, int] | None = None,
     count: int = 64,
+    normalisation: Sequence[Sequence[float]] | None = None,
 ) -> PlainViT:
     """Prepare the weights of a plain ViT for supernets: check them and, on photographs, sort its parts by importance.
 
@@ -148,6 +149,8 @@ def import_vit(
             their order.
         size: Height and width that photographs are brought to; None: those that the ViT was trained with.
         count: Photographs at most, evenly over all of them.
+        normalisation: Mean and deviation of the three channels, in 0..1, of the images that the weights were trained
+            on; None: what timm or the hub says of them.
 
     Returns:
         The ViT as it was written.
@@ -162,7 +165,7 @@ def import_vit(
         :mod:`taskformer.models.autotaskformer.importance`.
     """
     require("[1, inf)", count=count, size=size)
-    vit = PlainViT(backbone, str(weights))
+    vit = PlainViT(backbone, str(weights), normalisation)
     if images is not None:
         height, width = size or vit.encoder.patch_embed.img_size
         files = find_images([images])

@@ -31,6 +31,9 @@ from taskformer.models.autotaskformer.layers import (
 from taskformer.models.autotaskformer.space import SearchSpace
 from taskformer.models.autotaskformer.subnet import Maps, Network, Route, Run, Subnet, schedule, side_by_side
 
+#: What a state calls the order of the layers.
+ORDER = "layer_order"
+
 
 class Supernet(Network):
     """Image and architecture to one raw map per task.
@@ -205,17 +208,20 @@ class Supernet(Network):
         """Return the numbers of the units that sub-networks of a depth run through: of the most important layers."""
         return [unit for layer in sorted(self.layer_order[:depth]) for unit in (2 * layer, 2 * layer + 1)]
 
-    def get_extra_state(self) -> Tensor:
-        """Return what the state holds beside the weights: the order of the layers."""
-        return torch.tensor(self.layer_order)
+    def take_order(self, state: Mapping[str, Tensor], prefix: str = "") -> None:
+        """Take over the order of the layers from a state; one that does not name it has them as they come."""
+        order = state.get(f"{prefix}{ORDER}", torch.arange(self.space.super_depth))
+        self.layer_order = tuple(order.tolist())
 
-    def set_extra_state(self, state: Tensor) -> None:
-        """Take over the order of the layers."""
-        self.layer_order = tuple(state.tolist())
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if list(self.layer_order) != sorted(self.layer_order):  # else the state is that of earlier versions
+            destination[f"{prefix}{ORDER}"] = torch.tensor(self.layer_order)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        state_dict.setdefault(f"{prefix}_extra_state", torch.arange(self.space.super_depth))  # of earlier versions
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.take_order(state_dict, prefix)
+        weights = {name: values for name, values in state_dict.items() if name != f"{prefix}{ORDER}"}
+        super()._load_from_state_dict(weights, prefix, *args)
 
     @torch.no_grad()
     def warm_start_copies(self) -> None:

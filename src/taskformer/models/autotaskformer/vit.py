@@ -8,7 +8,7 @@ Reference:
     library.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import nextafter
 from pathlib import Path
@@ -25,8 +25,6 @@ from taskformer.models.backbones import Backbone
 
 #: Largest difference between the features of the supernet and those of timm's model, over the largest feature.
 TOLERANCE = 1e-3
-#: What :meth:`PlainViT.save` calls the order of the layers.
-ORDER = "layer_order"
 #: The norms that are layer norms, and what they are called.
 NORMS = ("LayerNorm", "LayerNormFp32")
 
@@ -70,6 +68,7 @@ class PlainViT:
     Args:
         name: Its name in timm.
         weights: Where they come from, see :class:`~taskformer.models.backbones.Backbone`; or a file of :meth:`save`.
+        normalisation: What images they were trained on, see there; None: what the weights say of it.
 
     Attributes:
         encoder: timm's model.
@@ -82,8 +81,12 @@ class PlainViT:
         WeightsError: If the weights cannot be found or do not fit.
     """
 
-    def __init__(self, name: str, weights: str = "random") -> None:
-        self.backbone = Backbone(name, weights, last_only=True).eval()
+    def __init__(
+        self, name: str, weights: str = "random", normalisation: Sequence[Sequence[float]] | None = None
+    ) -> None:
+        told = _told(weights)
+        normalisation = normalisation or told.get("normalisation")
+        self.backbone = Backbone(name, weights, last_only=True, normalisation=normalisation).eval()
         self.encoder: Any = self.backbone.encoder
         reason = next(_obstacles(self.encoder), None)
         if reason:
@@ -95,7 +98,7 @@ class PlainViT:
         block = self.encoder.blocks[0]
         variant = Variant(self.encoder.num_prefix_tokens, self.encoder.norm.eps, aligned_bias=True)
         self.name = name
-        self.layer_order = _order_in(weights) or tuple(range(len(self.encoder.blocks)))
+        self.layer_order = tuple(told.get("layer_order", range(len(self.encoder.blocks))))
         self.shape = VitShape(
             self.encoder.embed_dim,
             len(self.encoder.blocks),
@@ -139,9 +142,10 @@ class PlainViT:
             self._compare(supernet)
 
     def save(self, path: Path) -> None:
-        """Write weights, under timm's names, and the order of the layers."""
+        """Write the weights under timm's names, the order of the layers, and what images the weights want."""
+        told = {"layer_order": list(self.layer_order), "normalisation": self.backbone.normalisation}
         with replacing(path) as temporary:
-            torch.save({"state_dict": self.encoder.state_dict(), ORDER: list(self.layer_order)}, temporary)
+            torch.save({"state_dict": self.encoder.state_dict()} | told, temporary)
 
     def _stem(self, rows: int, columns: int, patch_size: int) -> dict[str, Tensor]:
         """Return what turns an image of our normalisation, of some patches of some size, into tokens."""
@@ -178,11 +182,11 @@ class PlainViT:
             raise ConfigError(msg)
 
 
-def _order_in(weights: str) -> tuple[int, ...]:
-    """Return the order of the layers that a file of :meth:`PlainViT.save` holds."""
+def _told(weights: str) -> dict[str, Any]:
+    """Return what a file of :meth:`PlainViT.save` says beside the weights; nothing, if it is anything else."""
     path = Path(weights)
-    content = read_tensors(path) if path.is_file() and path.suffix.lower() != ".safetensors" else {}
-    return tuple(content.get(ORDER, ()))
+    content = read_tensors(path) if path.is_file() and path.suffix.lower() != ".safetensors" else None
+    return content if isinstance(content, dict) else {}
 
 
 def _obstacles(encoder: Any) -> Iterator[str]:
