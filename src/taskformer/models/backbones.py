@@ -108,18 +108,9 @@ class Backbone(nn.Module):
         self.normalise_as(normalisation or wanted_normalisation(self.encoder, name, weights))
         _let_any_size(self.encoder)
         normalised = form == "segmentation" and _change_to_segmentation(self.encoder, name)
-        info = _levels(self.encoder, name)
+        info = _levels(self.encoder, name, patch_size)
         plain = len({level["reduction"] for level in info}) == 1
-        if patch_size is not None and {level["reduction"] for level in info} != {patch_size}:
-            msg = f"patch_size is for plain ViTs, all of whose maps have its stride; leave it out for {name!r}"
-            raise ConfigError(msg)
-        if plain:  # four blocks, evenly spaced, the last one included
-            self.indices = [len(info) * k // 4 - 1 for k in (1, 2, 3, 4)]
-        else:  # of each stride the last map
-            last = {level["reduction"]: i for i, level in enumerate(info) if level["reduction"] >= FINEST_STRIDE}
-            self.indices = [last[stride] for stride in sorted(last)][:MAX_LEVELS]
-        if last_only:
-            self.indices = self.indices[-1:]
+        self.indices = _taps(info, plain)[-1:] if last_only else _taps(info, plain)
         self.channels = [int(info[i]["num_chs"]) for i in self.indices]
         self.strides = [int(info[i]["reduction"]) for i in self.indices]
         self.pyramid = FeaturePyramid(self.channels[0], self.strides[0]) if plain and not last_only else None
@@ -389,9 +380,21 @@ def _understood(name: str, options: dict[str, Any]) -> Any:
                 del options[option]
 
 
-def _levels(encoder: Any, name: str) -> list[dict[str, Any]]:
+def _levels(encoder: Any, name: str, patch_size: int | None) -> list[dict[str, Any]]:
     """List stride (``reduction``) and channels (``num_chs``) of every map that the encoder can give."""
     if not (hasattr(encoder, "feature_info") and hasattr(encoder, "forward_intermediates")):
         msg = f"timm's {name!r} gives no feature maps; choose another encoder"
         raise ConfigError(msg)
-    return list(getattr(encoder.feature_info, "info", encoder.feature_info))
+    levels = list(getattr(encoder.feature_info, "info", encoder.feature_info))
+    if patch_size is not None and {level["reduction"] for level in levels} != {patch_size}:
+        msg = f"patch_size is for plain ViTs, all of whose maps have its stride; leave it out for {name!r}"
+        raise ConfigError(msg)
+    return levels
+
+
+def _taps(levels: list[dict[str, Any]], plain: bool) -> list[int]:
+    """Choose maps: four of a plain ViT's blocks, evenly spaced, the last one included; else the last of each stride."""
+    if plain:
+        return [len(levels) * k // 4 - 1 for k in (1, 2, 3, 4)]
+    last = {level["reduction"]: i for i, level in enumerate(levels) if level["reduction"] >= FINEST_STRIDE}
+    return [last[stride] for stride in sorted(last)][:MAX_LEVELS]
