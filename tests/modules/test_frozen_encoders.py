@@ -255,9 +255,7 @@ def test_a_run_without_its_encoder_is_tested_predicts_and_is_exported(fit, image
 
 
 @pytest.mark.slow  # two processes that import Lightning, about 30 s each
-@pytest.mark.parametrize(
-    "adapted", [["--model.freeze=2"], ["--model.freeze=all"], [LORA]], ids=["blocks", "all", "lora"]
-)
+@pytest.mark.parametrize("adapted", ["--model.freeze=2", "--model.freeze=all", LORA], ids=["blocks", "all", "lora"])
 def test_processes_wait_for_no_frozen_parameter(adapted, small_rooms, file, tmp_path):
     several = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.precision=bf16-mixed"]
     command = [sys.executable, "-m", "taskformer", "fit", *MODEL, adapted, f"--model.weights={file}", *FIT, *several,
