@@ -508,6 +508,8 @@ def test_what_is_missing_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchjd.aggregation", None)
     with pytest.raises(MissingExtraError, match=r"torchjd.*taskformer\[balancing\]"):
         NAMES["AlignedMTL"](WEIGHTS)
+    with pytest.raises(ConfigError, match=r"a compiled network gives .* CAGrad needs each"):
+        build(NAMES["CAGrad"], compile=True)
     with pytest.raises(ConfigError, match="temperature must be in"):
         NAMES["DWA"](WEIGHTS, temperature=0.0)
 
