@@ -259,6 +259,7 @@ def test_methods_of_balancing_take_turns_and_are_compared_with_fixed_weights(pla
     def prepare(self, batch, method=None):
         return clock.call(method and method.__name__, {FixedWeights: 2.0, FAMO: 5.0}.get(method, 3.0))
 
+    monkeypatch.setattr(Subject, "inference", prepare)
     monkeypatch.setattr(Subject, "training", prepare)
     monkeypatch.setattr(door, "clock_of", lambda device: clock)
     found = taskformer.benchmark(plain, size=SIZE, rounds=3, batch=4, balancing=True, out=tmp_path)

@@ -508,6 +508,8 @@ def test_what_is_missing_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchjd.aggregation", None)
     with pytest.raises(MissingExtraError, match=r"torchjd.*taskformer\[balancing\]"):
         NAMES["AlignedMTL"](WEIGHTS)
+    with pytest.raises(ConfigError, match=r"a compiled network gives .* CAGrad needs each"):
+        build(NAMES["CAGrad"], compile=True)
     with pytest.raises(ConfigError, match="temperature must be in"):
         NAMES["DWA"](WEIGHTS, temperature=0.0)
 
@@ -532,6 +534,7 @@ def test_weights_and_conflicts_are_logged(small_rooms, tmp_path, monkeypatch):
           "--model.balancing=CAGrad", "--model.balancing.c=0.0", "--data=RoomsDataModule",
           f"--data.root={small_rooms}", "--data.tasks=[depth,semseg]", "--data.batch_size=2", "--data.size=[32,48]",
           "--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false",
+          "--trainer.log_every_n_steps=1",
           "--gallery.every_n_epochs=0", "--name=logged", "--model.loss_weights={depth: 4.0}"])  # fmt: skip
     with Path("runs/logged/logs/fit/metrics.csv").open(newline="") as stream:
         (row,) = [row for row in csv.DictReader(stream) if row["train/weight/depth"]]

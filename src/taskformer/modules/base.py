@@ -155,6 +155,10 @@ class MultiTaskModule(Checkpointed):
         self._compiled: Callable[[Tensor], dict[str, Tensor]] | None = None
         self.loss_weights = configured_weights(loss_weights, self.tasks)
         self.balancing = balancing(self.loss_weights | self.distillation.loss_weights(self.tasks))
+        if compile and not self.balancing.compilable:
+            name = type(self.balancing).__name__
+            msg = f"compile: a compiled network gives all tasks' gradient at once, and {name} needs each; leave it out"
+            raise ConfigError(msg)
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.weight_decay_on = weight_decay_on

@@ -140,7 +140,16 @@ def _growth(
 
 
 def _methods(subject: Subject, batch: int, rounds: int, clock: Clock) -> Methods:
-    """Measure a training step with every method of balancing; they take turns."""
+    """Measure a training step with every method of balancing; they take turns.
+
+    Raises:
+        ConfigError: If the network is compiled.
+    """
+    if subject.module.compiles:
+        msg = (
+            f"methods of balancing are compared as they are, and {subject.name} is compiled; leave out --model.compile"
+        )
+        raise ConfigError(msg)
     calls = {method.__name__: subject.training(batch, method) for method in METHODS}
     readings = take_turns(list(calls.values()), rounds, clock)
     return Methods(subject.name, {

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, distributed, nn
@@ -30,7 +30,12 @@ class Balancing(nn.Module, ABC):
 
     Args:
         weights: The configured weight of each task's loss. A method may ignore them.
+
+    Attributes:
+        compilable: Whether it works with a compiled network, which is differentiated once and as a whole.
     """
+
+    compilable: ClassVar[bool] = True
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         super().__init__()

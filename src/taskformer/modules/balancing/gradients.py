@@ -35,6 +35,8 @@ class GradientBalancing(FixedWeights):
         labelled: Names of the tasks whose gradients :meth:`aggregate` gets.
     """
 
+    compilable = False
+
     def __init__(self, weights: Mapping[str, float]) -> None:
         super().__init__(weights)
         self.labelled: list[str] = []
