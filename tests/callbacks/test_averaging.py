@@ -11,6 +11,7 @@ from taskformer.callbacks import Checkpoints, MovingAverage, WholeCheckpoints
 from taskformer.cli import main
 from taskformer.errors import ConfigError
 from taskformer.modules import Baseline
+from taskformer.modules.distillation import Distillation
 
 TASKS = {"depth": {}}
 DECAY = 0.8
@@ -41,9 +42,10 @@ class Witness(Callback):
         self.validated.append(copy.deepcopy(module.state_dict()))
 
 
-def fit(folder, resume=None, epochs=3, monitor="val/loss"):
+def fit(folder, resume=None, epochs=3, monitor="val/loss", **options):
     torch.manual_seed(0)
-    module, witness = Baseline(TASKS, embed_dim=8, head_dim=4, backbone="test_resnet", lr_scheduler=None), Witness()
+    sizes = {"embed_dim": 8, "head_dim": 4, "backbone": "test_resnet", "lr_scheduler": None}
+    module, witness = Baseline(TASKS, **sizes, **options), Witness()
     trainer = Trainer(default_root_dir=folder, callbacks=[witness, MovingAverage(DECAY), Checkpoints(monitor)],
                       accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
                       max_epochs=epochs, num_sanity_val_steps=0, accumulate_grad_batches=2)  # fmt: skip
@@ -88,6 +90,16 @@ def test_training_goes_on_exactly_from_either_checkpoint(tmp_path, monitor):
             assert all(torch.equal(ours[name], value) for name, value in theirs.items())
         for name, value in saved["last"]["state_dict"].items():
             assert torch.equal(again["last"]["state_dict"][name], value), name
+
+
+@pytest.mark.slow  # two trainings
+def test_what_is_learnt_of_a_teacher_is_averaged_and_the_teacher_is_not(tmp_path):
+    fit(tmp_path / "teacher", epochs=1)
+    lessons = Distillation(str(tmp_path / "teacher" / "checkpoints" / "last.ckpt"), feature_weight=1.0)
+    module, witness, saved = fit(tmp_path / "student", epochs=2, distillation=lessons)
+    torch.testing.assert_close(saved["last"]["state_dict"], averaged(witness.trained))
+    assert any(name.startswith("scaffold.") for name in saved["last"]["state_dict"])
+    assert module.distiller is not None  # it taught on
 
 
 def test_the_command_line_says_it_and_does_not_forget_it(tmp_path, monkeypatch, tiny, capsys):

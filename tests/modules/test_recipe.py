@@ -70,9 +70,13 @@ def test_the_recipe_is_what_was_configured(small_rooms):
         "lr_scheduler": ["PolyLR(power=2.0, warmup=0.5)"],
         "gradient_clip_val": 0.5,
         "precision": "32-true",
+        "ema_decay": None,
         "backbone_lr_scale": 0.25,
         "weight_decay_on": "weights",
         "backbone_drop_path": 0.125,
+        "freeze": None,
+        "lora": None,
+        "layer_decay": None,
     }
 
 
