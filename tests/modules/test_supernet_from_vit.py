@@ -1,6 +1,7 @@
 """AutoTaskFormer from a plain ViT: sizes, all copies, checkpoints; `taskformer import vit`, which prepares its file."""
 
 import json
+from pathlib import Path
 
 import pytest
 import timm
@@ -10,9 +11,11 @@ import taskformer
 from taskformer.cli import main
 from taskformer.errors import ConfigError, UnknownNameError, WeightsError
 from taskformer.models import Backbone
+from taskformer.models.autotaskformer.vit import PlainViT
 from taskformer.modules import AutoTaskFormer
 from taskformer.modules.autotaskformer_args import Head, Space
 
+ROOT = Path(__file__).parents[2]
 SIZE = (32, 48)
 TASKS = {"depth": {}, "normals": {}}
 
@@ -157,3 +160,40 @@ def test_imports_that_cannot_be_are_one_sentence(words, message, tmp_path, capsy
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message.replace("\\", "") in line
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_it_trains_goes_on_is_tested_searched_and_exported(prepared, small_rooms, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights = tmp_path / "vit.pth"
+    weights.write_bytes(prepared.read_bytes())
+    flags = [
+        f"--config={ROOT}/configs/data/rooms.yaml", "--model=AutoTaskFormer", f"--data.root={small_rooms}",
+        "--model.space.preset=vit", "--model.space.vit=test_vit", f"--model.weights={weights}",
+        "--model.image_size=[128,160]", "--data.tasks=[semseg,depth]", "--data.batch_size=4", "--name=run",
+        "--trainer.accelerator=cpu", "--trainer.num_sanity_val_steps=0", "--trainer.log_every_n_steps=1",
+        "--trainer.enable_progress_bar=false",
+    ]  # fmt: skip
+    main(["fit", *flags, "--trainer.max_epochs=1"])
+    first = taskformer.load("runs/run")
+    order = first.network.layer_order
+    assert order == PlainViT("test_vit", str(prepared)).layer_order != tuple(range(6))
+    main(["fit", "--resume=runs/run", "--trainer.max_epochs=2"])
+    main(["test", "runs/run"])
+    main(["search", "runs/run", "--population=2", "--generations=1", "--references=false"])
+    weights.unlink()  # a checkpoint does not depend on it
+    model = taskformer.load("runs/run")
+    assert model.network.layer_order == order
+    small = model.space.smallest()
+    (tmp_path / "small.json").write_text(small.to_json())
+    main(["export", "runs/run", "--architecture=small.json", "--out=small.onnx"])
+    import onnxruntime
+
+    image = torch.randn(1, 3, 128, 160)
+    session = onnxruntime.InferenceSession("small.onnx")
+    found = dict(
+        zip([each.name for each in session.get_outputs()], session.run(None, {"image": image.numpy()}), strict=True)
+    )
+    with torch.no_grad():
+        for task, expected in model.network(image, small).items():
+            torch.testing.assert_close(torch.from_numpy(found[task]), expected, rtol=1e-3, atol=1e-4)

@@ -113,9 +113,8 @@ class PlainViT:
     def fill(self, supernet: Supernet) -> None:
         """Fill a supernet's stem, norm and all copies of all units, and set its order of layers.
 
-        Relative positions start at zero, where they change nothing.
-
-        Positions and patches are resampled to the supernet's as timm does it.
+        Relative positions start at zero, where they change nothing. Positions and patches are resampled to the
+        supernet's as timm does it.
 
         Args:
             supernet: A supernet whose weights have these sizes.
