@@ -69,11 +69,11 @@ def test_no_config_is_left_out():
     assert sorted(str(path.relative_to(ROOT)) for path in CONFIGS.rglob("*.yaml")) == sorted(known)
 
 
-def test_every_layer_is_under_an_experiment():
+def test_every_recipe_is_under_an_experiment():
     above = [path for path in (*config_files("experiment"), *LAYERS) if based(path)]
     bases = [yaml.safe_load((ROOT / path).read_text())["base"] for path in above]
     used = {Path(base).name for listed in bases for base in ([listed] if isinstance(listed, str) else listed)}
-    assert {Path(path).name for path in LAYERS} <= used
+    assert {Path(path).name for path in config_files("recipe")} <= used
 
 
 def based(path):
