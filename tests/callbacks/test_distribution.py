@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 from taskformer.data.datamodules.base import EvaluationBatches, collate
 from taskformer.evaluation.per_image import ImageScores, write_rows
 from taskformer.metrics.images import update_by_image
-from taskformer.modules.base import class_scores
+from taskformer.modules.evaluating import class_scores
 from taskformer.tasks import PROTOCOLS, build_tasks
 
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,8 @@ from taskformer.evaluation.per_image import ImageScores, write_rows
 from taskformer.evaluation.references import training_references, validation_images
 from taskformer.evaluation.report import PER_IMAGE, make_report, write_metrics
 from taskformer.files import write_json
-from taskformer.modules.base import Batch, MultiTaskModule, Results
+from taskformer.modules.base import MultiTaskModule
+from taskformer.modules.evaluating import Batch, Results
 
 #: Test sets of so many images are only scored one by one where that is asked for: the table has twenty lines for each.
 MANY_IMAGES = 5000

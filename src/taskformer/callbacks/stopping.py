@@ -22,7 +22,7 @@ from taskformer.callbacks.progress import may_look
 from taskformer.callbacks.run_folder import is_fitting
 from taskformer.callbacks.watch import Watch, say
 from taskformer.errors import TaskformerError, TrainingStoppedError
-from taskformer.modules.base import Batch
+from taskformer.modules.evaluating import Batch
 
 #: Seconds that a process whose training failed waits before it says so, in case another's failure was the cause: the
 #: one that started the others waits longer, so that the one with the cause speaks.

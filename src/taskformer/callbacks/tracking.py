@@ -22,7 +22,8 @@ from taskformer.evaluation.environment import git_revision
 from taskformer.evaluation.gallery import DrawnSample, draw_sample
 from taskformer.evaluation.report import PER_IMAGE, read_metrics
 from taskformer.metrics.units import factor
-from taskformer.modules.base import Batch, MultiTaskModule
+from taskformer.modules.base import MultiTaskModule
+from taskformer.modules.evaluating import Batch
 from taskformer.tasks import Task
 from taskformer.tasks.colors import Picture
 

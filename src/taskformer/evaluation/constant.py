@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from taskformer.modules.base import Results
+from taskformer.modules.evaluating import Results
 from taskformer.tasks import Stage, Task
 
 #: Training images that the constants are fitted to, spread evenly over the split.

@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset
 
 from taskformer.files import write_text
 from taskformer.metrics.images import ImageResults
-from taskformer.modules.base import Batch
+from taskformer.modules.evaluating import Batch
 
 #: Position in the data set, image, task, metric, value.
 Row = tuple[int, str, str, str, float]

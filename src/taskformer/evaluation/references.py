@@ -14,7 +14,8 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from taskformer.errors import ConfigError
-from taskformer.modules.base import MultiTaskModule, Results
+from taskformer.modules.base import MultiTaskModule
+from taskformer.modules.evaluating import Results
 from taskformer.modules.recipe import initialisation, pipeline
 from taskformer.tasks import Task
 from taskformer.tasks.improvement import improvements

@@ -17,7 +17,8 @@ from taskformer.evaluation.references import Facts, compare_with_references, run
 from taskformer.evaluation.tables import Scores, latex_table, markdown_classes, markdown_table, screen_table
 from taskformer.files import write_json, write_text
 from taskformer.modules.augmented import TTA
-from taskformer.modules.base import MultiTaskModule, Results
+from taskformer.modules.base import MultiTaskModule
+from taskformer.modules.evaluating import Results
 
 #: Files of a run folder.
 METRICS, PER_IMAGE = "metrics.json", "per_image.csv"

@@ -25,7 +25,7 @@ from taskformer.data.predictions import (
 from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, UnknownNameError
 from taskformer.metrics.counting import SumMetric
 from taskformer.metrics.units import shown
-from taskformer.modules.base import Results
+from taskformer.modules.evaluating import Results
 from taskformer.parallel import default_workers, run_jobs
 from taskformer.tasks import PROTOCOLS, Task, build_tasks
 

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from taskformer.evaluation.references import Improvement
 from taskformer.metrics.units import shown
-from taskformer.modules.base import Results
+from taskformer.modules.evaluating import Results
 from taskformer.tasks import Task
 
 #: What LaTeX writes differently.

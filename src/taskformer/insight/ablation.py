@@ -14,7 +14,8 @@ from taskformer.insight.networks import evaluating
 from taskformer.metrics.units import shown
 from taskformer.models.mqtransformer.attention import Reading
 from taskformer.models.mqtransformer.head import CrossTaskAttention
-from taskformer.modules.base import Batch, MultiTaskModule
+from taskformer.modules.base import MultiTaskModule
+from taskformer.modules.evaluating import Batch
 from taskformer.tasks import Task
 
 #: What is switched off: the stage that then gives back its first input.

@@ -31,7 +31,8 @@ from taskformer.insight.sharing import shared_units
 from taskformer.insight.worst import WorstImage, draw_images, worst_images
 from taskformer.metrics.units import shown
 from taskformer.models.autotaskformer.subnet import Subnet
-from taskformer.modules.base import Batch, MultiTaskModule
+from taskformer.modules.base import MultiTaskModule
+from taskformer.modules.evaluating import Batch
 from taskformer.modules.exporting import plain_network
 from taskformer.modules.loading import load
 from taskformer.modules.photographs import find_images, result_names

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from taskformer.errors import ConfigError
 from taskformer.insight.networks import evaluating
-from taskformer.modules.base import Batch, MultiTaskModule
+from taskformer.modules.base import MultiTaskModule
+from taskformer.modules.evaluating import Batch
 
 #: The layer that a module belongs to: all up to the first number, or numbers, in its path.
 LAYER = re.compile(r".*?\.\d+(\.\d+)*(?=\.|$)")

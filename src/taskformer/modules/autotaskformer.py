@@ -19,9 +19,11 @@ from taskformer.models.autotaskformer.autoformer import warm_start
 from taskformer.models.autotaskformer.layers import Variant, resample_positions
 from taskformer.models.autotaskformer.subnet import Network
 from taskformer.models.autotaskformer.vit import PlainViT
-from taskformer.modules.autotaskformer_args import Head, Sampling, Space, as_group, regrouped
-from taskformer.modules.base import Batch, MultiTaskModule, image_tasks, output_channels
+from taskformer.modules.autotaskformer_args import MOVED, Head, Sampling, Space, regrouped
+from taskformer.modules.base import MultiTaskModule, image_tasks, output_channels
 from taskformer.modules.checkpoints import Checkpoint
+from taskformer.modules.evaluating import Batch
+from taskformer.modules.groups import as_group
 from taskformer.modules.picking import Choice, choose
 from taskformer.modules.sampling import sample
 from taskformer.seeds import run_seed
@@ -92,7 +94,7 @@ class AutoTaskFormer(MultiTaskModule):
         require("[1, inf)", image_size=image_size, patch_size=patch_size)
         require("[0, inf)", max_relative=max_relative)
         # Checkpoints hold plain types.
-        space, head = as_group("space", Space, space), as_group("head", Head, head)
+        space, head = as_group("space", Space, space, MOVED["space"]), as_group("head", Head, head, MOVED["head"])
         sampling, variant = as_group("sampling", Sampling, sampling), as_group("variant", Variant, variant)
         vit = None
         if space.vit is not None:

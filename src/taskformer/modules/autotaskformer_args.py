@@ -6,10 +6,10 @@ as plain dictionaries, in checkpoints.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
-from taskformer.errors import ConfigError, UnknownNameError, require
+from taskformer.errors import ConfigError, require
 from taskformer.models.autotaskformer import SearchSpace
 from taskformer.models.autotaskformer.space import SharingKind
 from taskformer.models.autotaskformer.vit import VitShape
@@ -196,32 +196,6 @@ class Sampling:
                 f"set sampling.distill to 0, got {self.distill}"
             )
             raise ConfigError(msg)
-
-
-def as_group(name: str, kind: type[Group], given: Group | Mapping[str, Any]) -> Group:
-    """Return a group of settings that may be given by name, as checkpoints hold them.
-
-    Args:
-        name: What the group is called.
-        kind: Its class.
-        given: The group, or its settings.
-
-    Raises:
-        ConfigError: If it is neither; says where settings of older versions went.
-        UnknownNameError: If there is no such setting.
-    """
-    if isinstance(given, kind):
-        return given
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # groups are dataclasses
-    if not isinstance(given, Mapping):
-        places = f"it is {MOVED[name]} now; " if name in MOVED else ""
-        msg = f"{name} is a group of settings, got {given!r}: {places}{name} has {', '.join(known)}"
-        raise ConfigError(msg)
-    for key in given:
-        if key not in known:
-            setting = f"setting of {name}"
-            raise UnknownNameError(setting, key, known)
-    return kind(**given)
 
 
 def regrouped(settings: Mapping[str, Any]) -> dict[str, Any]:

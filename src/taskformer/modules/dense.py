@@ -15,8 +15,8 @@ from taskformer.models import Backbone, DenseNetwork
 from taskformer.models.adapting import Freeze, Lora, encoder_layers, frozen_parts
 from taskformer.models.backbones import Form, FrozenPrecision
 from taskformer.models.feature_cache import CacheSettings
-from taskformer.modules.autotaskformer_args import as_group
 from taskformer.modules.base import MultiTaskModule, image_tasks, not_negative
+from taskformer.modules.groups import as_group
 
 
 class DenseModule(MultiTaskModule, ABC):

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from taskformer.errors import require
 from taskformer.models import DenseNetwork, MQTransformerHead
 from taskformer.models.layers import TaskPredictor
-from taskformer.modules.base import Batch, output_channels
+from taskformer.modules.base import output_channels
 from taskformer.modules.dense import DenseModule
+from taskformer.modules.evaluating import Batch
 
 
 class MQTransformer(DenseModule):
