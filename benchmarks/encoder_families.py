@@ -6,18 +6,16 @@ A small member of each, with random weights, trains one step of depth from two i
 of one core, and 8 GB of memory for the largest. Without ``--page`` the tables are printed.
 """
 
-import argparse
 from functools import partial
-from pathlib import Path
 
 import timm
 import torch
+from pages import print_or_replace
 
 from taskformer.errors import ConfigError
-from taskformer.files import write_text
 from taskformer.models import Backbone, BaselineHead, DenseNetwork
 
-BEGIN, END = "<!-- begin: benchmarks/encoder_families.py -->\n", "<!-- end -->\n"
+BEGIN = "<!-- begin: benchmarks/encoder_families.py -->\n"
 SIZE = (100, 76)
 #: At least one small member of every file of timm's that gives maps, and of every kind of ViT.
 WORKING = """
@@ -127,17 +125,5 @@ def tables() -> str:
     return "\n".join(parts)
 
 
-def main() -> None:
-    """Print the tables, or replace those of a page."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--page", type=Path, help="page whose tables are replaced")
-    page = parser.parse_args().page
-    if page is None:
-        print(tables())
-        return
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    write_text(page, f"{before}{BEGIN}\n{tables()}\n{END}{rest.partition(END)[2]}")
-
-
 if __name__ == "__main__":
-    main()
+    print_or_replace(__doc__ or "", BEGIN, tables)

@@ -6,21 +6,20 @@ Networks and images lie on torch's meta device, where tensors have shapes and no
 Without ``--page`` the tables are printed.
 """
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pages import print_or_replace
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from taskformer.commands.trainer import from_config
-from taskformer.files import write_text
 from taskformer.models import DenseNetwork
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "configs" / "experiment"
-BEGIN, END = "<!-- begin: benchmarks/model_costs.py -->\n", "<!-- end -->\n"
+BEGIN = "<!-- begin: benchmarks/model_costs.py -->\n"
 DATA = {"nyud": "NYUD-v2", "pascal": "PASCAL-Context"}
 ENCODERS = {
     "hrnet18": "HRNet18",
@@ -112,17 +111,5 @@ def tables() -> str:
     return "\n".join(sections)
 
 
-def main() -> None:
-    """Print the tables, or replace those of a page."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--page", type=Path, help="page whose tables are replaced")
-    page = parser.parse_args().page
-    if page is None:
-        print(tables())
-        return
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    write_text(page, f"{before}{BEGIN}\n{tables()}\n{END}{rest.partition(END)[2]}")
-
-
 if __name__ == "__main__":
-    main()
+    print_or_replace(__doc__ or "", BEGIN, tables)
