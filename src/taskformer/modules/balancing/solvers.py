@@ -6,8 +6,6 @@ precision on the processor, where such problems take well below a millisecond to
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import solve
-from scipy.optimize import minimize, nnls
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -38,6 +36,8 @@ def without_conflict(gramian: Matrix, weights: Vector) -> Vector:
     Reference:
         Quinton, Rey. Jacobian Descent for Multi-Objective Optimization. arXiv 2406.16232, proposition 1.
     """
+    from scipy.optimize import nnls  # here and below: it takes a while, and few trainings need it
+
     root = _root(gramian)
     added, _ = nnls(root, -root @ weights, maxiter=STEPS * len(weights))
     return np.asarray(weights + added)
@@ -59,6 +59,8 @@ def conflict_averse(gramian: Matrix, c: float) -> Vector:
     Reference:
         Liu et al. Conflict-Averse Gradient Descent for Multi-task Learning. NeurIPS 2021, equation 5.
     """
+    from scipy.optimize import minimize
+
     root = _root(gramian)
     gramian = root.T @ root
     count = len(gramian)
@@ -96,6 +98,8 @@ def bargain(gramian: Matrix) -> Vector:
     Reference:
         Navon et al. Multi-Task Learning as a Bargaining Game. ICML 2022, claim 3.2.
     """
+    from scipy.linalg import solve
+
     lengths = np.sqrt(np.diag(gramian))
     root = _root(gramian / np.outer(lengths, lengths))
     cosines = len(gramian) * root.T @ root
