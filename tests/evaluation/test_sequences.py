@@ -154,7 +154,8 @@ def test_from_the_video_to_the_table(tmp_path, capsys):
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["pairs"] == 1
     assert found["warped_difference"] == {"depth": 0, "semseg": 0}
-    assert "clip.avi: 1 pairs of frames" in " ".join(capsys.readouterr().out.split())
+    # The title is broken where the terminal ends.
+    assert "clip.avi:1pairsofframes" in "".join(capsys.readouterr().out.split())
 
 
 def test_what_is_no_sequence_is_a_sentence(tmp_path):

@@ -99,7 +99,10 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("work")
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    "sampler",
+    [pytest.param(name, marks=pytest.mark.slow) if name in ("complexity_aware", "grow") else name for name in SAMPLERS],
+)
 def test_a_supernet_trains_and_is_tested_from_the_command_line(sampler, flags, folder, monkeypatch):
     monkeypatch.chdir(folder)
     sampling = [f"--model.sampling.sampler={sampler}", "--model.sampling.sharing_warmup=0.5"]

@@ -54,7 +54,7 @@ MODELS = {
     **{encoder: lambda encoder=encoder: baseline(backbone=encoder) for encoder in ENCODERS},
 }
 #: Those that every run of the tests traces.
-FAST = ["released", "supernet query"]
+FAST = ["supernet query"]
 
 
 def saved(model, path, size=TRAINED):

@@ -9,6 +9,7 @@ import pytest
 
 from taskformer.errors import ConfigError, UnknownNameError
 from taskformer.models.autotaskformer import Architecture, SearchSpace
+from taskformer.modules.picking import spread
 from taskformer.search.evolution import Distinct, Evolution
 from taskformer.search.objectives import (
     Candidate,
@@ -19,7 +20,6 @@ from taskformer.search.objectives import (
     crowding_distances,
     front,
     front_ranks,
-    spread,
 )
 from taskformer.search.references import ReferenceArchitectures
 from taskformer.tasks import build_tasks
