@@ -309,8 +309,8 @@ def test_processes_learn_the_same_from_teachers(teacher, tmp_path, precision):
 def test_features_are_learnt_by_a_compiled_network_too(teacher, tmp_path):
     settings = Distillation(teacher, feature_weight=1.0)
     plain, compiled = build(distillation=settings), build(distillation=settings, compile=True)
-    fit(plain, tmp_path)
-    fit(compiled, tmp_path)
+    for model in (plain, compiled):  # a single step: later ones enlarge differences of rounding
+        fit(model, tmp_path, batches(count=1))
     for (name, value), expected in zip(plain.named_parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(value, expected, atol=1e-4, rtol=1e-3, msg=name)
 
