@@ -157,9 +157,8 @@ def motion(before: Picture, now: Picture) -> Moved:
         raise ConfigError(msg)
     first, second = (cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (before, now))
     finder = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    # Without a first guess, which OpenCV's types do not foresee.
-    back = np.asarray(finder.calc(second, first, None))  # type: ignore[call-overload]
-    forth = np.asarray(finder.calc(first, second, None))  # type: ignore[call-overload]
+    back = np.asarray(finder.calc(second, first, None))  # type: ignore[call-overload]  # no first guess
+    forth = np.asarray(finder.calc(first, second, None))  # type: ignore[call-overload]  # nor here
     height, width = second.shape
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
     x, y = columns + back[..., 0], rows + back[..., 1]

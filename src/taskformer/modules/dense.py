@@ -75,7 +75,7 @@ class DenseModule(MultiTaskModule, ABC):
         patch_size: int | None = None,
         normalisation: list[list[float]] | None = None,
         frozen_precision: FrozenPrecision = "float32",
-        feature_cache: CacheSettings = CacheSettings(),  # noqa: B008
+        feature_cache: CacheSettings = CacheSettings(),  # noqa: B008  # immutable too
         **kwargs: Any,
     ) -> None:
         require("[0, 1)", backbone_drop_path=backbone_drop_path)
