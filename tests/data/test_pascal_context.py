@@ -25,11 +25,11 @@ from taskformer.data.datasets.pascal_context import (
     PERSON_PARTS,
     VOC_CLASS,
     PASCALContext,
-    label_edges,
     object_classes,
     read_labels,
     read_parts,
 )
+from taskformer.data.geometry import label_edges
 from taskformer.data.images import File, write_mat, write_png
 from taskformer.data.transforms import Pad, TaskCompose
 from taskformer.datatools.miniature.pascal_context import KINDS, swap_splits, write_pascal_context

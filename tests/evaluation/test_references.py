@@ -62,6 +62,21 @@ def test_runs_of_another_length_or_recipe_are_not_compared_and_the_difference_is
         compare_with_references(tmp_path, FACTS | {"training": {}}, TASKS, RESULTS)
 
 
+def test_runs_with_fewer_labels_are_only_compared_with_single_tasks_that_had_the_same(tmp_path):
+    def trained(labels):
+        return FACTS | {"training": FACTS["training"] | {"labels": labels}}
+
+    earlier = write(tmp_path)  # before there was a choice
+    fewer = write(tmp_path, "fewer", trained(["0.25 of the images"]))
+    full = compare_with_references(tmp_path, trained([]), TASKS, RESULTS)
+    few = compare_with_references(tmp_path, trained(["0.25 of the images"]), TASKS, RESULTS)
+    assert (full.source, few.source) == (earlier, fewer)
+    with pytest.raises(ConfigError, match=r"differ in training.labels \(\[\] there, \['one of depth, semseg on each"):
+        compare_with_references(earlier, trained(["one of depth, semseg on each"]), TASKS, RESULTS)
+    with pytest.raises(ConfigError, match=r"differ in training.labels \(\['0.25 of the images'\] there, \[\] here"):
+        compare_with_references(fewer, trained([]), TASKS, RESULTS)
+
+
 def test_an_entry_of_several_seeds_says_so_and_has_values_of_validation(tmp_path):
     seeds = {"spread": 0.02, "seeds": [0, 1, 2]}
     tasks = {
@@ -159,7 +174,7 @@ def test_facts_are_plain_and_those_of_the_loaded_weights():
     loaded = Baseline(SPECS, embed_dim=8, head_dim=4)
     loaded.on_load_checkpoint(checkpoint)
     facts = run_facts(loaded, None, "test", 3)
-    assert (facts["initialisation"], facts["training"]) == ("imagenet.pth", {"steps": 3})
+    assert (facts["initialisation"], facts["training"]) == ("imagenet.pth", {"steps": 3, "labels": []})
     checkpoint["hyper_parameters"]["initialisation"] = "imagenet1k"
     loaded.on_load_checkpoint(checkpoint)
     assert run_facts(loaded, None, "test", 3)["initialisation"] == "imagenet1k (imagenet.pth)"

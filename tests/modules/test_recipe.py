@@ -71,6 +71,7 @@ def test_the_recipe_is_what_was_configured(small_rooms):
         "gradient_clip_val": 0.5,
         "precision": "32-true",
         "ema_decay": None,
+        "labels": [],
         "backbone_lr_scale": 0.25,
         "weight_decay_on": "weights",
         "backbone_drop_path": 0.125,
@@ -112,6 +113,15 @@ def test_a_mixture_names_the_augmentation_of_each_part(small_rooms):
     found = recipe(model(data.task_specs), data)
     assert [text.split("(")[0] for text in found["augmentation"]] == ["rooms: Resize", "rooms: Resize"]
     assert found["augmentation"][0] != found["augmentation"][1]
+
+
+def test_labels_that_are_left_out_are_noted(small_rooms):
+    root = str(small_rooms)
+    data = RoomsDataModule(root, ["depth"], batch_size=2, label_share=0.5, one_label_of=["semseg", "depth"])
+    assert recipe(model(data.task_specs), data)["labels"] == ["0.5 of the images", "one of depth, semseg on each"]
+    parts = [RoomsDataModule(root, ["depth"]), RoomsDataModule(root, ["semseg"], label_share=0.5)]
+    data = CombinedDataModule(parts, batch_size=2)
+    assert recipe(model(data.task_specs), data)["labels"] == ["rooms: 0.5 of the images"]
 
 
 def test_sub_networks_note_theirs_and_it_is_plain(small_rooms):

@@ -36,7 +36,7 @@ _LENGTH = 8
 _ALIGNMENT = 64
 _PAGE = mmap.ALLOCATIONGRANULARITY
 #: What a data set has but its decoded samples do not depend on.
-_IRRELEVANT = ("transform", "cache", "on_error", "substitutes", "predictions", "tasks", "_logged")
+_IRRELEVANT = ("transform", "cache", "on_error", "substitutes", "turns", "predictions", "tasks", "_logged")
 
 
 class DecodedCache:

@@ -149,6 +149,15 @@ def thicken(lines: Array, rows: int, columns: int) -> Array:
     return np.where(np.isnan(lines), np.float32(np.nan), thick)
 
 
+def label_edges(labels: NDArray[Any]) -> NDArray[np.float32]:
+    """Draw the boundaries between labels ``(H, W)`` as lines of one pixel: 1 there, 0 elsewhere."""
+    from skimage.morphology import thin  # imports half of scipy, which takes longer than most commands
+
+    boundaries = cv2.Laplacian(labels.astype(np.float64), cv2.CV_64F) != 0
+    lines: NDArray[np.float32] = thin(boundaries).astype(np.float32)  # type: ignore[no-untyped-call]  # it has no types
+    return lines
+
+
 def pad(pixels: Array, borders: tuple[tuple[int, int], tuple[int, int]], fill: float | tuple[int, int, int]) -> Array:
     """Add ``borders`` ((top, bottom), (left, right)) of one value or colour to an image or map."""
     (top, bottom), (left, right) = borders

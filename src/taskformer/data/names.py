@@ -1,6 +1,7 @@
 """How files are found by name: hidden ones are left out, endings match in any case, lists may begin with a BOM."""
 
 import codecs
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -69,6 +70,11 @@ def read_lines(path: Path) -> list[str]:
         CorruptFileError: If it is not text.
     """
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
+def uniform_hash(name: str) -> float:
+    """Return a number in [0, 1) that depends on nothing but the name."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]) / 2**48
 
 
 def examples(names: Sequence[str], shown: int = 3) -> str:

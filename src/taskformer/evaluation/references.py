@@ -25,6 +25,8 @@ from taskformer.tasks.improvement import improvements
 SUBNET_SETTINGS = ("space", "embed_dims", "depths", "mlp_ratios", "num_heads", "head_dim", "patch_size")
 
 Facts = dict[str, Any]
+#: What trainings had before there was a choice, and so what records without the fact mean.
+FORMER: Facts = {"labels": []}
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def run_facts(module: MultiTaskModule, data: Any, split: str, images: int) -> Fa
         "input_size": module.train_size.tolist(),
         "protocol": module.protocol,
         "tta": module.tta.facts if split == "test" else None,
-        "training": module.recipe,
+        "training": module.recipe and FORMER | module.recipe,
     }
     plain: Facts = json.loads(json.dumps(facts))  # as they are read from a file
     return plain
@@ -105,7 +107,7 @@ def differing(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "
     """
     found = []
     for key, value in here.items():
-        other = there.get(key)
+        other = there.get(key, FORMER.get(key))
         if isinstance(value, dict) and isinstance(other, dict):
             found += differing(other, value, f"{prefix}{key}.")
         elif isinstance(value, dict):

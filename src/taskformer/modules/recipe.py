@@ -41,6 +41,7 @@ def training_recipe(trainer: Trainer, lr_scheduler: Any, settings: Mapping[str, 
         "precision": str(trainer.precision),
         "ema_decay": _average_decay(trainer),
         "augmentation": pipeline(data, "train_transforms"),
+        "labels": labels(data),
     }
     return recipe | dict(settings)
 
@@ -77,6 +78,20 @@ def pipeline(data: Any, steps: str) -> list[str]:
     size = getattr(data, "size", None)
     loaded = [f"loaded at {size[0]}x{size[1]}"] if size else []
     return loaded + [" ".join(repr(step).split()) for step in getattr(data, steps, [])]
+
+
+def labels(data: Any) -> list[str]:
+    """Describe which labels a data module, or each of its parts, trains with; nothing where it is all of them.
+
+    >>> from taskformer.data import RoomsDataModule
+    >>> labels(RoomsDataModule(label_share=0.25, one_label_of=["semseg", "depth"]))
+    ['0.25 of the images', 'one of depth, semseg on each']
+    """
+    if hasattr(data, "parts"):
+        return [f"{part.name}: {text}" for part in data.parts for text in labels(part)]
+    share, names = getattr(data, "label_share", 1.0), getattr(data, "one_label_of", [])
+    found = [f"{share:g} of the images"] if share < 1 else []
+    return found + ([f"one of {', '.join(sorted(names))} on each"] if names else [])
 
 
 def _average_decay(trainer: Trainer) -> float | None:

@@ -24,6 +24,7 @@ from torch.utils.data import (
 
 from taskformer.data.cache import DecodedCache
 from taskformer.data.datasets.base import MultiTaskDataset, OnError, Sample
+from taskformer.data.labels import LabelTurns, evenly
 from taskformer.data.loading import ResumableLoader, SeededSamples, TrainingOrder, worker_init
 from taskformer.data.memory import shared_empty
 from taskformer.data.predictions import SavedPredictions, saved
@@ -32,7 +33,7 @@ from taskformer.parallel import default_workers
 from taskformer.tasks import IGNORE_INDEX, Task, build_tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from taskformer.data.transforms import Transform
 
@@ -65,6 +66,11 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         holdout: Share of the training images, taken from the end, that is held out and used instead of the validation
             split. Choose models and search architectures with one where papers test on ``val``. It is a block because
             neighbouring images often show the same scene.
+        label_share: Share of the training images, without those held out, that is used; the others are not there. They
+            are spread evenly over the split, the same for every seed, and among those of any larger share.
+        one_label_of: Tasks of which each training image keeps the label of only one, the same in every run; all of them
+            have equally many. The others' labels count as missing, and an image with no label of the chosen ``tasks``
+            is left out: so a task that is trained alone has the labels that it has among the others. None keeps all.
         loss_weights: Weights of tasks' losses that belong to a published recipe of this data; the other tasks have
             their defaults, and the model's own ``loss_weights`` win.
         predictions: Folder of predictions of the training images, as ``predict`` and ``test`` write them: what a
@@ -97,11 +103,14 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         cache_dir: str | None = None,
         cache_gb: float = 20.0,
         holdout: float = 0.0,
+        label_share: float = 1.0,
+        one_label_of: list[str] | None = None,
         loss_weights: dict[str, float] | None = None,
         predictions: str | None = None,
     ) -> None:
         super().__init__()
         require("[0, 1)", holdout=holdout)
+        require("(0, 1]", label_share=label_share)
         require("[1, inf)", batch_size=batch_size)
         require(f"[0, {WORKERS_PER_PROCESSOR * default_workers()}]", num_workers=num_workers)
         require("[0, inf)", cache_gb=cache_gb)
@@ -121,6 +130,8 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         self.cache_dir = cache_dir
         self.cache_gb = cache_gb
         self.holdout = holdout
+        self.label_share = label_share
+        self.one_label_of = list(dict.fromkeys(one_label_of or []))
         self.loss_weights = loss_weights or {}
         self.predictions = predictions
         self.datasets: dict[str, Dataset[Sample]] = {}
@@ -130,7 +141,7 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         self._place: dict[str, Any] = {}
         offered = self.task_offers()
         self.task_names = list(offered) if tasks is None else list(tasks)
-        for task in (*self.task_names, *self.loss_weights):
+        for task in (*self.task_names, *self.one_label_of, *self.loss_weights):
             if task not in offered:
                 kind = f"task of {type(self).__name__}"
                 raise UnknownNameError(kind, task, offered)
@@ -200,12 +211,25 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         return self._part(split, dataset)
 
     def _part(self, split: str, dataset: MultiTaskDataset) -> Dataset[Sample]:
-        """Divide the training images if some of them validate; broken ones are replaced in training only."""
+        """Divide the training images if some of them validate."""
         first = len(dataset) - math.ceil(self.holdout * len(dataset))
-        dataset.substitutes = range(first if split == "train" else 0)
-        if not self.holdout or split == "test":
-            return dataset
-        return Subset(dataset, range(first) if split == "train" else range(first, len(dataset)))
+        if split == "train":
+            return self._training_part(dataset, first)
+        return Subset(dataset, range(first, len(dataset))) if self.holdout and split == "val" else dataset
+
+    def _training_part(self, dataset: MultiTaskDataset, count: int) -> Dataset[Sample]:
+        """Choose those of the first ``count`` images that train, and the labels that they keep.
+
+        Broken images are replaced by others of them.
+        """
+        images: Sequence[int] = range(count)
+        if self.label_share < 1:
+            images = sorted(evenly(count)[: max(1, round(self.label_share * count))].tolist())
+        if self.one_label_of:
+            dataset.turns = LabelTurns.over(evenly(count), self.one_label_of)
+            images = [image for image in images if not set(self.task_names) <= set(dataset.turns.withheld(image))]
+        dataset.substitutes = images
+        return dataset if len(images) == len(dataset) else Subset(dataset, images)
 
     def training_dataset(self, split: str) -> MultiTaskDataset:
         """Build any split with the augmentation of training, and with what a teacher has said of it."""

@@ -69,8 +69,10 @@ class CombinedDataModule(MultiTaskDataModule):
         self._renames: list[dict[str, str]] = []
         self._repeats: list[int] = []
         for part, names, count in zip(parts, renames, repeats, strict=True):
-            part.task_names = [name for name in part.task_names if names.get(name, name) in self.task_names]
             vars(part).update(given, num_workers=self.num_workers)
+            if self.one_label_of:
+                part.one_label_of = [name for name in part.task_names if names.get(name, name) in self.one_label_of]
+            part.task_names = [name for name in part.task_names if names.get(name, name) in self.task_names]
             part.mixture = self.task_specs
             if part.task_names or not part.task_offers():
                 self.parts.append(part)

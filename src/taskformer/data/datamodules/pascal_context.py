@@ -26,7 +26,8 @@ class PASCALContextDataModule(MultiTaskDataModule):
         root: The data set's folder, relative to the current one: ``PASCALContext``, ``PASCAL_MT``, or what
             ``taskformer data prepare pascal_context`` made.
         tasks: Any of ``semseg``, ``human_parts``, ``saliency``, ``normals`` and ``edges``; ``None`` uses all.
-        people_only: Whether training leaves out images without a person where ``human_parts`` is the only task.
+        people_only: Whether training leaves out images without a person where ``human_parts`` is the only task, unless
+            it is one of ``one_label_of``.
         normal_axes: For x (right), y (down) and z (into the scene) the stored channel that holds it, 1 to 3, negative
             if it has the other sign.
         edge_weight: Weight of edge pixels in the loss of ``edges``; the rest has 1 minus it.
@@ -73,7 +74,8 @@ class PASCALContextDataModule(MultiTaskDataModule):
 
     def dataset(self, split: str, tasks: dict[str, Task], transform: Any) -> PASCALContext:
         """Build one split; ``"test"`` is ``"val"``."""
-        people_only = self.people_only and split == "train" and self.task_names == ["human_parts"]
+        alone = self.task_names == ["human_parts"] and not self.one_label_of
+        people_only = self.people_only and split == "train" and alone
         return PASCALContext(
             self.root,
             "val" if split == "test" else split,

@@ -115,8 +115,14 @@ class TaskonomyDataModule(MultiTaskDataModule):
         if mask_blocks < 1 or not 0 <= spoilt_share <= 1:
             msg = f"mask_blocks must be at least 1 and spoilt_share in [0, 1], got {mask_blocks} and {spoilt_share}"
             raise ConfigError(msg)
-        if self.holdout and shards is not None:
-            msg = "shards are read in their own order and cannot hold out images; leave out holdout or shards"
+        if shards is not None and (self.holdout or self.label_share < 1 or self.one_label_of):
+            msg = (
+                "shards are read in their own order and cannot leave out images or labels; leave out shards, or "
+                "holdout, label_share and one_label_of"
+            )
+            raise ConfigError(msg)
+        if made := [name for name in self.one_label_of if name in SPECS]:
+            msg = f"the labels of {', '.join(made)} are made from the image; leave them out of one_label_of"
             raise ConfigError(msg)
         self.split_list: SplitList = split_list
         self.splits_file = splits_file

@@ -2,6 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch.utils.data import Dataset
 
 from taskformer.data.geometry import map_kind, resize_image, resize_map
 from taskformer.data.images import File, read_json
+from taskformer.data.labels import LabelTurns
 from taskformer.data.names import existing, read_lines
 from taskformer.errors import CorruptFileError, DatasetNotFoundError, InvalidTargetError, TaskformerError
 from taskformer.files import inside
@@ -58,8 +60,9 @@ class MultiTaskDataset(Dataset[Sample], ABC):
         ids: Identifier of each image, in order.
         cache: Where :meth:`raw` looks before it reads files.
         predictions: What a teacher has said of the images: further targets of a sample, moved with the image.
-        substitutes: Images, counted from the first, that may stand in for a broken one in training: the next that can
-            be read does, the same one in every epoch and process. None in evaluation, where no image is to count twice.
+        substitutes: Images, in order, that may stand in for a broken one in training: the next that can be read does,
+            the same one in every epoch and process. None in evaluation, where no image is to count twice.
+        turns: Which one of several tasks' labels each image keeps in training; the others' are all invalid. None: all.
         may_be_empty: Tasks whose maps may lack a single valid pixel; in others that is a fault.
         orientation: What the orientation tags of images turn; nothing, unless a data set has it as an option.
 
@@ -86,7 +89,8 @@ class MultiTaskDataset(Dataset[Sample], ABC):
         self.size = size
         self.on_error = on_error
         self.cache: RawSamples | None = None
-        self.substitutes = range(0)
+        self.substitutes: Sequence[int] = range(0)
+        self.turns: LabelTurns | None = None
         self.predictions: SavedTargets | None = None
         self.ids = self._ids()
         if isinstance(self.ids, list):  # other sequences have found theirs in the folder
@@ -152,16 +156,34 @@ class MultiTaskDataset(Dataset[Sample], ABC):
     def __getitem__(self, index: int) -> Sample:
         """Return one sample, transformed; an image that cannot be read is left to :attr:`on_error`."""
         if self.on_error == "raise":
-            return self._finish(self.raw(index))
-        for place in chain((index,), self.substitutes[index + 1 :], self.substitutes[:index]):
+            return self._labelled(index)
+        for place in chain((index,), self._stand_ins(index)):
             try:
-                return self._finish(self.raw(place))
+                return self._labelled(place)
             except (CorruptFileError, InvalidTargetError, DatasetNotFoundError) as error:
                 self._log_once(place, error)
         if not self.substitutes:
             return {"meta": {"id": self.ids[index]}}
         msg = f"no image of the split {self.split!r} in {self.root} can be read; see the files logged above"
         raise DatasetNotFoundError(msg)
+
+    def _stand_ins(self, index: int) -> Iterator[int]:
+        """Yield the substitutes after an image and then those before it."""
+        start, count = bisect_right(self.substitutes, index), len(self.substitutes)
+        places = (self.substitutes[(start + step) % count] for step in range(count))
+        return (place for place in places if place != index)
+
+    def _labelled(self, index: int) -> Sample:
+        """Return one sample, transformed, with the labels that it keeps.
+
+        The others are taken away last: a transform that looks at one of them draws what it would draw with all.
+        """
+        sample = self._finish(self.raw(index))
+        if self.turns is None:
+            return sample
+        size, targets = sample[IMAGE].shape[-2:], sample["targets"]
+        absent = {name: self.tasks[name].invalid(*size) for name in self.turns.withheld(index) if name in targets}
+        return {**sample, "targets": targets | absent}
 
     def raw(self, index: int) -> Sample:
         """Return ``{"image", "targets", "meta"}`` as numpy arrays, before the transform."""

@@ -1,6 +1,5 @@
 """Any folder of images and label maps, described by file name patterns instead of code."""
 
-import hashlib
 import math
 import os
 import re
@@ -11,11 +10,12 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from taskformer.data.datasets.base import IMAGE, MultiTaskDataset
-from taskformer.data.geometry import decode_normals, map_kind, normal_vectors
+from taskformer.data.geometry import decode_normals, label_edges, map_kind, normal_vectors
 from taskformer.data.images import (
     ARRAY_SUFFIXES,
     File,
@@ -26,14 +26,19 @@ from taskformer.data.images import (
     read_plane,
     read_rgb,
 )
-from taskformer.data.names import ends_with, examples, existing, is_hidden
+from taskformer.data.names import ends_with, examples, existing, is_hidden, uniform_hash
 from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError, InvalidTargetError, UnknownNameError
 from taskformer.pictures import IMAGE_SUFFIXES, Orientation, orientation, turned
 from taskformer.tasks import IGNORE_INDEX, Task
 
 #: Fields of :class:`Label` that mean something for kinds of maps that do not hold plain values.
-_MEANINGFUL: dict[str | None, set[str]] = {"label": {"ids"}, "vector": {"axes", "invalid"}, None: set()}
 _MEANINGFUL_FOR_VALUES = {"divide_by", "add", "invalid"}
+_MEANINGFUL: dict[str | None, set[str]] = {
+    "label": {"ids"},
+    "lines": {*_MEANINGFUL_FOR_VALUES, "boundaries"},
+    "vector": {"axes", "invalid"},
+    None: set(),
+}
 
 
 @dataclass
@@ -56,6 +61,8 @@ class Label:
         axes: For normals: for x (right), y (down) and z (into the scene) the stored channel that holds it, 1 to 3,
             negative if it has the other sign: ``[1, -2, -3]`` where y is up and z towards the camera. Normals in images
             are stored as colours, ``(n + 1) / 2`` of the full range.
+        boundaries: For edges: whether the file holds class ids, and edges are the lines of one pixel between different
+            ones. Pixels of id 255, and those beside them, have no label.
     """
 
     file: str
@@ -65,6 +72,7 @@ class Label:
     add: float = 0.0
     invalid: float | None = None
     axes: list[int] = field(default_factory=lambda: [1, 2, 3])
+    boundaries: bool = False
 
 
 class Folder(MultiTaskDataset):
@@ -256,6 +264,8 @@ class _Decoder:
             return self._classes(stored, file)
         if self.kind is None:
             return stored.astype(np.float32)
+        if self.label.boundaries:
+            return _boundaries(stored)
         values = self._normals(stored) if self.kind == "vector" else self._values(stored, file)
         no_label = ~np.isfinite(values)
         if self.label.invalid is not None:
@@ -267,7 +277,7 @@ class _Decoder:
     def _stored(self, file: File) -> NDArray[Any]:
         if self.kind is None or holds_array(file):
             return read_array(file, (self.task.name,))
-        if self.kind == "label":
+        if self.kind == "label" or self.label.boundaries:
             return read_ids(file)
         return read_plane(file) if self.task.channels == 1 else read_pixels(file)
 
@@ -335,6 +345,14 @@ class _Decoder:
         return ours
 
 
+def _boundaries(ids: NDArray[Any]) -> NDArray[np.float32]:
+    """Draw the boundaries of classes ``(H, W)``: 1 there, 0 elsewhere, NaN at and beside pixels without a class."""
+    lines = label_edges(ids)
+    unknown = (ids == IGNORE_INDEX).astype(np.uint8)
+    lines[cv2.dilate(unknown, np.ones((3, 3), np.uint8)) > 0] = np.nan
+    return lines
+
+
 def find_ids(root: Path, pattern: str) -> Iterator[str]:
     """Find what ``{id}`` stands for in the paths below ``root`` that match a pattern; hidden files are left out."""
     matching = _expression(pattern)
@@ -362,11 +380,6 @@ def _files_below(root: Path, start: str) -> Iterator[str]:
         folders[:] = [name for name in folders if not is_hidden(name)]
         parent = Path(os.path.relpath(folder, root))
         yield from ((parent / name).as_posix() for name in names if not is_hidden(name))
-
-
-def uniform_hash(name: str) -> float:
-    """Return a number in [0, 1) that depends on nothing but the name."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]) / 2**48
 
 
 def what_is_there(root: Path, pattern: str) -> str:

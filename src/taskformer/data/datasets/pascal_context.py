@@ -7,12 +7,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from taskformer.data.datasets.base import IMAGE, MultiTaskDataset
-from taskformer.data.geometry import decode_normals
+from taskformer.data.geometry import decode_normals, label_edges
 from taskformer.data.images import File, read_ids, read_mat, read_plane, read_rgb
 from taskformer.data.names import existing
 from taskformer.errors import ConfigError, CorruptFileError, DatasetNotFoundError
@@ -202,15 +201,6 @@ def read_labels(file: File) -> NDArray[np.uint16]:
         )
         raise CorruptFileError(msg)
     return np.asarray(labels, dtype=np.uint16)
-
-
-def label_edges(labels: NDArray[Any]) -> NDArray[np.float32]:
-    """Draw the boundaries between labels ``(H, W)`` as lines of one pixel: 1 there, 0 elsewhere."""
-    from skimage.morphology import thin  # imports half of scipy, which takes longer than most commands
-
-    boundaries = cv2.Laplacian(labels.astype(np.float64), cv2.CV_64F) != 0
-    lines: NDArray[np.float32] = thin(boundaries).astype(np.float32)  # type: ignore[no-untyped-call]  # it has no types
-    return lines
 
 
 def read_parts(file: File) -> NDArray[np.uint8] | None:

@@ -111,9 +111,9 @@ def _moments(groups: Mapping[str, Group]) -> Iterator[str]:
 def _differing(facts: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Yield the facts that are not the same in all columns, with their values where they are short."""
     for name in dict.fromkeys(name for values in facts.values() for name in values):
-        # Facts of a later version are not known of earlier runs, and None: both are said as none.
+        # Facts of a later version are not known of earlier runs, and None or empty: all are said as none.
         known = {letter: values.get(name) for letter, values in facts.items()}
-        texts = {letter: "none" if value is None else str(value) for letter, value in known.items()}
+        texts = {letter: "none" if value in (None, []) else str(value) for letter, value in known.items()}
         if len(set(texts.values())) > 1:
             short = all(len(text) <= SHORT for text in texts.values())
             yield f"{name} ({_named(texts)})" if short else name
