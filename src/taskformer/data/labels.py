@@ -23,7 +23,7 @@ def evenly(count: int) -> NDArray[np.int64]:
     as two views of each room, decides which are among them.
 
     >>> sorted(evenly(16)[:4].tolist())
-    [0, 5, 8, 13]
+    [0, 5, 10, 13]
 
     Args:
         count: How many places there are.
@@ -52,7 +52,7 @@ class LabelTurns:
 
         >>> turns = LabelTurns.over(evenly(6), ["depth", "edges", "semseg"])
         >>> [turns.tasks[owner] for owner in turns.owners]
-        ['edges', 'semseg', 'depth', 'semseg', 'edges', 'depth']
+        ['edges', 'depth', 'depth', 'semseg', 'edges', 'semseg']
 
         Args:
             order: The images, see :func:`evenly`: those at its beginning are divided evenly too.

@@ -4,6 +4,7 @@ from __future__ import annotations  # the type of the transforms is resolved onl
 
 import math
 from abc import ABC, abstractmethod
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -66,11 +67,12 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         holdout: Share of the training images, taken from the end, that is held out and used instead of the validation
             split. Choose models and search architectures with one where papers test on ``val``. It is a block because
             neighbouring images often show the same scene.
-        label_share: Share of the training images, without those held out, that is used; the others are not there. They
-            are spread evenly over the split, the same for every seed, and among those of any larger share.
+        label_share: Share of the training images, without those held out, that is used. They are spread evenly over the
+            split, the same for every seed, and among those of any larger share. An epoch is as long as with all.
         one_label_of: Tasks of which each training image keeps the label of only one, the same in every run; all of them
             have equally many. The others' labels count as missing, and an image with no label of the chosen ``tasks``
-            is left out: so a task that is trained alone has the labels that it has among the others. None keeps all.
+            is left out: so a task that is trained alone has the labels that it has among the others. An epoch is as
+            long as with all. None keeps all.
         loss_weights: Weights of tasks' losses that belong to a published recipe of this data; the other tasks have
             their defaults, and the model's own ``loss_weights`` win.
         predictions: Folder of predictions of the training images, as ``predict`` and ``test`` write them: what a
@@ -220,7 +222,8 @@ class MultiTaskDataModule(LightningDataModule, ABC):
     def _training_part(self, dataset: MultiTaskDataset, count: int) -> Dataset[Sample]:
         """Choose those of the first ``count`` images that train, and the labels that they keep.
 
-        Broken images are replaced by others of them.
+        Broken images are replaced by others of them. An epoch has as many steps as with all images: these come up more
+        often, so that one recipe fits any share.
         """
         images: Sequence[int] = range(count)
         if self.label_share < 1:
@@ -229,7 +232,7 @@ class MultiTaskDataModule(LightningDataModule, ABC):
             dataset.turns = LabelTurns.over(evenly(count), self.one_label_of)
             images = [image for image in images if not set(self.task_names) <= set(dataset.turns.withheld(image))]
         dataset.substitutes = images
-        return dataset if len(images) == len(dataset) else Subset(dataset, images)
+        return dataset if len(images) == len(dataset) else Subset(dataset, list(islice(cycle(images), count)))
 
     def training_dataset(self, split: str) -> MultiTaskDataset:
         """Build any split with the augmentation of training, and with what a teacher has said of it."""
