@@ -342,6 +342,7 @@ def test_wrong_settings_are_found_without_files(changes, error, message):
     ("name", "label", "message"),
     [
         ("depth", {"ids": [1, 2]}, "labels.depth.ids means nothing for a Depth task"),
+        ("depth", {"boundaries": True}, "labels.depth.boundaries means nothing for a Depth task"),
         ("semseg", {"divide_by": 2}, "labels.semseg.divide_by means nothing"),
         ("semseg", {"ids": [1, 2]}, "must list the stored value .* the 3 classes .* got .1, 2."),
         ("semseg", {"ids": [1, 2, 2]}, "each once"),
@@ -404,6 +405,20 @@ def test_results_do_not_depend_on_the_batch_once_sizes_agree(tmp_path):
     (batch,) = cropped.train_dataloader()  # the smallest image is padded by collate
     assert batch["image"].shape == (3, 3, 32, 32)
     assert (batch["targets"]["semseg"] == 255).sum() == 32 * 32 - 30 * 30
+
+
+def test_edges_are_the_boundaries_of_classes_that_are_known(tmp_path):
+    ids = np.full((12, 20), 3, np.uint8)
+    ids[:, 10:] = 1
+    ids[:6, 16:] = 255
+    write_png(tmp_path / "img" / "a.png", np.zeros((12, 20, 3), np.uint8))
+    write_png(tmp_path / "map" / "a.png", ids)
+    label = Label("map/{id}.png", boundaries=True)
+    data = FolderDataModule(str(tmp_path), "img/{id}.png", {"edges": label}, {"train": 1.0})
+    edges = data.dataset("train", build_tasks(data.task_specs), None)[0]["targets"]["edges"]
+    np.testing.assert_array_equal(np.argwhere(np.isnan(edges)), np.argwhere(np.pad(np.ones((7, 5)), ((0, 5), (15, 0)))))
+    assert (edges[1:-1, 9:11].sum(axis=1) == 1).all()
+    assert np.nansum(edges) == edges[:, 9:11].sum()
 
 
 # Through the command line, on photographs
