@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "taskformer"
 #: From the top to the bottom: a room imports from the floors below it, never from its own floor's other rooms.
 FLOORS = [
     {"commands"},
-    {"callbacks"},
+    {"callbacks", "studies"},
     {"insight", "sweeps"},
     {"evaluation", "search"},
     {"modules", "datatools"},

@@ -65,12 +65,12 @@ def test_searches_parse(path, capsys):
 
 
 def test_no_config_is_left_out():
-    known = [*config_files(*PARTIAL, "sweeps"), *LAYERS]
+    known = [*config_files(*PARTIAL, "studies", "sweeps"), *LAYERS]
     assert sorted(str(path.relative_to(ROOT)) for path in CONFIGS.rglob("*.yaml")) == sorted(known)
 
 
 def test_every_recipe_is_under_an_experiment():
-    above = [path for path in (*config_files("experiment"), *LAYERS) if based(path)]
+    above = [path for path in (*config_files("experiment", "studies"), *LAYERS) if based(path)]
     bases = [yaml.safe_load((ROOT / path).read_text())["base"] for path in above]
     used = {Path(base).name for listed in bases for base in ([listed] if isinstance(listed, str) else listed)}
     assert {Path(path).name for path in config_files("recipe")} <= used

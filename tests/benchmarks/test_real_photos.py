@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PHOTOS = ROOT.parent / "shared" / "data" / "nyu10"
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from real_photos import NYU13, score  # noqa: E402 - benchmarks are scripts, not a package
+from real_photos import NYU13, look, score  # noqa: E402 - benchmarks are scripts, not a package
 
 CLASSES = [
     "wall",
@@ -39,12 +39,12 @@ def oracle(depth_factor=1.0):
         lookup = np.array([CLASSES.index(name) if name in CLASSES else 0 for name in names])
         return {"semseg": lookup[labels], "depth": depth[None] * depth_factor}
 
-    return SimpleNamespace(hparams={"tasks": {"semseg": {"classes": CLASSES}}}, predict_image=predict)
+    return SimpleNamespace(hparams={"tasks": {"semseg": {"classes": CLASSES}, "depth": {}}}, predict_image=predict)
 
 
 @pytest.mark.skipif(not PHOTOS.exists(), reason=f"the photographs of {PHOTOS.name} are not here")
 def test_the_truth_scores_perfectly_and_a_wrong_scale_only_fails_unscaled():
-    perfect, doubled = score(oracle(), PHOTOS), score(oracle(2.0), PHOTOS)
+    perfect, doubled = score(look(oracle(), PHOTOS)), score(look(oracle(2.0), PHOTOS))
     assert perfect["semseg mIoU"] == perfect["semseg pixel accuracy"] == 1
     assert perfect["depth RMSE"] == 0
     assert doubled["depth RMSE"] > 2

@@ -12,7 +12,7 @@ import pytest
 
 import taskformer
 from taskformer.errors import ConfigError
-from taskformer.sweeps.run import _environments
+from taskformer.sweeps.run import environments
 from taskformer.sweeps.study import State
 
 GRID = {"x": {"values": [1.0, 3.0, 2.0]}, "seed_everything": {"values": [0, 1]}}
@@ -118,9 +118,9 @@ def test_each_worker_has_a_gpu_of_its_own(visible, workers, devices, monkeypatch
     monkeypatch.setattr("taskformer.sweeps.run.default_workers", lambda: 8)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    environments = _environments(workers)
-    assert [each.get("CUDA_VISIBLE_DEVICES") for each in environments] == devices
-    assert {each["OMP_NUM_THREADS"] for each in environments} == {str(8 // workers)}
+    shares = environments(workers)
+    assert [each.get("CUDA_VISIBLE_DEVICES") for each in shares] == devices
+    assert {each["OMP_NUM_THREADS"] for each in shares} == {str(8 // workers)}
 
 
 def test_what_the_user_has_chosen_stays(sweep_file, events, monkeypatch):

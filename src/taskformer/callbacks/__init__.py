@@ -10,6 +10,7 @@ from taskformer.callbacks.progress import ProgressBar
 from taskformer.callbacks.results import ResultsTable
 from taskformer.callbacks.run_folder import RunFolder
 from taskformer.callbacks.stopping import Stopping
+from taskformer.callbacks.stopwatch import Stopwatch
 from taskformer.callbacks.tracking import Tracking
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "ResultsTable",
     "RunFolder",
     "Stopping",
+    "Stopwatch",
     "Tracking",
     "WholeCheckpoints",
 ]

@@ -26,6 +26,7 @@ from taskformer.callbacks import (
     ResultsTable,
     RunFolder,
     Stopping,
+    Stopwatch,
     Tracking,
 )
 from taskformer.callbacks.averaging import averages
@@ -183,6 +184,7 @@ class TaskformerCLI(LightningCLI):
         callbacks = as_list(self._get(self.config_init, "trainer").callbacks)
         if config.trainer.enable_progress_bar is not False and not any(isinstance(c, AnyBar) for c in callbacks):
             callbacks = [*callbacks, ProgressBar()]
+        callbacks = [*callbacks, Stopwatch()]
         if self.subcommand == "test":
             self.model.tta = self._get(self.config_init, "test.tta")
         average = self._get(self.config_init, "ema")

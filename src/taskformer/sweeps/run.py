@@ -4,9 +4,10 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from taskformer.files import inside, write_text
 from taskformer.parallel import default_workers
 from taskformer.search.storage import open_storage
 from taskformer.sweeps.results import SweepResult
-from taskformer.sweeps.schema import Sweep, read_sweep
+from taskformer.sweeps.schema import Sweep, make_sweep, read_sweep
 from taskformer.sweeps.study import Run, SweepStudy
 from taskformer.sweeps.worker import Stop, Worker
 
@@ -27,6 +28,8 @@ from taskformer.sweeps.worker import Stop, Worker
 PROCESSORS = 2
 #: What of a sweep's file decides what its runs are.
 DECISIVE = ("method", "metric", "parameters", "early_terminate", "command", "program")
+#: What two grids of which one is the beginning of the other need not have in common.
+NO_GRID: dict[str, Any] = {"name": "", "parameters": {}, "groups": (), "run_cap": None}
 
 
 def sweep(
@@ -37,6 +40,7 @@ def sweep(
     runs_dir: str | Path = "runs",
     storage: str | None = None,
     on_change: Callable[[Run], None] | None = None,
+    but: Collection[int] = (),
 ) -> SweepResult:
     """Run a sweep on this machine, without an account or a network.
 
@@ -56,7 +60,8 @@ def sweep(
         runs_dir: Folder of all runs.
         storage: Where the sweep's memory is kept: the URL of a database that Optuna can use, or a file; None:
             study.journal in its folder, which machines with a common disk can share.
-        on_change: Told of every run that begins or ends.
+        on_change: Told of every run that begins or ends, by the worker that has it, which waits.
+        but: Numbers of runs to leave alone.
 
     Returns:
         What was found, which is also written into the sweep's folder.
@@ -77,15 +82,14 @@ def sweep(
     def changed(run: Run) -> None:
         with told:
             SweepResult(plan, folder, study.runs(), count).write_trials()
-            if on_change:
-                on_change(run)
+        if on_change:
+            on_change(run)
 
-    stop, tried = Stop(), set[int]()
-    environments = _environments(min(count, workers or _default_workers()))
-    with listening(stop), ThreadPoolExecutor(len(environments)) as pool:
+    stop, tried = Stop(), set(but)
+    shares = environments(min(count, workers or _default_workers()))
+    with listening(stop), ThreadPoolExecutor(len(shares)) as pool:
         jobs = [
-            pool.submit(Worker(study, folder, count, environment, stop, tried, changed).work)
-            for environment in environments
+            pool.submit(Worker(study, folder, count, environment, stop, tried, changed).work) for environment in shares
         ]
         try:
             for job in as_completed(jobs):
@@ -128,28 +132,37 @@ def listening(stop: Stop) -> Iterator[None]:
 
 
 def _agree(study: SweepStudy, plan: Sweep, folder: Path) -> None:
-    """Note what the sweep is, or compare it with what was noted when it began."""
+    """Note what the sweep is, or compare it with what was noted when it began; a grid may have grown since."""
     text = plan.path.read_text(encoding="utf-8")
     content = yaml.safe_load(text)
     now = json.dumps({key: content.get(key) for key in DECISIVE}, default=str)
     begun: Any = study.study.user_attrs.get("sweep")
-    if begun is None:
-        study.study.set_user_attr("sweep", now)
-    elif begun != now:
+    if begun not in (None, now) and not _has_grown(json.loads(begun), plan):
         msg = (
             f"the sweep {folder} was begun with another {plan.path.name}, see {folder / 'sweep.yaml'}; go on with that "
             "file, or give this one another --name"
         )
         raise ConfigError(msg)
-    if not (folder / "sweep.yaml").exists():
+    if begun != now:
+        study.study.set_user_attr("sweep", now)
+    if begun != now or not (folder / "sweep.yaml").exists():
         write_text(folder / "sweep.yaml", text)
+
+
+def _has_grown(begun: dict[str, Any], plan: Sweep) -> bool:
+    """Tell whether a grid has more runs than when it began, and those of before keep their numbers."""
+    before = make_sweep(plan.path, {key: value for key, value in begun.items() if value is not None})
+    if (before.method, plan.method) != ("grid", "grid") or replace(before, **NO_GRID) != replace(plan, **NO_GRID):
+        return False
+    grid = before.grid()
+    return plan.grid()[: len(grid)] == grid
 
 
 def _default_workers() -> int:
     return torch.cuda.device_count() or max(1, default_workers() // PROCESSORS)
 
 
-def _environments(workers: int) -> list[dict[str, str]]:
+def environments(workers: int) -> list[dict[str, str]]:
     """Return the environment variables of each worker's trainings: its GPU, its share of the processors, no account."""
     common = {"WANDB_MODE": "offline", "OMP_NUM_THREADS": str(max(1, default_workers() // workers)), **os.environ}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count()))))

@@ -138,14 +138,18 @@ def read_sweep(path: str | Path) -> Sweep:
     file = Path(path)
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     try:
-        return _sweep(file, content)
+        return make_sweep(file, content)
     except ConfigError as error:
         msg = f"{file}: {error}"
         raise ConfigError(msg) from error
 
 
-def _sweep(file: Path, content: Any) -> Sweep:
-    """Build a sweep of what its file holds."""
+def make_sweep(file: Path, content: Any) -> Sweep:
+    """Build a sweep of what its file holds.
+
+    Raises:
+        ConfigError: If something is missing, unknown or wrong.
+    """
     _require_keys("", content, KEYS, ("method", "metric", "parameters"))
     method = _one_of("method", content["method"], METHODS)
     parameters, groups = _parameters("parameters", content["parameters"])

@@ -90,9 +90,10 @@ class SweepStudy:
         return min(limit for limit in limits if limit is not None)
 
     def runs(self) -> list[Run]:
-        """List the runs that were ever begun, by number."""
+        """List the runs that were ever begun, by number; of a grid that has grown since, those that are known here."""
+        known = None if self._grid is None else len(self._grid)
         runs = (self._run(number, trials) for number, trials in sorted(self._trials().items()))
-        return [run for run in runs if run.settings]
+        return [run for run in runs if run.settings and (known is None or run.number < known)]
 
     def take(self, count: int, but: Collection[int] = ()) -> "TakenRun | None":
         """Take the first run that is neither done nor at work: one that was interrupted, that failed, or a new one.
