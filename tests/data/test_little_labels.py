@@ -223,6 +223,15 @@ def test_wrong_settings_are_refused(root):
 # Training -------------------------------------------------------------------------------------------------------
 
 
+def test_a_training_with_few_labels_goes_on_in_the_middle_of_an_epoch(root):
+    def batches(place):
+        data = fitted(root, one_label_of=FOUR, label_share=0.5, train_transforms=[RandomHorizontalFlip()])
+        data.load_state_dict({"batches": place})
+        return [batch["image"] for batch in data.train_dataloader()]
+
+    torch.testing.assert_close(batches(4), batches(0)[4:], rtol=0, atol=0)
+
+
 @pytest.fixture
 def model(root):
     torch.manual_seed(0)

@@ -47,6 +47,12 @@ def test_a_schedule_that_knows_no_length_trains_nothing_and_says_so():
         schedule.step()
 
 
+def test_a_warm_up_of_less_than_a_step_does_not_exceed_the_peak():
+    schedule = PolyLR(SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), power=1.0, warmup=0.05, total_steps=10)
+    assert schedule.factor(0) == 1
+    assert schedule.factor(1) == pytest.approx(0.9 / 0.95)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"warmup": 1.0}, {"warmup": -0.1}, {"warmup": float("nan")}, {"power": -1.0}, {"total_steps": 0}]
 )

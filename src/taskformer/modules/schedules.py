@@ -14,8 +14,8 @@ class PolyLR(LambdaLR):
     >>> PolyLR(optimizer, power=1.0, warmup=0.2, total_steps=10).factor(6)  # halfway from the peak to the end
     0.5
 
-    With N steps in all, W of them warm-up, the step s = 0, 1, ... has the peak rate times ``max(s, 1) / W`` while
-    s < W, and ``((N - s) / (N - W)) ** power`` from then on.
+    With N steps in all, W of them warm-up, the step s = 0, 1, ... has the peak rate times ``max(s, 1) / W``, at most
+    1, while s < W, and ``((N - s) / (N - W)) ** power`` from then on.
 
     Args:
         optimizer: The optimizer.
@@ -59,7 +59,7 @@ class PolyLR(LambdaLR):
         progress = min(step / self.total_steps, 1.0)
         if progress < self.warmup:
             # The first step is not wasted on a rate of zero.
-            return max(progress, 1 / self.total_steps) / self.warmup
+            return min(max(progress, 1 / self.total_steps) / self.warmup, 1.0)
         return float((1.0 - (progress - self.warmup) / (1.0 - self.warmup)) ** self.power)
 
 
