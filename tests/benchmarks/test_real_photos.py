@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PHOTOS = ROOT.parent / "shared" / "data" / "nyu10"
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from real_photos import NYU13, look, score  # noqa: E402 - benchmarks are scripts, not a package
+from real_photos import NYU13, look, record, score  # noqa: E402 - benchmarks are scripts, not a package
 
 CLASSES = [
     "wall",
@@ -50,3 +50,18 @@ def test_the_truth_scores_perfectly_and_a_wrong_scale_only_fails_unscaled():
     assert doubled["depth RMSE"] > 2
     assert doubled["depth RMSE, scaled to the median"] == pytest.approx(0, abs=1e-9)
     assert 0.1 < perfect["pixel accuracy of 'all wall'"] < 0.6
+
+
+@pytest.mark.skipif(not PHOTOS.exists(), reason=f"the photographs of {PHOTOS.name} are not here")
+def test_what_is_kept_has_each_photograph_and_the_tasks_of_the_model_alone():
+    found = look(oracle(2.0), PHOTOS)
+    kept = record(found)
+    assert kept["tasks"]["depth"]["rmse"] == score(found)["depth RMSE"]
+    assert len(kept["images"]["ids"]) == kept["facts"]["images"] == len(list((PHOTOS / "rgb").glob("*.png")))
+    truth = [np.asarray(Image.open(PHOTOS / "depth_mm" / f"{name}.png"))[10:-10, 10:-10] / 1000
+             for name in kept["images"]["ids"]]  # fmt: skip
+    assert kept["images"]["depth"] == pytest.approx([np.sqrt(np.mean(each**2)) for each in truth], rel=1e-5)
+    assert kept["images"]["semseg"] == [1.0] * len(truth)
+    alone = oracle()
+    alone.hparams["tasks"] = {"normals": {}, "depth": {}}
+    assert set(record(look(alone, PHOTOS))["tasks"]) == {"depth"}

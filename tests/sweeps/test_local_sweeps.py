@@ -244,6 +244,38 @@ def test_a_folder_is_of_one_sweep(sweep_file):
     assert len(taskformer.sweep("toy.yaml", local=1, name="other").runs) == 1
 
 
+def test_a_grid_may_grow_at_its_end(sweep_file, events):
+    first = taskformer.sweep(sweep_file({"x": {"values": [1.0, 3.0]}}), local=9)
+    with pytest.raises(ConfigError, match="was begun with another"):
+        taskformer.sweep(sweep_file({"x": {"values": [2.0, 1.0, 3.0]}}), local=9)  # others would have the numbers
+    with pytest.raises(ConfigError, match="was begun with another"):
+        taskformer.sweep(sweep_file({"x": {"values": [1.0, 3.0, 2.0]}, "epochs": {"value": 9}}), local=9)
+    grown = taskformer.sweep(sweep_file({"x": {"values": [1.0, 3.0, 2.0]}}), local=9)
+    assert grown.runs[:2] == first.runs
+    assert [run.settings["x"] for run in grown.runs] == [1.0, 3.0, 2.0]
+    assert_each_epoch_once(events, runs=3, epochs=3)
+    assert "2.0" in Path("runs/toy/sweep.yaml").read_text()
+    with pytest.raises(ConfigError, match="was begun with another"):
+        taskformer.sweep(sweep_file({"x": {"values": [1.0, 3.0]}}), local=9)
+
+
+def test_a_process_that_began_before_a_grid_grew_knows_its_own_runs(sweep_file, events):
+    def grow(run):
+        if run.number == 0 and run.state == State.FINISHED:
+            sweep_file({"x": {"values": [1.0, 3.0, 2.0, 4.0]}})
+            assert len(taskformer.sweep("toy.yaml", local=9).runs) == 4
+
+    found = taskformer.sweep(sweep_file({"x": {"values": [1.0, 3.0]}}), local=9, workers=1, on_change=grow)
+    assert [run.settings["x"] for run in found.runs] == [1.0, 3.0]
+    assert_each_epoch_once(events, runs=4, epochs=3)
+
+
+def test_some_runs_may_be_left_alone(sweep_file, events):
+    found = taskformer.sweep(sweep_file(GRID), local=9, but=[0, 2, 3])
+    assert [run.number for run in found.runs] == [1, 4, 5]
+    assert {run for run, _ in events("epoch")} == {"0001", "0004", "0005"}
+
+
 @pytest.mark.parametrize(
     ("command", "settings", "message"),
     [

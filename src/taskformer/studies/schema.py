@@ -1,17 +1,20 @@
 """Study files: arms that differ in what a study is about, each trained with the same seeds."""
 
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 
 from taskformer.errors import ConfigError, UnknownNameError
 from taskformer.evaluation.settings import SEED
 from taskformer.parsing import Parser, laid_on, read_layers
+
+Made = TypeVar("Made")
 
 #: Settings that are a study's own business.
 OWN = ("config", "name", "runs_dir", "resume", "ckpt", "ckpt_path", "json", SEED)
@@ -189,16 +192,8 @@ def read_study(path: str | Path) -> Study:
     """
     file = Path(path)
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    parser = Parser(prog="study")
-    parser.add_class_arguments(Study, skip={"file"})
     try:
-        if not isinstance(content, dict):
-            msg = f"a study must be settings by name, got {content!r}"
-            raise ConfigError(msg)
-        found = vars(parser.parse_object(content))
-        study = Study(
-            **found | {"file": file, "arms": {name: ArmFile(**vars(arm)) for name, arm in found["arms"].items()}}
-        )
+        study = _study(file, content)
         _require_sense(study)
         for variant in study.variants:
             _ = variant.configuration
@@ -206,6 +201,39 @@ def read_study(path: str | Path) -> Study:
         msg = f"{file}: {error}"
         raise ConfigError(msg) from error
     return study
+
+
+def _study(file: Path, content: Any) -> Study:
+    """Build a study of what its file holds."""
+    if not isinstance(content, dict):
+        msg = f"a study must be settings by name, got {content!r}"
+        raise ConfigError(msg)
+    parser = Parser(prog="study")
+    parser.add_class_arguments(Study, skip={"file"})
+    parser.parse_object(_outline(content))  # raises what is wrong
+    arms = {name: _made(ArmFile, arm) for name, arm in content["arms"].items()}
+    return _made(Study, content | {"file": file, "arms": arms})
+
+
+def _outline(content: Any) -> Any:
+    """Return what a file holds without the values of settings, of which a parser would make the classes they name."""
+    if not isinstance(content, dict):
+        return content
+    outline = dict(content)
+    if isinstance(settings := content.get("settings"), dict):
+        outline["settings"] = dict.fromkeys(settings)
+    if isinstance(arms := content.get("arms"), dict):
+        outline["arms"] = {name: _outline(arm) for name, arm in arms.items()}
+    return outline
+
+
+def _made(kind: type[Made], content: Mapping[str, Any]) -> Made:
+    """Build a part of a study; the parser overlooks unknown names of empty settings."""
+    known = inspect.signature(kind).parameters
+    for name in content:
+        if name not in known:
+            raise ConfigError(str(UnknownNameError("key", str(name), known)))
+    return kind(**content)
 
 
 def _require_sense(study: Study) -> None:
