@@ -1,0 +1,337 @@
+"""The report of a study of supernets, made from its results alone: what the numbers claim, and how sure that is.
+
+Used by ``supernet_study.py``, which says what the results are.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from taskformer.evaluation.significance import ENDS, Interval
+from taskformer.evaluation.tables import markdown
+from taskformer.files import write_text
+from taskformer.metrics import delta_m, improvement
+from taskformer.metrics.units import shown
+from taskformer.plots import BLUE, GREY, STYLE, WIDTH, save
+from taskformer.tasks.registry import task_class
+
+Record = Mapping[str, Any]
+Array = NDArray[np.float64]
+#: What is chosen with inherited weights.
+CHOSEN = ("searched", "all-shared", "all-specific")
+#: What is fine-tuned and compared.
+ARMS = (*CHOSEN, "random")
+RESAMPLES = 2000
+MILLION = 1e6
+#: What takes time, and how the names of its jobs go on after the supernet's.
+STAGES = {
+    "training": "",
+    "choice of the rate": "-rate-.*",
+    "random networks": "-network.*",
+    "search": "-choice",
+    "compared networks": f"-({'|'.join(ARMS)})-.*",
+}
+
+
+def spearman(first: Array, second: Array) -> Array:
+    """Compute Spearman's rank correlation along the last axis; NaN where one side is constant.
+
+    >>> float(spearman(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 9.0])))
+    1.0
+    """
+    first, second = (rankdata(each, axis=-1) - (each.shape[-1] + 1) / 2 for each in (first, second))
+    with np.errstate(invalid="ignore"):
+        return (first * second).sum(-1) / np.sqrt((first**2).sum(-1) * (second**2).sum(-1))
+
+
+def kendall(first: Array, second: Array) -> Array:
+    """Compute Kendall's tau-b along the last axis; NaN where one side is constant.
+
+    >>> float(kendall(np.array([1.0, 2.0, 3.0]), np.array([9.0, 4.0, 2.0])))
+    -1.0
+    """
+    first, second = (np.sign(each[..., :, None] - each[..., None, :]) for each in (first, second))
+    with np.errstate(invalid="ignore"):
+        return (first * second).sum((-2, -1)) / np.sqrt((first**2).sum((-2, -1)) * (second**2).sum((-2, -1)))
+
+
+def over_networks(correlation: Callable[[Array, Array], Array], first: Array, second: Array) -> Interval:
+    """Return a rank correlation with its 95 % bootstrap interval over the choice of networks.
+
+    Args:
+        correlation: Computes it along the last axis.
+        first: A score of each network ``(N,)``.
+        second: Another one.
+    """
+    drawn = np.random.default_rng(0).integers(len(first), size=(RESAMPLES, len(first)))
+    values = correlation(first[drawn], second[drawn])
+    ends = np.percentile(values[np.isfinite(values)], ENDS) if np.isfinite(values).any() else (np.nan, np.nan)
+    return Interval(float(correlation(first, second)), float(ends[0]), float(ends[1]))
+
+
+class Scores(NamedTuple):
+    """An arm's scores of single images.
+
+    Attributes:
+        values: Headline metrics ``(seeds, images, tasks)``; NaN where an image has none.
+        higher_is_better: Of each task.
+    """
+
+    values: Array
+    higher_is_better: NDArray[np.bool_]
+
+
+def paired_gain(first: Scores, second: Scores) -> Interval:
+    """Return delta_m of one arm over another with its 95 % bootstrap interval over images *and* seeds.
+
+    Both have the same images and seeds, which are drawn with replacement, for both alike. A task's value is the mean
+    over the drawn images and seeds; delta_m is the tasks' mean improvement over the second arm in percent.
+
+    >>> better = Scores(np.full((2, 3, 1), 0.6), np.array([True]))
+    >>> interval = paired_gain(better, better._replace(values=np.full((2, 3, 1), 0.5)))
+    >>> f"{interval.difference:.1f} ({interval.low:.1f} to {interval.high:.1f})"
+    '20.0 (20.0 to 20.0)'
+    """
+    seeds, images, _ = first.values.shape
+    rng = np.random.default_rng(0)
+    both = np.isfinite(first.values) & np.isfinite(second.values)
+    sign = np.where(first.higher_is_better, 100.0, -100.0)
+
+    def gains(seed_counts: Array, image_counts: Array) -> Array:
+        sums = [
+            np.einsum("rs,ri,sit->rt", seed_counts, image_counts, np.where(both, each.values, 0.0), optimize=True)
+            for each in (first, second)
+        ]
+        with np.errstate(invalid="ignore", divide="ignore"):  # where no image with a value was drawn
+            result: Array = (sign * (sums[0] - sums[1]) / sums[1]).mean(1)
+        return result
+
+    drawn = gains(_counts(rng, seeds), _counts(rng, images))
+    low, high = np.nanpercentile(drawn, ENDS)
+    whole = gains(np.ones((1, seeds)), np.ones((1, images)))
+    return Interval(float(whole[0]), float(low), float(high))
+
+
+def _counts(rng: np.random.Generator, number: int) -> Array:
+    """Draw ``number`` things with replacement and count how often each was drawn: ``(RESAMPLES, number)``."""
+    return rng.multinomial(number, np.full(number, 1 / number), size=RESAMPLES).astype(np.float64)
+
+
+class Supernet:
+    """The results of one supernet.
+
+    Args:
+        name: Its name in the study.
+        records: All results of the study by name.
+        study: The study's settings.
+    """
+
+    def __init__(self, name: str, records: Mapping[str, Any], study: Record) -> None:
+        self.name = name
+        self.records = records
+        self.study = study
+
+    @property
+    def networks(self) -> list[Record]:
+        """The random sub-networks that were fine-tuned; empty until all are."""
+        names = [f"{self.name}-network-{number:02d}" for number in range(self.study["networks"])]
+        return [self.records[name] for name in names] if all(name in self.records for name in names) else []
+
+    @property
+    def tested(self) -> dict[str, list[Record]]:
+        """What the arms' networks achieve on the test images, by arm; empty until all are tested."""
+        names = {arm: [f"{self.name}-{arm}-seed-{seed}-test" for seed in self.study["seeds"]] for arm in ARMS}
+        if not all(name in self.records for arm in names.values() for name in arm):
+            return {}
+        return {arm: [self.records[name] for name in each] for arm, each in names.items()}
+
+    @property
+    def reference(self) -> Record:
+        """Scores of the largest sub-network with inherited weights, and the senses of the metrics."""
+        reference: Record = self.records[f"{self.name}-networks"]["reference"]
+        return reference
+
+    def tasks(self) -> list[str]:
+        """Name the tasks."""
+        return list(self.reference["scores"])
+
+    def gains(self, networks: Sequence[Record], task: str | None) -> Array:
+        """Return networks' improvements over the largest's inherited scores in percent; None: of all tasks."""
+        if task is None:
+            return np.array([delta_m(one["scores"], *self.reference.values()) for one in networks])
+        reference, sense = (self.reference[key][task] for key in ("scores", "higher_is_better"))
+        return np.array([improvement(one["scores"][task], reference, sense) for one in networks])
+
+    def inherited(self) -> list[Record]:
+        """Return the random sub-networks with inherited weights."""
+        found: list[Record] = self.records[f"{self.name}-networks"]["networks"]
+        return found
+
+    def images(self, arm: str) -> Scores:
+        """Return the scores of single test images."""
+        tasks = self.tasks()
+        values = [[record["images"][task] for task in tasks] for record in self.tested[arm]]
+        senses = [self.reference["higher_is_better"][task] for task in tasks]
+        return Scores(np.array(values, dtype=np.float64).transpose(0, 2, 1), np.array(senses))
+
+    def minutes(self, jobs: str) -> str:
+        """Add up the processor time of the jobs whose names go on like a pattern after the supernet's."""
+        found = [one["processor_seconds"] for name, one in self.records.items() if re.fullmatch(self.name + jobs, name)]
+        return f"{sum(found) / 60:.0f}"
+
+
+def write_report(folder: Path, command: str) -> None:
+    """Write ``README.md`` and its pictures from ``study.json`` and ``runs/*.json``.
+
+    Args:
+        folder: The study's folder.
+        command: What has made the results.
+    """
+    study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    records = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (folder / "runs").glob("*.json")}
+    supernets = [Supernet(name, records, study) for name in study["supernets"]]
+    ordered = [each for each in supernets if each.networks]
+    tested = [each for each in supernets if each.tested]
+    parts = [f"# {folder.name}\n", _about(study, supernets, command)]
+    if ordered:
+        draw_order(folder / "order.png", ordered)
+        parts += [_order_text(study), *map(_order_table, ordered)]
+    if tested:
+        parts += [_arms_text(study), _arms_table(tested), _differences_text(study), _differences_table(tested)]
+    write_text(folder / "README.md", "\n".join(parts))
+
+
+def _about(study: Record, supernets: Sequence[Supernet], command: str) -> str:
+    """Say what was done, by which command, on which revision and in which time."""
+    lines = [["supernet", "flags of `taskformer fit`", "rate", *(f"{stage}, minutes" for stage in STAGES)]]
+    for each in supernets:
+        rates = {rate: each.records.get(f"{each.name}-rate-{rate:g}") for rate in study["rates"]}
+        rate = f"{max(rates, key=lambda one: rates[one]['delta_m']):g}" if all(rates.values()) else "-"
+        flags = f"`{' '.join(study['supernets'][each.name])}`"
+        lines.append([each.name, flags, rate, *map(each.minutes, STAGES.values())])
+    revisions = sorted({str(one["git_revision"]) for one in supernets[0].records.values()})
+    low, high = (f"{value / MILLION:.4g}" for value in study["params"])
+    return (
+        f"```\n{command}\n```\n\n{markdown(lines)}\n"
+        "Minutes are of one processor. *rate*: that of all fine-tunings, chosen with a sub-network of middle size on "
+        f"the held-out images. Every fine-tuning: `{' '.join(study['tuning'])}`. Compared are networks of {low} to "
+        f"{high} M parameters. Revision: {', '.join(revisions)}.\n"
+    )
+
+
+def _order_text(study: Record) -> str:
+    return (
+        "## Do inherited weights order sub-networks?\n\n"
+        f"{study['networks']} random sub-networks of each supernet, from sharing everything to sharing little, scored "
+        "on the held-out training images with the weights that they inherit and after fine-tuning, in percent of the "
+        "largest sub-network's inherited scores. Rank correlations with 95 % bootstrap intervals over the networks; "
+        "*parameters*: of the number of parameters with the fine-tuned scores, which needs no supernet.\n\n"
+        "![Inherited against fine-tuned](order.png)\n"
+    )
+
+
+def _order_table(supernet: Supernet) -> str:
+    """Compare the orders of one supernet's networks, by all tasks and by each."""
+    header = [supernet.name, "inherited: mean", "fine-tuned: mean", "Spearman", "Kendall", "parameters: Spearman"]
+    lines = [header]
+    params = np.array([one["params"] for one in supernet.networks], dtype=np.float64)
+    for task in (None, *supernet.tasks()):
+        before, after = (supernet.gains(each, task) for each in (supernet.inherited(), supernet.networks))
+        found = [over_networks(spearman, before, after), over_networks(kendall, before, after)]
+        cells = [_interval(each) for each in (*found, over_networks(spearman, params, after))]
+        lines.append([task or "delta_m", f"{before.mean():+.2f}", f"{after.mean():+.2f}", *cells])
+    return markdown(lines)
+
+
+def _arms_text(study: Record) -> str:
+    return (
+        "## Searched, all-shared, all-specific and random networks at equal parameters\n\n"
+        "Chosen by delta_m with inherited weights on the held-out training images, of equally many networks within the "
+        f"limits (random: none is chosen, each seed has its own), fine-tuned alike with the seeds {study['seeds']}, "
+        "scored once on the test images. *inherited*: delta_m on the held-out images in percent of the largest "
+        "sub-network. *test*: delta_m in percent of the first supernet's all-shared network (mean over its seeds), "
+        "mean ± standard deviation over the seeds.\n"
+    )
+
+
+def _arms_table(supernets: Sequence[Supernet]) -> str:
+    """Show costs and results of every arm."""
+    first = supernets[0]
+    tasks, headline = first.tasks(), first.tested["all-shared"][0]["headline"]
+    base = {task: float(np.mean([one["scores"][task] for one in first.tested["all-shared"]])) for task in tasks}
+    senses = first.reference["higher_is_better"]
+    units = {task: getattr(task_class(task), "units", {}).get(headline[task], "") for task in tasks}
+    names = [f"{task} {headline[task]}, {units[task]}".removesuffix(", ") for task in tasks]
+    lines = [["supernet", "network", "scored", "parameters, M", "MACs, M", "inherited", "test", *names]]
+    for each in supernets:
+        choice = each.records[f"{each.name}-choice"]
+        for arm, runs in each.tested.items():
+            means = {key: np.mean([one[key] for one in choice[arm]]) for key in ("params", "macs", "delta_m")}
+            gains = [delta_m(one["scores"], base, senses) for one in runs]
+            scores = [shown(float(np.mean([one["scores"][task] for one in runs])), units[task]) for task in tasks]
+            spread = f" ± {np.std(gains, ddof=1):.2f}" if len(gains) > 1 else ""
+            cells = [f"{means['params'] / MILLION:.3f}", f"{means['macs'] / MILLION:.0f}", f"{means['delta_m']:+.2f}"]
+            line = [each.name, arm, str(choice["evaluated"][arm]), *cells, f"{np.mean(gains):+.2f}{spread}", *scores]
+            lines.append(line)
+    return markdown(lines)
+
+
+def _differences_text(study: Record) -> str:
+    return (
+        "Differences: delta_m of the first over the second, of the means over single test images (which are not the "
+        "values of the whole data set above), with 95 % bootstrap intervals over images and seeds, the same ones for "
+        f"both. {len(study['seeds'])} seeds are few: such intervals are too narrow rather than too wide.\n"
+    )
+
+
+def _differences_table(supernets: Sequence[Supernet]) -> str:
+    """Compare the searched network with the other arms, and every supernet with the first one arm by arm."""
+    lines = [["first", "second", "delta_m of the first, %", "95 % interval", "by seeds", "more than chance"]]
+    first, *others = supernets
+    pairs = [(each, "searched", each, arm) for each in supernets for arm in ARMS[1:]]
+    pairs += [(other, arm, first, arm) for other in others for arm in ARMS]
+    for one, arm, two, against in pairs:
+        mine, base = one.images(arm), two.images(against)
+        found = paired_gain(mine, base)
+        seeds = [
+            paired_gain(mine._replace(values=a[None]), base._replace(values=b[None])).difference
+            for a, b in zip(mine.values, base.values, strict=True)
+        ]
+        sign = {1: "better", 0: "no", -1: "worse"}[found.sign]
+        interval = f"{found.low:+.2f} to {found.high:+.2f}"
+        by_seeds = ", ".join(f"{value:+.2f}" for value in seeds)
+        lines.append(
+            [f"{one.name} {arm}", f"{two.name} {against}", f"{found.difference:+.2f}", interval, by_seeds, sign]
+        )
+    return markdown(lines)
+
+
+@rc_context(STYLE)
+def draw_order(path: Path, supernets: Sequence[Supernet]) -> None:
+    """Draw every random network's delta_m before and after fine-tuning, one panel for each supernet."""
+    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+    panels = figure.subplots(1, len(supernets), squeeze=False)[0]
+    for axes, each in zip(panels, supernets, strict=True):
+        before, after = (each.gains(networks, None) for networks in (each.inherited(), each.networks))
+        params = np.array([one["params"] for one in each.networks]) / MILLION
+        ends = [min(*before, *after), max(*before, *after)]
+        axes.plot(ends, ends, color=GREY, linewidth=1, label="no change")
+        points = axes.scatter(before, after, c=params, cmap="viridis", edgecolors=BLUE, s=50)
+        axes.set_title(f"{each.name}: Spearman {over_networks(spearman, before, after).difference:.2f}")
+        axes.set_xlabel("delta_m with inherited weights, %")
+        axes.set_ylabel("delta_m after fine-tuning, %")
+        axes.legend()
+        figure.colorbar(points, ax=axes, label="parameters, M")
+    save(figure, path)
+
+
+def _interval(found: Interval) -> str:
+    return f"{found.difference:.2f} ({found.low:.2f} to {found.high:.2f})"

@@ -1,0 +1,195 @@
+"""A study of supernets: what its numbers claim, and that it comes to an end wherever it was stopped."""
+
+import json
+import sys
+from itertools import product
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from taskformer.cli import main
+from taskformer.errors import ConfigError
+from taskformer.models.autotaskformer import SearchSpace
+
+BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
+STUDY = "configs/studies/supernet_rooms7.yaml"
+
+
+@pytest.fixture
+def study(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import supernet_study
+
+    yield supernet_study
+    for name in ("supernet_study", "supernet_report"):
+        sys.modules.pop(name)
+
+
+@pytest.fixture
+def report(study):
+    return sys.modules["supernet_report"]
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_rank_correlations_are_scipys(report, ties):
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(2, 5, 9))
+    if ties:
+        first, second = first.round(), second.round()
+    for ours, theirs in ((report.spearman, scipy.stats.spearmanr), (report.kendall, scipy.stats.kendalltau)):
+        expected = [theirs(a, b).statistic for a, b in zip(first, second, strict=True)]
+        np.testing.assert_allclose(ours(first, second), expected)
+
+
+def test_the_interval_of_an_order_is_scipys_bootstrap(report):
+    rng = np.random.default_rng(1)
+    first = rng.normal(size=30)
+    second = first + rng.normal(size=30)
+    found = report.over_networks(report.spearman, first, second)
+    theirs = scipy.stats.bootstrap(
+        (first, second),
+        lambda one, other: scipy.stats.spearmanr(one, other).statistic,
+        paired=True,
+        vectorized=False,
+        n_resamples=1000,
+        method="percentile",
+        rng=np.random.default_rng(2),
+    ).confidence_interval
+    assert found.difference == pytest.approx(scipy.stats.spearmanr(first, second).statistic)
+    assert (found.low, found.high) == pytest.approx(tuple(theirs), abs=0.05)
+
+
+def test_an_order_of_equal_networks_is_none(report):
+    assert np.isnan(report.over_networks(report.kendall, np.ones(4), np.arange(4.0))).all()
+
+
+def test_a_paired_gain_is_the_mean_improvement_of_all_draws(report):
+    """Two seeds and two images: every draw of both is enumerated."""
+    first, second = np.random.default_rng(0).uniform(0.5, 1, size=(2, 2, 2, 2))
+    first[0, 1, 0] = np.nan  # the image has no label of this task
+    higher = np.array([True, False])
+    found = report.paired_gain(report.Scores(first, higher), report.Scores(second, higher))
+
+    def gain(seeds, images):
+        changes = []
+        for task, sense in enumerate(higher):
+            cells = [(s, i, task) for s in seeds for i in images if np.isfinite(first[s, i, task])]
+            if not cells:
+                return np.nan
+            mine, base = (np.mean([scores[cell] for cell in cells]) for scores in (first, second))
+            changes.append((1 if sense else -1) * 100 * (mine - base) / base)
+        return np.mean(changes)
+
+    draws = [gain(*draw) for draw in product(product(range(2), repeat=2), repeat=2)]
+    assert found.difference == pytest.approx(gain([0, 1], [0, 1]))
+    # Each of the 16 draws has a chance above 2.5 %, so that the ends are the least and the most.
+    assert [found.low, found.high] == pytest.approx([np.nanmin(draws), np.nanmax(draws)])
+
+
+def test_random_networks_are_spread_from_shared_to_parted(study):
+    space = SearchSpace((8, 16), (2, 3), (1.0, 2.0), (1, 2), num_tasks=3, sharing="tree", copies=3)
+    networks = study.spread_networks(space, 9)
+    parted = [len(set(one.rows(3)[-1])) for one in networks]
+    assert parted[0] == 1
+    assert parted[-1] == 3
+    assert np.mean(parted[:4]) < np.mean(parted[5:])
+    assert all(one in space for one in networks)
+    assert {one.embed_dim for one in networks} == {8, 16}
+
+
+def test_nothing_shared_needs_a_copy_for_every_task(study):
+    space = SearchSpace((8,), (2,), (1.0,), (1,), num_tasks=3, sharing="tree", copies=3)
+    assert study.unshared(space, space.random(Random(0))).sharing == ((0, 1, 2),) * 4
+    few = SearchSpace((8,), (2,), (1.0,), (1,), num_tasks=3, sharing="tree", copies=2)
+    with pytest.raises(ConfigError, match="a copy for each of 3 tasks"):
+        study.unshared(few, few.random(Random(0)))
+
+
+def test_jobs_come_after_what_they_need_and_tests_after_everything(study, tmp_path):
+    jobs = study.all_jobs(study.read_study(Path(STUDY)), study.Results(tmp_path), tmp_path)
+    names = [job.name for job in jobs]
+    assert len(set(names)) == len(names)
+    for place, job in enumerate(jobs):
+        assert set(job.needs) <= set(names[:place])
+    tests = [job for job in jobs if job.name.endswith("-test")]
+    assert len(tests) == 24  # 2 supernets, 4 arms, 3 seeds
+    assert all(len(job.needs) == len(jobs) - len(tests) for job in tests)
+
+
+def test_results_that_are_there_are_not_made_again(study, tmp_path):
+    results, made = study.Results(tmp_path / "results"), []
+    results["first"] = {"value": 1}
+
+    def job(name, *needs):
+        return study.Job(name, needs, lambda: made.append(name) or {"value": len(made)})
+
+    study.work([job("first"), job("third", "second"), job("second", "first")], results, tmp_path)
+    assert made == ["second", "third"]
+    assert results["third"]["value"] == 2
+    assert results["third"].keys() > {"processor_seconds", "git_revision"}
+
+
+def test_a_job_that_another_process_has_is_left_to_it(study, tmp_path):
+    results = study.Results(tmp_path)
+    job = study.Job("only", [], lambda: {})
+    with study.claimed(tmp_path / "only.lock") as mine:
+        assert mine
+        assert not study._done(job, results, tmp_path)
+    assert study._done(job, results, tmp_path)
+
+
+TINY = {
+    "supernets": {"plain": [], "wide": ["--model.head.width=8"]},
+    "params": [20000.0, 40000.0],
+    "networks": 3,
+    "generations": 1,
+    "population": 3,
+    "rates": [1e-3, 1e-4],
+    "tuning": ["--trainer.max_epochs=1"],
+    "seeds": [0, 1],
+}
+
+
+@pytest.mark.slow
+def test_a_whole_study(study, small_rooms, tmp_path, monkeypatch):
+    config = tmp_path / "tiny.yaml"
+    space = (
+        "{preset: custom, embed_dims: [8, 16], depths: [1, 2], mlp_ratios: [1.0, 2.0], num_heads: [1, 2], head_dim: 8, "
+    )
+    config.write_text(
+        f"base: {Path('configs/experiment/autotaskformer_rooms.yaml').resolve()}\n"
+        f"model: {{init_args: {{space: {space}sharing: tree, copies: 2}}, head: {{width: 4}}, patch_size: 32, "
+        "max_relative: 2, loss_weights: null}}\n"
+        f"data: {{init_args: {{root: {small_rooms}, tasks: [depth, edges], batch_size: 2, holdout: 0.5}}}}\n"
+        "trainer: {max_epochs: 1, check_val_every_n_epoch: 1, log_every_n_steps: 1}\n"
+        "results: {constant: false}\n"
+    )
+    settings = TINY | {"supernets": {name: [f"--config={config}", *f] for name, f in TINY["supernets"].items()}}
+    file = tmp_path / "tiny_study.yaml"
+    file.write_text(json.dumps(settings))
+    called = []
+
+    def command(words):
+        called.append(words)
+        main(words)
+
+    monkeypatch.setattr(study, "run_command", command)
+    argv = ["x", str(file), f"--docs={tmp_path / 'docs'}", f"--runs={tmp_path / 'runs'}"]
+    monkeypatch.setattr(sys, "argv", argv)
+    study.main()
+    folder = tmp_path / "docs" / "tiny_study"
+    text = (folder / "README.md").read_text()
+    assert (folder / "order.png").is_file()
+    assert "| plain searched | plain all-shared |" in text
+    for file in (folder / "runs").glob("plain-*-seed-0.json"):
+        assert 20000 <= json.loads(file.read_text())["params"] <= 40000
+    first = [words[0] for words in called].index("test")
+    assert all(words[0] == "test" for words in called[first:])  # test images come last
+    (folder / "runs" / "wide-network-01.json").unlink()  # as if it had been stopped there
+    before = len(called)
+    study.main()
+    assert called[before:] == [["fit", f"--resume={tmp_path / 'runs' / 'tiny_study' / 'wide-network-01'}"]]
+    assert (folder / "README.md").read_text() == text
