@@ -25,10 +25,8 @@ from taskformer.tasks.registry import task_class
 
 Record = Mapping[str, Any]
 Array = NDArray[np.float64]
-#: What is chosen with inherited weights.
-CHOSEN = ("searched", "all-shared", "all-specific")
-#: What is fine-tuned and compared.
-ARMS = (*CHOSEN, "random")
+#: The networks that are compared: the best of those searched, of those that share everything and nothing, and any.
+ARMS = ("searched", "all-shared", "all-specific", "random")
 RESAMPLES = 2000
 MILLION = 1e6
 #: What takes time, and how the names of its jobs go on after the supernet's.

@@ -34,7 +34,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from supernet_report import ARMS, CHOSEN, write_report
+from supernet_report import ARMS, write_report
 
 import taskformer
 from taskformer.data.configured import data_module
@@ -209,17 +209,16 @@ class SupernetJobs:
             references=False,
         )
         count = self.study.generations * self.study.population
-        drawn = {
-            "all-shared": self._draw(count, lambda one: replace(one, sharing=())),
-            "all-specific": self._draw(count, partial(unshared, self.space)),
-            "random": self._draw(len(self.study.seeds), lambda one: one),
+        shared = self._draw(count, lambda one: replace(one, sharing=()))
+        specific = self._draw(count, partial(unshared, self.space))
+        drawn = self._draw(len(self.study.seeds), lambda one: one)
+        return {
+            "searched": [self._described(found.front[0])],
+            "all-shared": [self._best(shared)],
+            "all-specific": [self._best(specific)],
+            "random": self._scored(drawn),
+            "evaluated": dict(zip(ARMS, map(len, (found.records, shared, specific, drawn)), strict=True)),
         }
-        chosen = {"searched": [self._described(found.front[0])]}
-        evaluated = {"searched": len(found.records)} | {arm: len(each) for arm, each in drawn.items()}
-        for arm in CHOSEN[1:]:
-            chosen[arm] = [self._described(best(self._candidates(drawn[arm]), QUALITY, 1)[0])]
-        chosen["random"] = self._scored(drawn["random"])
-        return {**chosen, "evaluated": evaluated}
 
     def test(self, tuned: str) -> Record:
         """Score a fine-tuned network on the test images, each of them also alone."""
@@ -269,6 +268,10 @@ class SupernetJobs:
             Candidate(one, self.costs(one) | result.tasks | {"delta_m": result.delta_m})
             for one, result in zip(architectures, results, strict=True)
         ]
+
+    def _best(self, architectures: Sequence[Architecture]) -> Record:
+        """Describe the best of some networks with inherited weights, of equal ones the smallest."""
+        return self._described(best(self._candidates(architectures), QUALITY, 1)[0])
 
     def _scored(self, architectures: Sequence[Architecture]) -> list[Record]:
         return [self._described(one) for one in self._candidates(architectures)]

@@ -1,10 +1,14 @@
 """A study of supernets: what its numbers claim, and that it comes to an end wherever it was stopped."""
 
+import importlib
 import json
 import sys
+from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +16,8 @@ import scipy.stats
 
 from taskformer.cli import main
 from taskformer.errors import ConfigError
-from taskformer.models.autotaskformer import SearchSpace
+from taskformer.metrics import delta_m
+from taskformer.models.autotaskformer import Architecture, SearchSpace
 
 BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 STUDY = "configs/studies/supernet_rooms7.yaml"
@@ -24,8 +29,8 @@ def study(monkeypatch):
     import supernet_study
 
     yield supernet_study
-    for name in ("supernet_study", "supernet_report"):
-        sys.modules.pop(name)
+    for name in ("supernet_study", "supernet_report", "inheritance"):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -141,6 +146,135 @@ def test_a_job_that_another_process_has_is_left_to_it(study, tmp_path):
     assert study._done(job, results, tmp_path)
 
 
+@pytest.fixture
+def jobs(study, tmp_path):
+    """The jobs of a supernet that was never trained: parameters are widths times layers, scores are made up."""
+    settings = study.Study({"plain": []}, params=(30, 70), tuning=[], rates=[1e-3])
+    found = study.SupernetJobs("plain", settings, study.Results(tmp_path), tmp_path)
+    space = SearchSpace((8, 16, 32), (1, 2), (1.0, 2.0), (1, 2), num_tasks=2, sharing="tree", copies=2)
+    found.model = SimpleNamespace(space=space, tasks={"depth": SimpleNamespace(higher_is_better=False)})
+
+    def cost(one):
+        copies = sum(len(set(row)) for row in one.rows(2)) / 2
+        return {"params": one.embed_dim * copies + sum(one.mlp_ratio), "macs": 0.0}
+
+    def score(one):
+        return SimpleNamespace(tasks={"depth": 1.0}, delta_m=-abs(cost(one)["params"] - 40) - one.num_heads[0])
+
+    found.costs = cost
+    found.evaluator = SimpleNamespace(evaluate=lambda architectures: [score(one) for one in architectures])
+    return found, cost, score
+
+
+@pytest.mark.parametrize("kind", ["all-shared", "all-specific"])
+def test_networks_of_equal_parameters_are_all_that_there_are(study, jobs, kind, monkeypatch):
+    """Every network of the kind is built, counted and scored here; that is what is drawn and chosen."""
+    monkeypatch.setattr(study, "RANDOM_ATTEMPTS", 30)  # enough to draw each of the 60 networks
+    found, cost, score = jobs
+    space = found.space
+    row = ((0, 0),) if kind == "all-shared" else ((0, 1),)
+    every = [
+        Architecture(width, depth, ratios, heads, row * 2 * depth)
+        for width in space.embed_dims
+        for depth in space.depths
+        for ratios in product(space.mlp_ratios, repeat=depth)
+        for heads in product(space.num_heads, repeat=depth)
+    ]
+    within = [one for one in every if 30 <= cost(one)["params"] <= 70]
+    changed = {"all-shared": lambda one: replace(one, sharing=()), "all-specific": partial(study.unshared, space)}[kind]
+    drawn = found._draw(len(every), changed)
+    assert {replace(one, sharing=one.rows(2)) for one in drawn} == set(within)
+    assert 0 < len(within) < len(every)
+    chosen = found._best(drawn)
+    assert chosen["delta_m"] == max(score(one).delta_m for one in within)
+    best = [cost(one)["params"] for one in within if score(one).delta_m == chosen["delta_m"]]
+    assert chosen["params"] == min(best)
+
+
+def test_limits_that_no_network_keeps_are_refused(study, jobs):
+    found, *_ = jobs
+    found.study = replace(found.study, params=(1e6, 2e6))
+    with pytest.raises(ConfigError, match=r"none has 1e\+06 to 2e\+06 parameters; widen params or the space"):
+        found._draw(1, lambda one: one)
+
+
+def test_the_rate_is_the_best_on_the_held_out_images(study, jobs):
+    found, *_ = jobs
+    found.study = replace(found.study, rates=[1e-4, 1e-3, 1e-2])
+    for rate, gain in (("0.0001", 1.0), ("0.001", 2.5), ("0.01", -3.0)):
+        found.results[f"plain-rate-{rate}"] = {"delta_m": gain}
+    assert found.rate() == 1e-3
+
+
+def network(params, depth, edges, **more):
+    return {"params": params, "macs": 5e7, "delta_m": 0.0, "scores": {"depth": depth, "edges": edges}, **more}
+
+
+@pytest.fixture
+def finished(study, tmp_path):
+    """The results of a finished study of three random networks, two seeds and two test images, by hand."""
+    results = study.Results(tmp_path / "by_hand" / "runs")
+    reference = {"scores": {"depth": 1.0, "edges": 0.5}, "higher_is_better": {"depth": False, "edges": True}}
+    spent = {"processor_seconds": 60.0, "git_revision": "abc"}
+    networks = [network(1e6, 1.0, 0.5), network(2e6, 0.9, 0.5), network(3e6, 0.8, 0.5)]
+    results["plain"] = spent
+    results["plain-networks"] = {"reference": reference, "networks": networks, **spent}
+    for number, depth in enumerate([0.6, 0.8, 0.7]):
+        results[f"plain-network-{number:02d}"] = network(networks[number]["params"], depth, 0.5) | spent
+    results["plain-rate-0.001"] = {"delta_m": 1.0, **spent}
+    arms = {arm: [network(1.2e6, 1.0, 0.5)] for arm in ("searched", "all-shared", "all-specific", "random")}
+    results["plain-choice"] = {**arms, "evaluated": dict.fromkeys(arms, 7), **spent}
+    headline = {"depth": "rmse", "edges": "f_tolerant"}
+    for arm, depth in {"searched": 0.75, "all-shared": 1.0, "all-specific": 1.25, "random": 1.0}.items():
+        for seed, shift in enumerate((-0.1, 0.1)):
+            scores = {"depth": depth * (1 + shift), "edges": 0.5}
+            images = {task: [value, value] for task, value in scores.items()}
+            results[f"plain-{arm}-seed-{seed}-test"] = {
+                "scores": scores,
+                "images": images,
+                "headline": headline,
+                **spent,
+            }
+    settings = {"supernets": {"plain": ["--config=x.yaml"]}, "params": [1e6, 1.2e6], "tuning": ["--x"], "rates": [1e-3]}
+    folder = tmp_path / "by_hand"
+    (folder / "study.json").write_text(json.dumps(settings | {"networks": 3, "seeds": [0, 1]}))
+    return folder
+
+
+def rows(folder):
+    """The cells of the report's tables by the first two of each line."""
+    lines = [line.strip("| ").split(" | ") for line in (folder / "README.md").read_text().splitlines()]
+    return {tuple(cells[:2]): cells[2:] for cells in lines if len(cells) > 3}
+
+
+def test_the_report_says_what_the_results_say(report, finished):
+    report.write_report(finished, "python x.py")
+    found = rows(finished)
+    # Depth before: 0, 10 and 20 %, after: 40, 20 and 30 %, which agrees in one pair of three. Edges stay.
+    assert found["delta_m", "+5.00"][0] == "+15.00"
+    assert [cell.split()[0] for cell in found["depth", "+10.00"]] == ["+30.00", "-0.50", "-0.33", "-0.50"]
+    assert found["edges", "+0.00"][1] == "nan (nan to nan)"
+    # 25 % less error than the all-shared network's mean in depth is 12.5 % of both tasks; seeds differ by 0.15 / 2.
+    assert found["plain", "searched"] == ["7", "1.200", "50", "+0.00", "+12.50 ± 5.30", "0.75", "50.00"]
+    assert found["plain searched", "plain all-shared"] == ["+12.50", "+12.50 to +12.50", "+12.50, +12.50", "better"]
+    assert found["plain searched", "plain all-specific"][0] == "+20.00"
+    assert found["plain", "`--config=x.yaml`"] == ["0.001", "1", "1", "4", "1", "8"]
+    assert (finished / "order.png").is_file()
+
+
+def test_the_report_of_a_study_that_goes_on_shows_what_is_whole(report, finished):
+    (finished / "runs" / "plain-random-seed-1-test.json").unlink()
+    report.write_report(finished, "python x.py")
+    assert ("plain searched", "plain all-shared") not in rows(finished)
+    (finished / "runs" / "plain-network-02.json").unlink()
+    report.write_report(finished, "python x.py")
+    assert list(rows(finished)) == [
+        ("supernet", "flags of `taskformer fit`"),
+        ("---", "---"),
+        ("plain", "`--config=x.yaml`"),
+    ]
+
+
 TINY = {
     "supernets": {"plain": [], "wide": ["--model.head.width=8"]},
     "params": [20000.0, 40000.0],
@@ -188,8 +322,13 @@ def test_a_whole_study(study, small_rooms, tmp_path, monkeypatch):
         assert 20000 <= json.loads(file.read_text())["params"] <= 40000
     first = [words[0] for words in called].index("test")
     assert all(words[0] == "test" for words in called[first:])  # test images come last
+    runs = tmp_path / "runs" / "tiny_study"
+    first, other = (json.loads((folder / "runs" / f"{name}-networks.json").read_text()) for name in ("plain", "wide"))
+    scores = importlib.import_module("inheritance").compare([runs / "plain", runs / "wide"], networks=2)["runs"]
+    gain = delta_m(other["reference"]["scores"], *first["reference"].values())
+    assert (scores["plain"]["largest"], scores["wide"]["largest"]) == pytest.approx((0, gain))
     (folder / "runs" / "wide-network-01.json").unlink()  # as if it had been stopped there
     before = len(called)
     study.main()
-    assert called[before:] == [["fit", f"--resume={tmp_path / 'runs' / 'tiny_study' / 'wide-network-01'}"]]
+    assert called[before:] == [["fit", f"--resume={runs / 'wide-network-01'}"]]
     assert (folder / "README.md").read_text() == text
