@@ -3,11 +3,11 @@
 Used by ``supernet_study.py``, which says what the results are.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from statistics import fmean, stdev
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -15,12 +15,15 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from taskformer.evaluation.significance import ENDS, Interval
+from taskformer.evaluation.comparison.comparison import heading
+from taskformer.evaluation.significance import ENDS, Interval, seeds_interval
 from taskformer.evaluation.tables import markdown
 from taskformer.files import write_text
 from taskformer.metrics import delta_m, improvement
 from taskformer.metrics.units import shown
 from taskformer.plots import BLUE, GREY, STYLE, WIDTH, save
+from taskformer.studies.evidence import read_json_file
+from taskformer.studies.intervals import BySeed, Resampling, interval, relative_gain
 from taskformer.tasks.registry import task_class
 
 Record = Mapping[str, Any]
@@ -29,6 +32,13 @@ Array = NDArray[np.float64]
 ARMS = ("searched", "all-shared", "all-specific", "random")
 RESAMPLES = 2000
 MILLION = 1e6
+#: What the table of differences is of.
+DIFFERENCES = """\
+Differences between arms. *single images*: delta_m of the first over the second, of means over images that are scored
+alone (not the values of the whole split), with a 95 % bootstrap interval over images and seeds, the same for both.
+*test*: of the column above, with Welch's 95 % t interval over the seeds. Three seeds are few: the first interval is
+rather too narrow, the second wide. More than chance is what both show.
+"""
 #: What takes time, and how the names of its jobs go on after the supernet's.
 STAGES = {
     "training": "",
@@ -75,52 +85,36 @@ def over_networks(correlation: Callable[[Array, Array], Array], first: Array, se
     return Interval(float(correlation(first, second)), float(ends[0]), float(ends[1]))
 
 
-class Scores(NamedTuple):
-    """An arm's scores of single images.
-
-    Attributes:
-        values: Headline metrics ``(seeds, images, tasks)``; NaN where an image has none.
-        higher_is_better: Of each task.
-    """
-
-    values: Array
-    higher_is_better: NDArray[np.bool_]
-
-
-def paired_gain(first: Scores, second: Scores) -> Interval:
+def paired_gain(
+    first: Mapping[str, BySeed], second: Mapping[str, BySeed], higher_is_better: Mapping[str, bool]
+) -> Interval:
     """Return delta_m of one arm over another with its 95 % bootstrap interval over images *and* seeds.
 
-    Both have the same images and seeds, which are drawn with replacement, for both alike. A task's value is the mean
-    over the drawn images and seeds; delta_m is the tasks' mean improvement over the second arm in percent.
+    A task's value is the mean over the drawn images and seeds, the same ones for both arms, and without images of which
+    one has no value; delta_m is the tasks' mean improvement over the second arm in percent.
 
-    >>> better = Scores(np.full((2, 3, 1), 0.6), np.array([True]))
-    >>> interval = paired_gain(better, better._replace(values=np.full((2, 3, 1), 0.5)))
+    >>> better, worse = ({"edges": {seed: np.full(3, value) for seed in (0, 1)}} for value in (0.6, 0.5))
+    >>> interval = paired_gain(better, worse, {"edges": True})
     >>> f"{interval.difference:.1f} ({interval.low:.1f} to {interval.high:.1f})"
     '20.0 (20.0 to 20.0)'
+
+    Args:
+        first: Each task's metric of single images by seed.
+        second: The other arm's, of the same images and seeds.
+        higher_is_better: Of each task.
     """
-    seeds, images, _ = first.values.shape
-    rng = np.random.default_rng(0)
-    both = np.isfinite(first.values) & np.isfinite(second.values)
-    sign = np.where(first.higher_is_better, 100.0, -100.0)
-
-    def gains(seed_counts: Array, image_counts: Array) -> Array:
-        sums = [
-            np.einsum("rs,ri,sit->rt", seed_counts, image_counts, np.where(both, each.values, 0.0), optimize=True)
-            for each in (first, second)
-        ]
-        with np.errstate(invalid="ignore", divide="ignore"):  # where no image with a value was drawn
-            result: Array = (sign * (sums[0] - sums[1]) / sums[1]).mean(1)
-        return result
-
-    drawn = gains(_counts(rng, seeds), _counts(rng, images))
-    low, high = np.nanpercentile(drawn, ENDS)
-    whole = gains(np.ones((1, seeds)), np.ones((1, images)))
-    return Interval(float(whole[0]), float(low), float(high))
+    images = {len(values) for by_seed in first.values() for values in by_seed.values()}
+    draws = Resampling(images.pop(), RESAMPLES)
+    gains = []
+    for task, sense in higher_is_better.items():
+        means = [draws.means(_known(*pair)) for pair in ((first[task], second[task]), (second[task], first[task]))]
+        gains.append(relative_gain(*means, sense))
+    return interval(np.mean(gains, axis=0))
 
 
-def _counts(rng: np.random.Generator, number: int) -> Array:
-    """Draw ``number`` things with replacement and count how often each was drawn: ``(RESAMPLES, number)``."""
-    return rng.multinomial(number, np.full(number, 1 / number), size=RESAMPLES).astype(np.float64)
+def _known(values: BySeed, others: BySeed) -> BySeed:
+    """Leave out the images of which the other arm has no value."""
+    return {seed: np.where(np.isfinite(others[seed]), each, np.nan) for seed, each in values.items()}
 
 
 class Supernet:
@@ -173,12 +167,17 @@ class Supernet:
         found: list[Record] = self.records[f"{self.name}-networks"]["networks"]
         return found
 
-    def images(self, arm: str) -> Scores:
-        """Return the scores of single test images."""
-        tasks = self.tasks()
-        values = [[record["images"][task] for task in tasks] for record in self.tested[arm]]
-        senses = [self.reference["higher_is_better"][task] for task in tasks]
-        return Scores(np.array(values, dtype=np.float64).transpose(0, 2, 1), np.array(senses))
+    def images(self, arm: str) -> dict[str, BySeed]:
+        """Return each task's metric of single test images by seed."""
+        runs = dict(zip(self.study["seeds"], self.tested[arm], strict=True))
+        return {
+            task: {seed: np.array(record["images"][task], dtype=np.float64) for seed, record in runs.items()}
+            for task in self.tasks()
+        }
+
+    def test_gains(self, arm: str, base: Mapping[str, float]) -> list[float]:
+        """Return delta_m on the test images relative to ``base``, of each seed."""
+        return [delta_m(one["scores"], base, self.reference["higher_is_better"]) for one in self.tested[arm]]
 
     def minutes(self, jobs: str) -> str:
         """Add up the processor time of the jobs whose names go on like a pattern after the supernet's."""
@@ -193,8 +192,8 @@ def write_report(folder: Path, command: str) -> None:
         folder: The study's folder.
         command: What has made the results.
     """
-    study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-    records = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (folder / "runs").glob("*.json")}
+    study = read_json_file(folder / "study.json")
+    records = {path.stem: read_json_file(path) for path in (folder / "runs").glob("*.json")}
     supernets = [Supernet(name, records, study) for name in study["supernets"]]
     ordered = [each for each in supernets if each.networks]
     tested = [each for each in supernets if each.tested]
@@ -203,7 +202,8 @@ def write_report(folder: Path, command: str) -> None:
         draw_order(folder / "order.png", ordered)
         parts += [_order_text(study), *map(_order_table, ordered)]
     if tested:
-        parts += [_arms_text(study), _arms_table(tested), _differences_text(study), _differences_table(tested)]
+        base = _means(tested[0].tested["all-shared"])
+        parts += [_arms_text(study), _arms_table(tested, base), DIFFERENCES, _differences_table(tested, base)]
     write_text(folder / "README.md", "\n".join(parts))
 
 
@@ -260,55 +260,45 @@ def _arms_text(study: Record) -> str:
     )
 
 
-def _arms_table(supernets: Sequence[Supernet]) -> str:
-    """Show costs and results of every arm."""
+def _arms_table(supernets: Sequence[Supernet], base: Mapping[str, float]) -> str:
+    """Show costs and results of every arm; delta_m is relative to ``base``."""
     first = supernets[0]
     tasks, headline = first.tasks(), first.tested["all-shared"][0]["headline"]
-    base = {task: float(np.mean([one["scores"][task] for one in first.tested["all-shared"]])) for task in tasks}
-    senses = first.reference["higher_is_better"]
     units = {task: getattr(task_class(task), "units", {}).get(headline[task], "") for task in tasks}
-    names = [f"{task} {headline[task]}, {units[task]}".removesuffix(", ") for task in tasks]
+    names = [heading(f"{task} {headline[task]}", units[task]) for task in tasks]
     lines = [["supernet", "network", "scored", "parameters, M", "MACs, M", "inherited", "test", *names]]
     for each in supernets:
         choice = each.records[f"{each.name}-choice"]
         for arm, runs in each.tested.items():
-            means = {key: np.mean([one[key] for one in choice[arm]]) for key in ("params", "macs", "delta_m")}
-            gains = [delta_m(one["scores"], base, senses) for one in runs]
-            scores = [shown(float(np.mean([one["scores"][task] for one in runs])), units[task]) for task in tasks]
-            spread = f" ± {np.std(gains, ddof=1):.2f}" if len(gains) > 1 else ""
-            cells = [f"{means['params'] / MILLION:.3f}", f"{means['macs'] / MILLION:.0f}", f"{means['delta_m']:+.2f}"]
-            line = [each.name, arm, str(choice["evaluated"][arm]), *cells, f"{np.mean(gains):+.2f}{spread}", *scores]
-            lines.append(line)
+            chosen = {key: fmean(one[key] for one in choice[arm]) for key in ("params", "macs", "delta_m")}
+            costs = [f"{chosen['params'] / MILLION:.3f}", f"{chosen['macs'] / MILLION:.0f}"]
+            gains, means = each.test_gains(arm, base), _means(runs)
+            test = f"{fmean(gains):+.2f}" + (f" ± {stdev(gains):.2f}" if len(gains) > 1 else "")
+            scores = [shown(means[task], units[task]) for task in tasks]
+            scored = str(choice["evaluated"][arm])
+            lines.append([each.name, arm, scored, *costs, f"{chosen['delta_m']:+.2f}", test, *scores])
     return markdown(lines)
 
 
-def _differences_text(study: Record) -> str:
-    return (
-        "Differences: delta_m of the first over the second, of the means over single test images (which are not the "
-        "values of the whole data set above), with 95 % bootstrap intervals over images and seeds, the same ones for "
-        f"both. {len(study['seeds'])} seeds are few: such intervals are too narrow rather than too wide.\n"
-    )
+def _means(runs: Sequence[Record]) -> dict[str, float]:
+    """Return each task's headline metric, the mean over runs."""
+    return {task: fmean(one["scores"][task] for one in runs) for task in runs[0]["scores"]}
 
 
-def _differences_table(supernets: Sequence[Supernet]) -> str:
+def _differences_table(supernets: Sequence[Supernet], base: Mapping[str, float]) -> str:
     """Compare the searched network with the other arms, and every supernet with the first one arm by arm."""
-    lines = [["first", "second", "delta_m of the first, %", "95 % interval", "by seeds", "more than chance"]]
+    lines = [["first", "second", "single images: delta_m, %", "test: first - second", "more than chance"]]
     first, *others = supernets
     pairs = [(each, "searched", each, arm) for each in supernets for arm in ARMS[1:]]
     pairs += [(other, arm, first, arm) for other in others for arm in ARMS]
     for one, arm, two, against in pairs:
-        mine, base = one.images(arm), two.images(against)
-        found = paired_gain(mine, base)
-        seeds = [
-            paired_gain(mine._replace(values=a[None]), base._replace(values=b[None])).difference
-            for a, b in zip(mine.values, base.values, strict=True)
-        ]
-        sign = {1: "better", 0: "no", -1: "worse"}[found.sign]
-        interval = f"{found.low:+.2f} to {found.high:+.2f}"
-        by_seeds = ", ".join(f"{value:+.2f}" for value in seeds)
-        lines.append(
-            [f"{one.name} {arm}", f"{two.name} {against}", f"{found.difference:+.2f}", interval, by_seeds, sign]
-        )
+        found = [paired_gain(one.images(arm), two.images(against), one.reference["higher_is_better"])]
+        over_seeds = seeds_interval(two.test_gains(against, base), one.test_gains(arm, base))
+        found += [over_seeds] if over_seeds else []
+        signs = {each.sign for each in found}
+        verdict = {1: "better", 0: "no", -1: "worse"}[signs.pop() if len(signs) == 1 else 0]
+        seeds = _interval(over_seeds, "+") if over_seeds else "-"
+        lines.append([f"{one.name} {arm}", f"{two.name} {against}", _interval(found[0], "+"), seeds, verdict])
     return markdown(lines)
 
 
@@ -331,5 +321,5 @@ def draw_order(path: Path, supernets: Sequence[Supernet]) -> None:
     save(figure, path)
 
 
-def _interval(found: Interval) -> str:
-    return f"{found.difference:.2f} ({found.low:.2f} to {found.high:.2f})"
+def _interval(found: Interval, sign: str = "") -> str:
+    return f"{found.difference:{sign}.2f} ({found.low:{sign}.2f} to {found.high:{sign}.2f})"

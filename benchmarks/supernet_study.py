@@ -22,9 +22,9 @@ times it shares the jobs among its processes. What is trained lies in ``runs/NAM
 
 import argparse
 import fcntl
-import json
 import os
 import shlex
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,7 +38,7 @@ from supernet_report import ARMS, write_report
 
 import taskformer
 from taskformer.data.configured import data_module
-from taskformer.errors import ConfigError
+from taskformer.errors import ConfigError, mistake
 from taskformer.evaluation.comparison.scored import Split, read_run
 from taskformer.evaluation.environment import git_revision
 from taskformer.evaluation.reference_runs import run_command
@@ -53,6 +53,7 @@ from taskformer.search.evaluator import Evaluator
 from taskformer.search.evolution import RANDOM_ATTEMPTS, Distinct, random_architectures
 from taskformer.search.objectives import Objective, best
 from taskformer.search.run import load_batches, supernet_of
+from taskformer.studies.evidence import read_json_file
 
 Record = dict[str, Any]
 #: Seconds between looks at what other processes have finished.
@@ -117,7 +118,7 @@ class Results:
         return self._file(name).is_file()
 
     def __getitem__(self, name: str) -> Any:
-        return json.loads(self._file(name).read_text(encoding="utf-8"))
+        return read_json_file(self._file(name))
 
     def __setitem__(self, name: str, record: Record) -> None:
         write_json(self._file(name), record)
@@ -403,16 +404,21 @@ def main() -> None:
     """Parse the command line, work, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="file of a study")
-    parser.add_argument("--report", action="store_true", help="only write the report of the results that are there")
-    parser.add_argument("--docs", type=Path, default=Path("docs/studies"), help="folder of all studies' results")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of what is trained")
+    parser.add_argument("--report", action="store_true", help="only write the report, from the JSON files alone")
+    parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="folder of all runs")
+    parser.add_argument("--results_dir", type=Path, default=Path("docs/studies"), help="folder of all studies' results")
     options = parser.parse_args()
-    study, name = read_study(options.study), options.study.stem
-    results, runs_dir = Results(options.docs / name / "runs"), options.runs / name
-    if not options.report:
-        write_json(options.docs / name / "study.json", asdict(study))
-        work(all_jobs(study, results, runs_dir), results, runs_dir)
-    write_report(options.docs / name, f"python benchmarks/supernet_study.py {options.study}")
+    folder, runs_dir = options.results_dir / options.study.stem, options.runs_dir / options.study.stem
+    try:
+        study, results = read_study(options.study), Results(folder / "runs")
+        if not options.report:
+            write_json(folder / "study.json", asdict(study))
+            work(all_jobs(study, results, runs_dir), results, runs_dir)
+        write_report(folder, f"python benchmarks/supernet_study.py {options.study}")
+    except Exception as error:
+        if (sentence := mistake(error)) is None:
+            raise
+        sys.exit(f"supernet_study: {sentence}")
 
 
 if __name__ == "__main__":

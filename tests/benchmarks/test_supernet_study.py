@@ -16,6 +16,7 @@ import scipy.stats
 
 from taskformer.cli import main
 from taskformer.errors import ConfigError
+from taskformer.evaluation.significance import seeds_interval
 from taskformer.metrics import delta_m
 from taskformer.models.autotaskformer import Architecture, SearchSpace
 
@@ -75,8 +76,9 @@ def test_a_paired_gain_is_the_mean_improvement_of_all_draws(report):
     """Two seeds and two images: every draw of both is enumerated."""
     first, second = np.random.default_rng(0).uniform(0.5, 1, size=(2, 2, 2, 2))
     first[0, 1, 0] = np.nan  # the image has no label of this task
-    higher = np.array([True, False])
-    found = report.paired_gain(report.Scores(first, higher), report.Scores(second, higher))
+    higher = [True, False]
+    arms = [{task: dict(enumerate(scores[:, :, task])) for task in range(2)} for scores in (first, second)]
+    found = report.paired_gain(*arms, dict(enumerate(higher)))
 
     def gain(seeds, images):
         changes = []
@@ -256,8 +258,11 @@ def test_the_report_says_what_the_results_say(report, finished):
     assert found["edges", "+0.00"][1] == "nan (nan to nan)"
     # 25 % less error than the all-shared network's mean in depth is 12.5 % of both tasks; seeds differ by 0.15 / 2.
     assert found["plain", "searched"] == ["7", "1.200", "50", "+0.00", "+12.50 ± 5.30", "0.75", "50.00"]
-    assert found["plain searched", "plain all-shared"] == ["+12.50", "+12.50 to +12.50", "+12.50, +12.50", "better"]
-    assert found["plain searched", "plain all-specific"][0] == "+20.00"
+    images, test, verdict = found["plain searched", "plain all-shared"]
+    assert images == "+12.50 (+12.50 to +12.50)"
+    low, high = seeds_interval([-5.0, 5.0], [8.75, 16.25])[1:]
+    assert (test, verdict) == (f"+12.50 ({low:+.2f} to {high:+.2f})", "no")  # of two seeds nothing is certain
+    assert found["plain searched", "plain all-specific"][0] == "+20.00 (+20.00 to +20.00)"
     assert found["plain", "`--config=x.yaml`"] == ["0.001", "1", "1", "4", "1", "8"]
     assert (finished / "order.png").is_file()
 
@@ -311,7 +316,7 @@ def test_a_whole_study(study, small_rooms, tmp_path, monkeypatch):
         main(words)
 
     monkeypatch.setattr(study, "run_command", command)
-    argv = ["x", str(file), f"--docs={tmp_path / 'docs'}", f"--runs={tmp_path / 'runs'}"]
+    argv = ["x", str(file), f"--results_dir={tmp_path / 'docs'}", f"--runs_dir={tmp_path / 'runs'}"]
     monkeypatch.setattr(sys, "argv", argv)
     study.main()
     folder = tmp_path / "docs" / "tiny_study"
