@@ -255,7 +255,7 @@ class SupernetJobs:
         """Draw different networks of one kind within the limits of parameters."""
         low, high = self.study.params
         drawn = map(changed, random_architectures(self.space, Random(0)))
-        new = Distinct(lambda one: low <= self.costs(one)["params"] <= high, ())
+        new = Distinct(lambda one: low <= self.params(one) <= high, ())
         if not (found := new.collect(drawn, count, RANDOM_ATTEMPTS)):
             msg = f"{self.name}: of {count * RANDOM_ATTEMPTS} random networks of a kind none has {low:g} to {high:g}"
             msg += " parameters; widen params or the space"
@@ -313,6 +313,10 @@ class SupernetJobs:
         """What scores its sub-networks on the held-out images."""
         images = load_batches(data_module(self._folder(self.name)), "val")
         return Evaluator(supernet_of(self.model), dict(self.model.tasks), images)
+
+    def params(self, architecture: Architecture) -> int:
+        """Count the parameters of one of its networks; operations, which take longer, are left out."""
+        return supernet_of(self.model).count_parameters(architecture)
 
     @cached_property
     def costs(self) -> Costs:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+import taskformer
 from taskformer.cli import main
 from taskformer.errors import ConfigError
 from taskformer.evaluation.significance import seeds_interval
@@ -163,7 +164,7 @@ def jobs(study, tmp_path):
     def score(one):
         return SimpleNamespace(tasks={"depth": 1.0}, delta_m=-abs(cost(one)["params"] - 40) - one.num_heads[0])
 
-    found.costs = cost
+    found.costs, found.params = cost, lambda one: cost(one)["params"]
     found.evaluator = SimpleNamespace(evaluate=lambda architectures: [score(one) for one in architectures])
     return found, cost, score
 
@@ -278,6 +279,17 @@ def test_the_report_of_a_study_that_goes_on_shows_what_is_whole(report, finished
         ("---", "---"),
         ("plain", "`--config=x.yaml`"),
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", sorted(Path("configs/studies").glob("supernet_*.yaml")), ids=lambda file: file.stem)
+def test_every_study_has_networks_of_all_kinds_at_equal_parameters(study, tmp_path, file):
+    settings = study.read_study(file)
+    for name, flags in settings.supernets.items():
+        found = study.SupernetJobs(name, settings, study.Results(tmp_path), tmp_path)
+        found.model, _ = taskformer.from_config(flags[0].removeprefix("--config="))
+        for changed in (lambda one: replace(one, sharing=()), partial(study.unshared, found.space), lambda one: one):
+            assert len(found._draw(5, changed)) == 5
 
 
 TINY = {
