@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from taskformer.errors import ConfigError
 from taskformer.evaluation.comparison.comparison import heading
 from taskformer.evaluation.significance import ENDS, Interval, seeds_interval
 from taskformer.evaluation.tables import markdown
@@ -191,7 +192,13 @@ def write_report(folder: Path, command: str) -> None:
     Args:
         folder: The study's folder.
         command: What has made the results.
+
+    Raises:
+        ConfigError: If there are none.
     """
+    if not (folder / "study.json").is_file():
+        msg = f"{folder} has no results of a study; make them with `{command}`"
+        raise ConfigError(msg)
     study = read_json_file(folder / "study.json")
     records = {path.stem: read_json_file(path) for path in (folder / "runs").glob("*.json")}
     supernets = [Supernet(name, records, study) for name in study["supernets"]]

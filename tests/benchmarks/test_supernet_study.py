@@ -281,6 +281,14 @@ def test_the_report_of_a_study_that_goes_on_shows_what_is_whole(report, finished
     ]
 
 
+def test_a_report_of_nothing_says_what_to_do(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["x", STUDY, "--report", f"--results_dir={tmp_path}"])
+    with pytest.raises(
+        SystemExit, match=r"no results of a study; make them with `python benchmarks/supernet_study\.py"
+    ):
+        study.main()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("file", sorted(Path("configs/studies").glob("supernet_*.yaml")), ids=lambda file: file.stem)
 def test_every_study_has_networks_of_all_kinds_at_equal_parameters(study, tmp_path, file):
