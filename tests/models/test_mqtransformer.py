@@ -19,6 +19,7 @@ KINDS = {
     "concatenated": {**FEW, "scales": [4, 16], "merge": "concat"},
     "joint": {**MANY, "scales": [4, 8], "cross_attention": "joint"},
     "alone": {**FEW, "scales": [8, 16], "cross_attention": "none"},
+    "coarse": {**FEW, "token_stride": 12},
     "own stages": {**FEW, "share_encoder": False, "share_decoder": False, "num_blocks": 2},
     "own decoders": {**MANY, "share_decoder": False, "scales": [4, 32], "num_blocks": 2},
 }
@@ -37,13 +38,19 @@ def build(seed=0, **options):
 def features(batch=2):
     generator = torch.Generator().manual_seed(1)
     return [
-        torch.randn(batch, channels, 64 // stride, 96 // stride, generator=generator, requires_grad=True)
+        torch.randn(batch, channels, -(-61 // stride), -(-95 // stride), generator=generator, requires_grad=True)
         for channels, stride in zip(CHANNELS, STRIDES, strict=True)
     ]
 
 
 def upsample(x, size):
     return F.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
+def squares(x, side):
+    """Average over squares, one by one; those at the border are smaller."""
+    rows = [[part.mean((-2, -1)) for part in row.split(side, dim=-1)] for row in x.split(side, dim=-2)]
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
 
 
 def attend(a, query, memory):
@@ -71,14 +78,16 @@ def exchange(layer, x):
 def plain(head, maps, size):
     """Return the outputs of a head with the clean wiring, from its parameters."""
     batch, tasks, scales = len(maps[0]), list(TASKS), range(len(head.levels))
-    tokens, sizes, queries = {}, {}, {}
+    tokens, sizes, queries, fine, coarse = {}, {}, {}, {}, {}
     for s, (level, project) in enumerate(zip(head.levels, head.project, strict=True)):
         sizes[s] = maps[level[0]].shape[-2:]
         fused = torch.cat([upsample(maps[i], sizes[s]) for i in level], dim=1)
         weight = torch.cat([layer.weight for layer in project.levels], dim=1)
         each = F.conv2d(fused, weight, project.levels[0].bias).chunk(len(tasks), dim=1)
         for t in range(len(tasks)):
-            tokens[t, s] = each[t].flatten(2).transpose(1, 2)
+            fine[t, s] = each[t]
+            coarse[t, s] = squares(each[t], head.pooling)
+            tokens[t, s] = coarse[t, s].flatten(2).transpose(1, 2)
             queries[t, s] = head.queries[s, t].expand(batch, -1, -1)
     for b in range(len(head.encoders)):
         for t, s in queries:
@@ -108,7 +117,8 @@ def plain(head, maps, size):
             tokens[t, s] = x + mlp(decoder.mlp, x)
     hidden = []
     for t in range(len(tasks)):
-        planes = [upsample(tokens[t, s].transpose(1, 2).unflatten(2, sizes[s]), sizes[0]) for s in scales]
+        learnt = {s: tokens[t, s].transpose(1, 2).reshape_as(coarse[t, s]) - coarse[t, s] for s in scales}
+        planes = [upsample(fine[t, s] + upsample(learnt[s], sizes[s]), sizes[0]) for s in scales]
         if head.merge is None:
             hidden.append(sum(planes))
         else:

@@ -45,6 +45,7 @@ def supernet(head):
 
 MODELS = {
     "fused": mqtransformer,
+    "coarse": lambda: mqtransformer(token_stride=8),
     "scales": lambda: mqtransformer(scales=[8, 32]),
     "released": lambda: mqtransformer(wiring="released", scales=[8, 32]),
     "joint": lambda: mqtransformer(scales=[8, 32], cross_attention="joint", num_blocks=2, merge="concat"),

@@ -30,6 +30,12 @@ def resize_rows(x: Tensor, size: Sequence[int]) -> Tensor:
     return resize(x.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
 
 
+def pool_rows(x: Tensor, factor: int) -> Tensor:
+    """Average ``(B, h, w, C)`` over squares of ``factor`` pixels a side, what is left at the border over what there is."""
+    pooled = F.avg_pool2d(x.permute(0, 3, 1, 2), factor, ceil_mode=True, count_include_pad=False)
+    return pooled.permute(0, 2, 3, 1)
+
+
 def after(cheap: Callable[[Tensor], Tensor], layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Apply a layer to a cheap function of ``x``, such as a GELU or a norm.
 

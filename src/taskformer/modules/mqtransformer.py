@@ -29,6 +29,7 @@ class MQTransformer(DenseModule):
         num_queries: Queries per task and scale.
         num_heads: Attention heads.
         scales: ``"fused"`` (one scale) or the backbone strides to keep apart, e.g. ``[4, 8, 16, 32]``.
+        token_stride: Of a fused scale: the stride at which queries and tokens meet; None: the finest one.
         cross_attention: ``"separate"`` (tasks at one scale, then scales of one task), ``"joint"`` or ``"none"``.
         num_blocks: Encoder - exchange - decoder rounds.
         encoder_mlp_ratio: Hidden width of the encoder's MLP over ``embed_dim``.
@@ -59,6 +60,7 @@ class MQTransformer(DenseModule):
         num_queries: int = 64,
         num_heads: int = 4,
         scales: Literal["fused"] | list[int] = "fused",
+        token_stride: int | None = None,
         cross_attention: Literal["separate", "joint", "none"] = "separate",
         num_blocks: int = 1,
         encoder_mlp_ratio: float = 1.0,
@@ -82,6 +84,7 @@ class MQTransformer(DenseModule):
             num_queries=num_queries,
             num_heads=num_heads,
             scales=scales,
+            token_stride=token_stride,
             cross_attention=cross_attention,
             num_blocks=num_blocks,
             encoder_mlp_ratio=encoder_mlp_ratio,

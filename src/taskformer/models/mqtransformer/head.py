@@ -39,7 +39,7 @@ from torch.utils.checkpoint import checkpoint
 
 from taskformer.errors import ConfigError, require
 from taskformer.models.decoders import register_decoder
-from taskformer.models.layers import TaskPredictor, TaskProjection, after, resize_rows, stochastic_depth
+from taskformer.models.layers import TaskPredictor, TaskProjection, after, pool_rows, resize_rows, stochastic_depth
 from taskformer.models.mqtransformer.attention import (
     Attention,
     Gathering,
@@ -223,6 +223,8 @@ class MQTransformerHead(MultiQueryDecoder):
         num_heads: Attention heads.
         scales: ``"fused"``: one scale, all maps concatenated at the finest stride (the paper's last version and its
             program); or the strides to keep apart, e.g. ``[4, 8, 16, 32]`` (scale-aware queries, its first versions).
+        token_stride: Of a fused scale: the stride at which queries and tokens meet, a multiple of the finest one. What
+            the tokens have learnt there is upsampled and added to the map of the finest stride. None: the finest one.
         cross_attention: ``"separate"``: tasks at one scale, then scales of one task (the paper's two perspectives);
             ``"joint"``: all at once; ``"none"``: no exchange.
         num_blocks: Encoder - cross-task attention - decoder rounds; queries and features carry on between them.
@@ -256,6 +258,7 @@ class MQTransformerHead(MultiQueryDecoder):
         num_queries: int = 64,
         num_heads: int = 4,
         scales: Literal["fused"] | Sequence[int] = "fused",
+        token_stride: int | None = None,
         cross_attention: CrossAttention = "separate",
         num_blocks: int = 1,
         encoder_mlp_ratio: float = 1.0,
@@ -295,6 +298,7 @@ class MQTransformerHead(MultiQueryDecoder):
             checkpointing=checkpointing,
         )
         self.levels = levels
+        self.pooling = _pooling(token_stride, scales, strides[0])
         self.predict = TaskPredictor(tasks, embed_dim, head_dim)
 
     def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
@@ -307,8 +311,15 @@ class MQTransformerHead(MultiQueryDecoder):
 
     def decode(self, maps: Sequence[Sequence[Tensor]], size: tuple[int, int]) -> dict[str, Tensor]:
         """Let the tasks exchange, and predict: ``{task: (B, C_task, *size)}`` of what :meth:`task_maps` returned."""
-        outputs: dict[str, Tensor] = self.predict(self.refine(maps), size)
+        refined = self.refine(maps) if self.pooling == 1 else self._refine_coarsely(maps[0])
+        outputs: dict[str, Tensor] = self.predict(refined, size)
         return outputs
+
+    def _refine_coarsely(self, maps: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Refine every task's map ``(B, h, w, C)`` by what its tokens learn at a coarser stride."""
+        coarse = [pool_rows(x, self.pooling) for x in maps]
+        for x, old, new in zip(maps, coarse, self.refine([coarse]), strict=True):
+            yield x + resize_rows(new - old, x.shape[1:3])
 
 
 class Encoder(nn.Module):
@@ -545,6 +556,19 @@ def require_whole_heads(num_heads: int, **width: int) -> None:
         if channels % num_heads:
             msg = f"{name} must be a multiple of num_heads, got {name}={channels} and num_heads={num_heads}"
             raise ConfigError(msg)
+
+
+def _pooling(token_stride: int | None, scales: Literal["fused"] | Sequence[int], finest: int) -> int:
+    """How many maps' pixels along a side make one token."""
+    if token_stride is None:
+        return 1
+    if scales != "fused" or token_stride < finest or token_stride % finest:
+        msg = (
+            f"token_stride is a multiple of the backbone's finest stride {finest} and goes with scales='fused', got "
+            f"token_stride={token_stride} and scales={scales!r}"
+        )
+        raise ConfigError(msg)
+    return token_stride // finest
 
 
 def _levels(scales: Sequence[int], strides: Sequence[int]) -> list[list[int]]:
