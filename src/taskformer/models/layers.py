@@ -31,7 +31,7 @@ def resize_rows(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def pool_rows(x: Tensor, factor: int) -> Tensor:
-    """Average ``(B, h, w, C)`` over squares of ``factor`` pixels a side, what is left at the border over what there is."""
+    """Average ``(B, h, w, C)`` over squares of ``factor`` pixels a side; those at the border may be smaller."""
     pooled = F.avg_pool2d(x.permute(0, 3, 1, 2), factor, ceil_mode=True, count_include_pad=False)
     return pooled.permute(0, 2, 3, 1)
 
