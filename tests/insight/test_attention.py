@@ -23,6 +23,7 @@ KINDS = {
     "absorbed": {**FEW},
     "projected": {**MANY},
     "scales": {**FEW, "scales": STRIDES, "num_blocks": 2},
+    "coarse": {**FEW, "token_stride": 16},
     "joint": {**MANY, "scales": [4, 8], "cross_attention": "joint"},
     "joint, one scale": {**FEW, "cross_attention": "joint"},
     "alone": {**FEW, "scales": [8, 16], "cross_attention": "none"},
@@ -111,7 +112,7 @@ def test_a_pass_is_recorded_as_it_was_and_not_changed(kind):
     assert not any(part._forward_pre_hooks or part._forward_hooks for part in network.modules())
     (attention,) = passes
     assert (attention.tasks, attention.size, attention.padded) == (list(TASKS), (50, 70), (64, 96))
-    scales = KINDS[kind].get("scales", STRIDES[:1])
+    scales = KINDS[kind].get("scales", [KINDS[kind].get("token_stride", STRIDES[0])])
     gathered, read = iter(calls[Gathering]), zip(calls[Reading], decoders(calls), strict=True)
     for found in attention.rounds:
         for task in TASKS:

@@ -9,7 +9,7 @@ from taskformer.models import MQTransformerHead
 
 TASKS = {"semseg": 5, "depth": 1, "normals": 3}
 CHANNELS, STRIDES = [8, 12, 16, 20], [4, 8, 16, 32]
-SIZE = (61, 95)
+SIZE = (58, 90)
 #: Queries of all heads are fewer than the channels, or more: projections are absorbed, or not.
 FEW, MANY = {"num_queries": 4}, {"num_queries": 9}
 KINDS = {
@@ -19,7 +19,7 @@ KINDS = {
     "concatenated": {**FEW, "scales": [4, 16], "merge": "concat"},
     "joint": {**MANY, "scales": [4, 8], "cross_attention": "joint"},
     "alone": {**FEW, "scales": [8, 16], "cross_attention": "none"},
-    "coarse": {**FEW, "token_stride": 12},
+    "coarse": {**FEW, "token_stride": 8},
     "own stages": {**FEW, "share_encoder": False, "share_decoder": False, "num_blocks": 2},
     "own decoders": {**MANY, "share_decoder": False, "scales": [4, 32], "num_blocks": 2},
 }
@@ -38,7 +38,7 @@ def build(seed=0, **options):
 def features(batch=2):
     generator = torch.Generator().manual_seed(1)
     return [
-        torch.randn(batch, channels, -(-61 // stride), -(-95 // stride), generator=generator, requires_grad=True)
+        torch.randn(batch, channels, -(-58 // stride), -(-90 // stride), generator=generator, requires_grad=True)
         for channels, stride in zip(CHANNELS, STRIDES, strict=True)
     ]
 

@@ -223,8 +223,8 @@ class MQTransformerHead(MultiQueryDecoder):
         num_heads: Attention heads.
         scales: ``"fused"``: one scale, all maps concatenated at the finest stride (the paper's last version and its
             program); or the strides to keep apart, e.g. ``[4, 8, 16, 32]`` (scale-aware queries, its first versions).
-        token_stride: Of a fused scale: the stride at which queries and tokens meet, a multiple of the finest one. What
-            the tokens have learnt there is upsampled and added to the map of the finest stride. None: the finest one.
+        token_stride: Of a fused scale: the backbone's stride at which queries and tokens meet. What the tokens have
+            learnt there is upsampled and added to the map of the finest stride. None: the finest one.
         cross_attention: ``"separate"``: tasks at one scale, then scales of one task (the paper's two perspectives);
             ``"joint"``: all at once; ``"none"``: no exchange.
         num_blocks: Encoder - cross-task attention - decoder rounds; queries and features carry on between them.
@@ -298,7 +298,7 @@ class MQTransformerHead(MultiQueryDecoder):
             checkpointing=checkpointing,
         )
         self.levels = levels
-        self.pooling = _pooling(token_stride, scales, strides[0])
+        self.pooling = _pooling(token_stride, scales, strides)
         self.predict = TaskPredictor(tasks, embed_dim, head_dim)
 
     def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
@@ -558,17 +558,17 @@ def require_whole_heads(num_heads: int, **width: int) -> None:
             raise ConfigError(msg)
 
 
-def _pooling(token_stride: int | None, scales: Literal["fused"] | Sequence[int], finest: int) -> int:
-    """How many maps' pixels along a side make one token."""
+def _pooling(token_stride: int | None, scales: Literal["fused"] | Sequence[int], strides: Sequence[int]) -> int:
+    """How many places of the finest map along a side make one token."""
     if token_stride is None:
         return 1
-    if scales != "fused" or token_stride < finest or token_stride % finest:
+    if scales != "fused" or token_stride not in strides or token_stride % strides[0]:
         msg = (
-            f"token_stride is a multiple of the backbone's finest stride {finest} and goes with scales='fused', got "
+            f"token_stride is one of the backbone's strides {list(strides)} and goes with scales='fused', got "
             f"token_stride={token_stride} and scales={scales!r}"
         )
         raise ConfigError(msg)
-    return token_stride // finest
+    return token_stride // strides[0]
 
 
 def _levels(scales: Sequence[int], strides: Sequence[int]) -> list[list[int]]:
