@@ -161,6 +161,7 @@ def test_default_head_has_the_released_projection_and_attention_sizes():
             r"one of the backbone's strides \[4, 8, 16, 32\] and .*, got token_stride=6",
         ),
         ({"token_stride": 8, "scales": [4, 8]}, "goes with scales='fused', got token_stride=8 and scales=\\[4, 8\\]"),
+        ({"start": "plain", "wiring": "released"}, "start='plain' is for the clean wiring"),
         ({"embed_dim": 30, "num_heads": 4}, "multiple of num_heads, got embed_dim=30 and num_heads=4"),
         ({"num_heads": 0}, r"num_heads must be in \[1, inf\), got 0"),
         ({"num_queries": 0}, "num_queries must be in"),

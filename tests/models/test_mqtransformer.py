@@ -219,3 +219,23 @@ def test_the_mean_over_stochastic_depth_is_the_branch():
     expected = decoder.eval()(tokens, None, queries, pos)
     many = decoder.train()(tokens.expand(4000, -1, -1), None, queries.expand(4000, -1, -1), pos)
     torch.testing.assert_close(many.mean(0), expected[0], atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"scales": STRIDES, "num_blocks": 2}, {"token_stride": 16}], ids=str)
+def test_a_head_that_starts_plain_is_plain_heads_and_learns_all_its_parts(options):
+    """Where there are several scales, plain heads of their sum."""
+    torch.manual_seed(0)
+    small = {"embed_dim": 16, "head_dim": 6, "drop_path": 0.0, "cross_drop_path": 0.0}
+    head = MQTransformerHead(TASKS, CHANNELS, STRIDES, start="plain", **small, **options)
+    maps = features()
+    each = [[x.permute(0, 3, 1, 2) for x in scale] for scale in head.task_maps(maps)]
+    sums = [sum(upsample(x, of_task[0].shape[-2:]) for x in of_task) for of_task in zip(*each, strict=True)]
+    expected = head.predict([x.permute(0, 2, 3, 1) for x in sums], SIZE)
+    found = head(maps, SIZE)
+    assert_equal(found, expected)
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.5)
+    for _ in range(4):  # a branch's last layer learns first, then what is before it
+        optimizer.zero_grad()
+        sum((x**2).mean() for x in head(maps, SIZE).values()).backward()
+        optimizer.step()
+    assert not [name for name, parameter in head.named_parameters() if not parameter.grad.abs().max() > 0]

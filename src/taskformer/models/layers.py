@@ -65,6 +65,12 @@ def near_zero(layer: Layer) -> Layer:
     return layer
 
 
+def zero(layer: nn.Linear) -> None:
+    """Start a residual branch's last layer at zero: the branch adds nothing until it has learnt."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+
+
 def undecayed(module: nn.Module, prefix: str = "") -> set[str]:
     """List the parameters of a module's parts that they declare as free of weight decay.
 

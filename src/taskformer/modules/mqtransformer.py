@@ -42,6 +42,7 @@ class MQTransformer(DenseModule):
         merge: How scales become one: ``"sum"`` or ``"concat"``.
         share_encoder: One query encoder for all tasks, or else one for each.
         share_decoder: One decoder for all tasks, or else one for each.
+        start: ``"random"``, or ``"plain"``: residual branches start at zero, and the head as plain heads do.
         checkpointing: Compute the decoder's activations twice in training: less memory for more time.
         auxiliary_weight: Deep supervision, as InvPT's: weight of the losses of predictions from each task's own maps,
             before the exchange (with several scales their mean), over that of the final ones; 0: none. What predicts
@@ -73,6 +74,7 @@ class MQTransformer(DenseModule):
         merge: Literal["sum", "concat"] = "sum",
         share_encoder: bool = True,
         share_decoder: bool = True,
+        start: Literal["random", "plain"] = "random",
         checkpointing: bool = False,
         auxiliary_weight: float = 0.0,
         **kwargs: Any,
@@ -97,6 +99,7 @@ class MQTransformer(DenseModule):
             merge=merge,
             share_encoder=share_encoder,
             share_decoder=share_decoder,
+            start=start,
             checkpointing=checkpointing,
         )
         super().__init__(tasks, build_head, last_only=False, **kwargs)

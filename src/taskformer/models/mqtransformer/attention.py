@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from taskformer.models.layers import zero
+
 
 def normalise(tokens: Tensor) -> Tensor:
     """Bring each token ``(..., C)`` to mean 0 and variance 1: a layer norm without scale and shift."""
@@ -55,6 +57,10 @@ class MultiHead(nn.Module):
         self.norm_q, self.norm_k, self.norm_v = nn.LayerNorm(dim), nn.LayerNorm(dim, bias=False), nn.LayerNorm(dim)
         self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim, bias=False) for _ in range(3))
         self.out = nn.Linear(dim, dim)
+
+    def silence(self) -> None:
+        """Start with zero as the result."""
+        zero(self.out)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """Leave out of older weights what is obsolete."""

@@ -30,7 +30,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +39,20 @@ from torch.utils.checkpoint import checkpoint
 
 from taskformer.errors import ConfigError, require
 from taskformer.models.decoders import register_decoder
-from taskformer.models.layers import TaskPredictor, TaskProjection, after, pool_rows, resize_rows, stochastic_depth
+from taskformer.models.layers import (
+    TaskPredictor,
+    TaskProjection,
+    after,
+    pool_rows,
+    resize_rows,
+    stochastic_depth,
+    zero,
+)
 from taskformer.models.mqtransformer.attention import (
     Attention,
     Gathering,
     Memory,
+    MultiHead,
     Reading,
     attention_weights,
     normalise,
@@ -52,6 +61,7 @@ from taskformer.models.mqtransformer.attention import (
 CrossAttention = Literal["separate", "joint", "none"]
 Merge = Literal["sum", "concat"]
 Wiring = Literal["clean", "released"]
+Start = Literal["random", "plain"]
 
 #: Tokens that are decoded at a time: on a CPU what its caches hold, else what keeps all cores busy.
 CPU_TILE, TILE = 2048, 65536
@@ -75,6 +85,7 @@ class MultiQueryDecoder(nn.Module):
         wiring: Whose residuals and norms.
         share_encoder: One encoder for all tasks.
         share_decoder: One decoder for all tasks.
+        start: What the parameters start as.
         checkpointing: Compute tokens again in the backward pass.
     """
 
@@ -94,6 +105,7 @@ class MultiQueryDecoder(nn.Module):
         wiring: Wiring = "clean",
         share_encoder: bool = True,
         share_decoder: bool = True,
+        start: Start = "random",
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -107,7 +119,7 @@ class MultiQueryDecoder(nn.Module):
         self.query_pos = nn.Parameter(torch.empty(num_blocks, *axes, num_queries, width // num_heads))
         self.key_pos = nn.Parameter(torch.empty(num_blocks, *axes, num_queries, width // num_heads))
         for parameter in (self.queries, self.query_pos, self.key_pos):
-            nn.init.trunc_normal_(parameter, std=0.02)
+            nn.init.trunc_normal_(parameter, std=1.0 if start == "plain" else 0.02)
         blocks = range(num_blocks)
         self.encoders = nn.ModuleList(
             self._per_task(partial(Encoder, width, num_heads, encoder_ratio, drop_path), share_encoder) for _ in blocks
@@ -122,6 +134,10 @@ class MultiQueryDecoder(nn.Module):
         )
         concatenates = merge == "concat" and self.num_scales > 1
         self.merge = nn.Linear(self.num_scales * width, width) if concatenates else None
+        if start == "plain":
+            for part in self.modules():
+                if isinstance(part, MultiHead | MLP):
+                    part.silence()
 
     def refine(self, maps: Sequence[Sequence[Tensor]]) -> Iterator[Tensor]:
         """Run all rounds.
@@ -239,6 +255,8 @@ class MQTransformerHead(MultiQueryDecoder):
         merge: How the scales become one: their ``"sum"``, or concatenated (``"concat"``) and projected.
         share_encoder: One encoder for all tasks, or else one for each.
         share_decoder: One decoder for all tasks, or else one for each.
+        start: ``"random"``: everything small and random. ``"plain"``, for the clean wiring: residual branches start at
+            zero, and queries and their positions far apart; the head then starts as plain heads do.
         checkpointing: In training, compute the decoder's activations again in the backward pass, tile by tile: 0.4 to
             0.6 of the head's memory for 15 to 30 % more time.
 
@@ -271,6 +289,7 @@ class MQTransformerHead(MultiQueryDecoder):
         merge: Merge = "sum",
         share_encoder: bool = True,
         share_decoder: bool = True,
+        start: Start = "random",
         checkpointing: bool = False,
     ) -> None:
         counts = {"num_queries": num_queries, "num_heads": num_heads, "num_blocks": num_blocks}
@@ -280,6 +299,9 @@ class MQTransformerHead(MultiQueryDecoder):
             require(f"[{1 / embed_dim:g}, inf)", **{f"{name}_mlp_ratio": ratio})
         require("[0, 1)", drop_path=drop_path, cross_drop_path=cross_drop_path)
         require_whole_heads(num_heads, embed_dim=embed_dim)
+        if start == "plain" and wiring == "released":
+            msg = "start='plain' is for the clean wiring: in the released one not all branches are residuals"
+            raise ConfigError(msg)
         # Which backbone maps make up each scale.
         levels = [list(range(len(channels)))] if scales == "fused" else _levels(scales, strides)
         super().__init__(
@@ -295,6 +317,7 @@ class MQTransformerHead(MultiQueryDecoder):
             merge=merge,
             share_encoder=share_encoder,
             share_decoder=share_decoder,
+            start=start,
             checkpointing=checkpointing,
         )
         self.levels = levels
@@ -528,6 +551,10 @@ class MLP(nn.Sequential):
     def __init__(self, dim: int, ratio: float) -> None:
         hidden = int(dim * ratio)
         super().__init__(nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+
+    def silence(self) -> None:
+        """Start with zero as the result."""
+        zero(cast(nn.Linear, self[-1]))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., C)`` to ``(..., C)``."""
