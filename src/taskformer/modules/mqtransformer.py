@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from taskformer.errors import require
 from taskformer.models import DenseNetwork, MQTransformerHead
 from taskformer.models.layers import TaskPredictor
-from taskformer.modules.base import output_channels
+from taskformer.models.mqtransformer import MultiQueryDecoder
+from taskformer.modules.base import not_negative, output_channels
 from taskformer.modules.dense import DenseModule
 from taskformer.modules.evaluating import Batch
 
@@ -43,6 +44,8 @@ class MQTransformer(DenseModule):
         share_encoder: One query encoder for all tasks, or else one for each.
         share_decoder: One decoder for all tasks, or else one for each.
         start: ``"random"``, or ``"plain"``: residual branches start at zero, and the head as plain heads do.
+        query_lr_scale: Learning rate of queries and of the layers in which they meet tokens and each other, over that
+            of the rest of the head. Convolutions with norms learn well at rates at which attention does not.
         checkpointing: Compute the decoder's activations twice in training: less memory for more time.
         auxiliary_weight: Deep supervision, as InvPT's: weight of the losses of predictions from each task's own maps,
             before the exchange (with several scales their mean), over that of the final ones; 0: none. What predicts
@@ -75,6 +78,7 @@ class MQTransformer(DenseModule):
         share_encoder: bool = True,
         share_decoder: bool = True,
         start: Literal["random", "plain"] = "random",
+        query_lr_scale: float = 1.0,
         checkpointing: bool = False,
         auxiliary_weight: float = 0.0,
         **kwargs: Any,
@@ -105,12 +109,18 @@ class MQTransformer(DenseModule):
         super().__init__(tasks, build_head, last_only=False, **kwargs)
         require("[0, inf)", auxiliary_weight=auxiliary_weight)
         self.auxiliary_weight = auxiliary_weight
+        self.query_lr_scale = not_negative("query_lr_scale", query_lr_scale)
         #: Makes the network's and the auxiliary predictions, compiled while a Trainer runs if that is asked for.
         self._compiled_deep: Callable[..., list[dict[str, Tensor]]] | None = None
         if self.auxiliary_weight:
             count = 1 if scales == "fused" else len(scales)
             predictors = (TaskPredictor(output_channels(tasks), embed_dim, head_dim) for _ in range(count))
             self.scaffold["auxiliary"] = nn.ModuleList(predictors)
+
+    def lr_scales(self) -> dict[str, float]:
+        """Let queries and their layers learn at a rate of their own, beside the backbone."""
+        head = cast("MultiQueryDecoder", self._dense.head)
+        return super().lr_scales() | {f"head.{name}": self.query_lr_scale for name in head.exchanging()}
 
     def setup(self, stage: str) -> None:
         """Let the Trainer's runs compute as they are asked to."""

@@ -165,6 +165,11 @@ class MultiQueryDecoder(nn.Module):
         """Return the names of the parameters that are free of weight decay: queries and positions."""
         return {"queries", "query_pos", "key_pos"}
 
+    def exchanging(self) -> list[str]:
+        """List the names of the parameters of queries and of the layers in which they meet tokens and each other."""
+        parts = ("queries", "query_pos", "key_pos", "encoders", "exchanges", "decoders")
+        return [name for name, _ in self.named_parameters() if name.split(".")[0] in parts]
+
     def _encode(
         self, block: int, tokens: Sequence[Tensor], queries: Sequence[Tensor]
     ) -> tuple[list[Tensor | None], Tensor]:
