@@ -73,6 +73,19 @@ def test_every_parameter_is_in_one_group_with_its_rate_and_decay():
         assert found[id(parameter)] == (pytest.approx(rate), decay), name
 
 
+def test_queries_and_their_layers_have_a_rate_of_their_own():
+    model = MQTransformer(
+        TASKS, embed_dim=8, num_queries=2, head_dim=4, backbone_lr_scale=0.1, query_lr_scale=0.2, lr_scheduler=None,
+        optimizer=lambda parameters: SGD(parameters, lr=0.5),
+    )  # fmt: skip
+    groups = model.configure_optimizers().param_groups
+    found = {id(p): group["lr"] for group in groups for p in group["params"]}
+    rates = {"backbone": 0.05, "head.project": 0.5, "head.predict": 0.5}
+    for name, parameter in model.network.named_parameters():
+        expected = next((rate for part, rate in rates.items() if name.startswith(f"{part}.")), 0.1)
+        assert found[id(parameter)] == pytest.approx(expected), name
+
+
 def test_queries_do_not_decay(model):
     for group in model._parameter_groups():
         if any(parameter is model.network.head.queries for parameter in group["params"]):
