@@ -12,7 +12,7 @@ from taskformer.insight import affinity, recorded
 from taskformer.insight.exchange import Affinity
 from taskformer.models import Backbone, BaselineHead, DenseNetwork, MQTransformerHead, SearchSpace, Supernet
 from taskformer.models.mqtransformer.attention import Attention, Gathering, Reading, normalise
-from taskformer.models.mqtransformer.head import Decoder, ReleasedSelfAttention, SelfAttention
+from taskformer.models.mqtransformer.stages import Decoder, ReleasedSelfAttention, SelfAttention
 from taskformer.modules import Baseline, MQTransformer
 
 TASKS = {"semseg": 5, "depth": 1, "normals": 3}

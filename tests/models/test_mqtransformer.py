@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import taskformer.models.mqtransformer.head as module
+import taskformer.models.mqtransformer.stages as module
 from taskformer.models import MQTransformerHead
 
 TASKS = {"semseg": 5, "depth": 1, "normals": 3}

@@ -13,7 +13,7 @@ from taskformer.insight.attention import query_head
 from taskformer.insight.networks import evaluating
 from taskformer.metrics.units import shown
 from taskformer.models.mqtransformer.attention import Reading
-from taskformer.models.mqtransformer.head import CrossTaskAttention
+from taskformer.models.mqtransformer.stages import CrossTaskAttention
 from taskformer.modules.base import MultiTaskModule
 from taskformer.modules.evaluating import Batch
 from taskformer.tasks import Task

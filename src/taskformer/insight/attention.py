@@ -21,7 +21,7 @@ from taskformer.errors import ConfigError
 from taskformer.models.autotaskformer import Supernet
 from taskformer.models.mqtransformer import MultiQueryDecoder
 from taskformer.models.mqtransformer.attention import Gathering, normalise
-from taskformer.models.mqtransformer.head import CrossTaskAttention, Decoder, SelfAttention
+from taskformer.models.mqtransformer.stages import CrossTaskAttention, Decoder, SelfAttention
 
 Array: TypeAlias = NDArray[np.float32]
 #: Every task's maps, finest scale first.

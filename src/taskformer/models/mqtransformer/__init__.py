@@ -1,4 +1,4 @@
-"""MQTransformer: ``head.py`` is the network, to be read from top to bottom; ``attention.py`` is what it is made of.
+"""MQTransformer: ``head.py`` is the network, ``stages.py`` and ``attention.py`` what it is made of.
 
 ``released.py`` takes the weights that the authors' program has trained.
 """
