@@ -1,5 +1,6 @@
 """Every file in configs/studies/ is a study whose runs parse, and whose commands train the same."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,10 @@ def test_every_run_parses_and_its_command_trains_the_same(path, parse, tmp_path)
         parsed[trial.name] = parse([f"--config={file}"])
         assert parse(command(trial)[2:]) == parsed[trial.name]
     assert len({str(config.as_dict()) for config in parsed.values()}) == len(parsed)
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="asks git")
+def test_what_is_kept_of_studies_is_not_ignored():
+    ignored = ["git", "check-ignore", "--quiet"]
+    assert subprocess.run([*ignored, "docs/studies/decoders/runs/plain-seed0.json"], check=False).returncode == 1
+    assert subprocess.run([*ignored, "runs/decoders/0000/metrics.json"], check=False).returncode == 0

@@ -54,6 +54,14 @@ def test_missing_runs_are_named(study):
     assert "| wide | 1 |" in text
 
 
+def test_one_seed_marks_no_difference(study):
+    assert "**" in write_report(study, resamples=500).read_text()
+    (FOLDER / "runs" / "wide-seed1.json").unlink()
+    text = write_report(study, resamples=500).read_text()
+    assert "| wide | depth rmse, m | -0.1 (" in text
+    assert "**" not in text
+
+
 def test_a_study_without_a_run_has_a_report(write):
     text = write_report(write()).read_text()
     assert "* Runs: 0 of 8 are finished; missing: single-semseg-seed0" in text

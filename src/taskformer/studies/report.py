@@ -22,7 +22,8 @@ The interval *over images and seeds* is of the mean over images, each scored alo
 from a bootstrap that draws images and seeds again, the same for both arms: would the difference be seen on other images
 of the kind and with other seeds? The interval *over seeds* is Welch's t interval of the values of the whole split.
 Three seeds are few: the first interval cannot know how far seeds may lie apart and is rather too narrow, the second is
-wide because it knows that it does not. Bold differences are those whose interval leaves out 0.
+wide because it knows that it does not. Bold differences are those whose interval leaves out 0; where an arm has one
+seed, nothing is bold, as other seeds may say something else.
 """
 #: Headings of evaluations.
 TITLES = {"test": "Test images", "val": "Validation images", "photographs": "Photographs"}
@@ -128,17 +129,18 @@ def _differences(evaluation: Evaluation) -> list[list[str]]:
     lines = [["arm", "quantity", "over images and seeds", "over seeds"]]
     for finding in evaluation.findings:
         if finding.difference or finding.over_seeds:
-            cells = [_interval(each, finding.scale) for each in (finding.difference, finding.over_seeds)]
+            several = finding.over_seeds is not None
+            cells = [_interval(each, finding.scale, several) for each in (finding.difference, finding.over_seeds)]
             lines.append([finding.arm, finding.heading, *cells])
     return lines
 
 
-def _interval(found: Interval | None, scale: float) -> str:
-    """Write a difference with its interval, bold where that leaves out 0."""
+def _interval(found: Interval | None, scale: float, several: bool) -> str:
+    """Write a difference with its interval, bold where that leaves out 0 and several seeds say so."""
     if found is None:
         return ""
     mean, low, high = (f"{scale * value:+.3g}" for value in found)
-    mark = "**" if found.sign else ""
+    mark = "**" if found.sign and several else ""
     return f"{mark}{mean} ({low} to {high}){mark}"
 
 
