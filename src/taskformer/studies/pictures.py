@@ -45,7 +45,7 @@ def _draw_values(axes: Axes, findings: Sequence[Finding], arms: Sequence[str]) -
         row, values = arms.index(finding.arm), [finding.scale * value for value in finding.values.values()]
         axes.plot(values, [row] * len(values), "o", color=BLUE, markersize=4, alpha=0.6, clip_on=False)
         axes.vlines(fmean(values), row - 0.32, row + 0.32, color="black", linewidth=1.5)
-    lower = " (lower is better)" if findings[0].better == "lower" else ""
+    lower = "\n(lower is better)" if findings[0].better == "lower" else ""
     axes.set_title(findings[0].heading + lower, fontsize=9)
 
 
