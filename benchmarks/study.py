@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import real_photos
+import real_streets
 
 from taskformer.errors import mistake
 from taskformer.studies import read_study, run_study, write_report
@@ -29,14 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="folder of all runs")
     parser.add_argument("--results_dir", type=Path, default=Path("docs/studies"), help="folder of all studies' results")
     parser.add_argument("--photos", type=Path, default=real_photos.PHOTOS, help="folder of the photographs")
+    parser.add_argument("--streets", type=Path, default=real_streets.STREETS, help="folder of the streets, IDD Lite")
     options = parser.parse_args(argv)
     failed: list[str] = []
     try:
         study = read_study(options.study)
         if not options.report:
-            if study.photographs and not options.photos.is_dir():
-                print(f"no photographs are scored: {options.photos} is not there")
-            scorer = [sys.executable, real_photos.__file__, "--photos", str(options.photos)]
             failed = run_study(
                 study,
                 options.workers,
@@ -44,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 options.seeds,
                 options.runs_dir,
                 options.results_dir,
-                scorer if options.photos.is_dir() else (),
+                scorers(options.photos, options.streets) if study.photographs else None,
                 tell=lambda line: print(line, flush=True),
             )
         print(f"wrote {write_report(study, options.results_dir)}")
@@ -55,6 +54,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     for sentence in failed:
         sys.stderr.write(f"study: {sentence}\n")
     return 2 if failed else 0
+
+
+def scorers(photos: Path, streets: Path) -> dict[str, list[str]]:
+    """Return the commands that score runs on the photographs that are here, and say which are not."""
+    known = (("photographs", real_photos, "--photos", photos), ("streets", real_streets, "--streets", streets))
+    found = {}
+    for name, script, flag, folder in known:
+        if folder.is_dir():
+            found[name] = [sys.executable, script.__file__, flag, str(folder)]
+        else:
+            print(f"no {name} are scored: {folder} is not there")
+    return found
 
 
 if __name__ == "__main__":

@@ -73,11 +73,11 @@ TINY = {
     "plots": {"draw": False},
     "gallery": {"every_n_epochs": 0, "images": 1},
 }
-#: Stands for the benchmark on photographs: scores depth, where there is depth, by the run's number.
+#: Stands for the benchmarks on photographs: scores TASK, where there is TASK, by the run's number.
 PHOTOGRAPHS = """
 import json, pathlib, sys
 run, file = pathlib.Path(sys.argv[1]), sys.argv[3]
-found = ["depth"] if "- depth" in (run / "config.yaml").read_text() else []
+found = ["TASK"] if "- TASK" in (run / "config.yaml").read_text() else []
 value = 1.0 + int(run.name)
 record = {"protocol": "p", "tasks": {t: {"rmse": value} for t in found},
           "better": {t: {"rmse": "lower"} for t in found}, "headline": {t: "rmse" for t in found},
@@ -95,7 +95,8 @@ def tiny(tmp_path, monkeypatch, small_rooms):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     Path("rooms").symlink_to(small_rooms)
     Path("tiny.yaml").write_text(yaml.safe_dump(TINY))
-    Path("photos.py").write_text(PHOTOGRAPHS)
+    Path("photos.py").write_text(PHOTOGRAPHS.replace("TASK", "depth"))
+    Path("streets.py").write_text(PHOTOGRAPHS.replace("TASK", "normals"))
     study = {
         "title": "Tiny",
         "base": ["tiny.yaml"],
@@ -108,9 +109,13 @@ def tiny(tmp_path, monkeypatch, small_rooms):
     return read_study("small.yaml")
 
 
+def scorers(*files):
+    return {name: [sys.executable, file] for name, file in zip(("photographs", "streets"), files, strict=False)}
+
+
 def run(study, **options):
     told = []
-    failed = run_study(study, photographs=[sys.executable, "photos.py"], tell=told.append, **options)
+    failed = run_study(study, transfers=scorers("photos.py", "streets.py"), tell=told.append, **options)
     assert failed == []
     return told
 
@@ -151,12 +156,14 @@ def test_a_real_study_is_trained_tested_noted_and_reported_whatever_is_killed(ti
         assert content["seconds"] > 0 < content["processor_seconds"]
         assert content["tasks"] == ([trial.variant.task] if trial.variant.task else ["depth", "normals"])
         assert ("photographs" in content["evaluations"]) == ("depth" in content["tasks"])
+        assert ("streets" in content["evaluations"]) == ("normals" in content["tasks"])
         assert str(Path.cwd()) not in path.read_text()
         assert str(ROOT) not in path.read_text()
 
     text = write_report(tiny).read_text()
     assert "* Runs: 8 of 8 are finished\n" in text
     assert "## Photographs (2)" in text
+    assert "## Streets (2)" in text
     before = {path: path.stat().st_mtime_ns for path in [*Path("runs").rglob("output.log"), *kept.iterdir()]}
     assert run(tiny) == []
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -169,10 +176,10 @@ def test_a_choice_is_made_on_held_out_images_and_a_run_that_cannot_be_scored_is_
     Path("small.yaml").write_text(yaml.safe_dump(content | {"split": "val", "settings": settings}, sort_keys=False))
     study = read_study("small.yaml")
     Path("photos.py").write_text("raise SystemExit('there is no photograph')")
-    failed = run_study(study, arms=["single"], seeds=[0], photographs=[sys.executable, "photos.py"], tell=str)
+    failed = run_study(study, arms=["single"], seeds=[0], transfers=scorers("photos.py"), tell=str)
     assert [sentence.split(":")[0] for sentence in failed] == ["single-depth-seed0", "single-normals-seed0"]
     assert "photos.py runs/small/0002 --json runs/small/0002/photographs.json failed with status 1; see" in failed[0]
-    Path("photos.py").write_text(PHOTOGRAPHS)
+    Path("photos.py").write_text(PHOTOGRAPHS.replace("TASK", "depth"))
     assert len(run(study, arms=["single"], seeds=[0])) == 2
     content = json.loads(Path("docs/studies/small/runs/single-depth-seed0.json").read_text())
     assert (content["split"], list(content["evaluations"])) == ("val", ["val", "photographs"])

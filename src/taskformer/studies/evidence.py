@@ -15,8 +15,8 @@ from taskformer.evaluation.settings import SEED
 from taskformer.modules.checkpoints import open_checkpoint
 from taskformer.studies.schema import Study, Trial
 
-#: What a run folder has of the photographs.
-PHOTOGRAPHS = "photographs.json"
+#: What a run may also be scored on: photographs of rooms, and of streets. A file ``NAME.json`` in its folder.
+TRANSFERS = ("photographs", "streets")
 #: Significant digits of the scores of single images.
 DIGITS = 6
 #: What a result says of its folder, and what another recipe's single tasks would say of it.
@@ -34,7 +34,7 @@ def evidence(study: Study, trial: Trial, folder: Path) -> dict[str, Any]:
     Returns:
         Plain types: the run's place in the study, its settings and the command that trains it, revision and versions,
         length and duration of the training, what the network costs, and the results of each evaluation (``test`` or
-        ``val``, ``photographs``) with the headline metrics of each image.
+        ``val``, and :data:`TRANSFERS`) with the headline metrics of each image.
     """
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     checkpoint = open_checkpoint(folder / "checkpoints" / "last.ckpt")
@@ -58,10 +58,15 @@ def evidence(study: Study, trial: Trial, folder: Path) -> dict[str, Any]:
         "validation": validation.get("tasks", {}),
         "evaluations": {study.split: _evaluation(run)},
     }
-    photographs = folder / PHOTOGRAPHS
-    if photographs.is_file() and (seen := read_json_file(photographs))["tasks"]:
-        found["evaluations"]["photographs"] = seen
+    for name in TRANSFERS:
+        if (file := transfer_file(folder, name)).is_file() and (seen := read_json_file(file))["tasks"]:
+            found["evaluations"][name] = seen
     return found
+
+
+def transfer_file(folder: Path, name: str) -> Path:
+    """Return what a run folder has of one of :data:`TRANSFERS`."""
+    return folder / f"{name}.json"
 
 
 def command(trial: Trial) -> list[str]:

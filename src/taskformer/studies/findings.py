@@ -111,7 +111,7 @@ class Evaluation:
 
     Attributes:
         evidence: The finished runs.
-        name: ``test``, ``val`` or ``photographs``.
+        name: ``test``, ``val``, ``photographs`` or ``streets``.
         resamples: Number of draws of the bootstrap.
     """
 

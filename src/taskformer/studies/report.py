@@ -26,7 +26,7 @@ wide because it knows that it does not. Bold differences are those whose interva
 seed, nothing is bold, as other seeds may say something else.
 """
 #: Headings of evaluations.
-TITLES = {"test": "Test images", "val": "Validation images", "photographs": "Photographs"}
+TITLES = {"test": "Test images", "val": "Validation images", "photographs": "Photographs", "streets": "Streets"}
 #: What a network costs; where each task has its own, that of all of them.
 COSTS = tuple(column for column in COLUMNS if column[0] != "trained_parameters")
 #: What a training takes.

@@ -14,7 +14,7 @@ from taskformer.errors import ConfigError, TaskformerError
 from taskformer.evaluation.reference_runs import COMMANDS
 from taskformer.evaluation.report import read_metrics
 from taskformer.files import inside, write_json, write_text
-from taskformer.studies.evidence import PHOTOGRAPHS, evidence, read_json_file
+from taskformer.studies.evidence import evidence, read_json_file, transfer_file
 from taskformer.studies.schema import Study, Trial
 from taskformer.sweeps.run import environments, sweep
 from taskformer.sweeps.study import Run, State
@@ -56,7 +56,7 @@ def run_study(
     seeds: Sequence[int] | None = None,
     runs_dir: str | Path = "runs",
     results_dir: str | Path = "docs/studies",
-    photographs: Sequence[str] = (),
+    transfers: Mapping[str, Sequence[str]] | None = None,
     tell: Callable[[str], None] = print,
 ) -> list[str]:
     """Train and evaluate what is not finished, and note each run.
@@ -71,8 +71,8 @@ def run_study(
         seeds: Only these seeds; None: all.
         runs_dir: Folder of all runs.
         results_dir: Folder of what is kept of all studies.
-        photographs: The words of the command that scores a run on photographs: ``RUN --json FILE`` is added; empty: no
-            run is.
+        transfers: What the runs are also scored on, of :data:`~taskformer.studies.evidence.TRANSFERS`, if the study
+            wants photographs, and the words of the command that does it, to which ``RUN --json FILE`` is added.
         tell: Told what happens, a line each.
 
     Returns:
@@ -85,7 +85,7 @@ def run_study(
     numbers = _plan(study, place)
     chosen = {numbers[trial.name]: trial for trial in study.trials(arms, seeds)}
     others = set(range(max(numbers.values()) + 1)) - set(chosen)
-    evaluation = _Evaluation(study, place, environments(workers)[0], photographs if study.photographs else ())
+    evaluation = _Evaluation(study, place, environments(workers)[0], (transfers or {}) if study.photographs else {})
     failed: dict[int, str] = {}
 
     def note(run: Run) -> None:
@@ -157,13 +157,13 @@ class _Evaluation:
         study: The study.
         place: Where its files are.
         environment: Environment variables of the processes.
-        photographs: The command that scores photographs; empty without.
+        transfers: What runs are also scored on, with its command.
     """
 
     study: Study
     place: Place
     environment: Mapping[str, str]
-    photographs: Sequence[str]
+    transfers: Mapping[str, Sequence[str]]
 
     def note(self, trial: Trial, folder: Path) -> bool:
         """Evaluate a finished run as far as it is not, and write what is kept of it; False if there was nothing to do.
@@ -171,15 +171,15 @@ class _Evaluation:
         Raises:
             TaskformerError: If an evaluation fails.
         """
-        path, photographs = self.place.evidence_file(trial), folder / PHOTOGRAPHS
-        done, scored = self._is_evaluated(folder), photographs.is_file() or not self.photographs
-        if done and scored and _is_of(path, trial):
+        path, done = self.place.evidence_file(trial), self._is_evaluated(folder)
+        unscored = [name for name in self.transfers if not transfer_file(folder, name).is_file()]
+        if done and not unscored and _is_of(path, trial):
             return False
         if not done:
             per_image = ["--results.per_image=true"] if self.study.split == "test" else []
             self._run([sys.executable, "-m", "taskformer", COMMANDS[self.study.split], str(folder), *per_image], folder)
-        if not scored:
-            self._run([*self.photographs, str(folder), "--json", str(photographs)], folder)
+        for name in unscored:
+            self._run([*self.transfers[name], str(folder), "--json", str(transfer_file(folder, name))], folder)
         write_json(path, evidence(self.study, trial, folder))
         return True
 

@@ -119,7 +119,7 @@ class Study:
         seeds: Every arm is trained once with each.
         reference: The arm that the others are compared with; None: the first that is not of single tasks.
         single_tasks: The arm that delta_m is against, which is trained once for each task; None: no delta_m.
-        photographs: Whether the runs are also scored on real photographs.
+        photographs: Whether the runs are also scored on real photographs, as they are: of rooms and of streets.
         split: What the arms are scored on: the test images, or the validation images where a choice is to be made;
             with ``data.init_args.holdout`` those are held-out training images.
     """
