@@ -195,7 +195,7 @@ def test_values_mean_what_python_means(parse):
     )
     model = config.model.init_args
     assert (config.name, config.checkpoint.monitor, config.trainer.max_epochs) == (None, None, -1)
-    assert (model.compile, model.num_queries, model.merge, model.embed_dim) == (True, 8, "concat", 64)
+    assert (model.compile, model.num_queries, model.merge, model.embed_dim) == (True, 8, "concat", 128)
     assert (config.data.init_args.tasks, model.loss_weights) == (["depth", "edges"], {"depth": 2.0, "edges": 1.0e-5})
 
 
