@@ -48,10 +48,11 @@ def look(model: Any, streets: Path) -> dict[str, tuple[Tensor, Tensor]]:
     data = data_module(CONFIG, root=str(streets), tasks=["edges"])
     images = data.evaluation_dataset("val")
     found = {}
+    model.eval()
     with torch.inference_mode():
         for number in range(len(images)):
             sample = images[number]
-            logits = model.eval()(sample["image"].unsqueeze(0))["edges"]
+            logits = model(sample["image"].unsqueeze(0))["edges"]
             found[sample["meta"]["id"]] = logits, sample["targets"]["edges"].unsqueeze(0)
     return found
 
